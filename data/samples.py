@@ -1,0 +1,149 @@
+"""Training samples and validation pairs.
+
+A training sample is a function of (seed, step, slot in the batch): not of the number of worker processes,
+of evaluations, or of when a run was interrupted.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data.augment import augment_mask, centre_crop, fit_mask, random_crop
+from data.listing import find_images
+from data.order import CROPS, SHUFFLE, VALIDATION_MASKS, generator, shuffled
+from utils.config import Config
+from utils.errors import UserError
+from utils.images import list_images, open_image, to_rgb
+from utils.masks import HoleColour, read_mask
+
+Pair = tuple[Tensor, Tensor]  # image float32 (3,H,W) in [0,1]; mask float32 (1,H,W), 1 = valid, 0 = hole
+
+
+class TrainingSamples(Dataset[Pair]):
+    """Sample number i = step · batch size + slot. Every image comes once in an epoch, in an order of its own."""
+
+    def __init__(self, images: Sequence[str], masks: Sequence[Path], config: Config) -> None:
+        self.images = images
+        self.masks = masks
+        self.seed = config.run.seed
+        self.size = config.data.image_size
+        self.crop_scale = config.data.crop_scale
+        self.hole: HoleColour = config.masks.hole
+        self.dilate = config.masks.dilate if config.masks.augment else None
+
+    def __getitem__(self, number: int) -> Pair:
+        rng = generator(self.seed, CROPS, number)
+        epoch, position = divmod(number, len(self.images))
+        path = self.images[shuffled(position, len(self.images), (self.seed, SHUFFLE, epoch))]
+        image = random_crop(to_rgb(open_image(path)), self.size, self.crop_scale, rng)
+        mask, _ = read_mask(self.masks[int(rng.integers(len(self.masks)))], self.hole)
+        if self.dilate is None:
+            mask = fit_mask(mask, self.size)
+        else:
+            mask = augment_mask(mask, self.size, self.dilate, rng)
+        return to_tensors(image, mask)
+
+
+class ValidationPairs(Dataset[Pair]):
+    """data.val_pairs pairs of an image and its mask, the same at every evaluation and on every machine.
+
+    Of more images some are taken, evenly spread; fewer are met by several masks each.
+    """
+
+    def __init__(self, images: Sequence[str], masks: Sequence[Path], config: Config) -> None:
+        self.images = images
+        self.masks = masks
+        self.count = config.data.val_pairs
+        self.size = config.data.image_size
+        self.hole: HoleColour = config.masks.hole
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Pair:
+        count = len(self.images)
+        path = self.images[index * count // self.count if count > self.count else index % count]
+        image = centre_crop(to_rgb(open_image(path)), self.size)
+        # Mask folders are often sorted by hole ratio: shuffled, a few images meet all ratios.
+        turn, position = divmod(index, len(self.masks))
+        chosen = self.masks[shuffled(position, len(self.masks), (VALIDATION_MASKS, turn))]
+        mask, _ = read_mask(chosen, self.hole)
+        return to_tensors(image, fit_mask(mask, self.size))
+
+
+def to_tensors(image: Image.Image, mask: np.ndarray) -> Pair:
+    """An RGB image and a mask (H,W) of 0 and 1 in the project's form: see Pair."""
+    pixels = np.asarray(image, dtype=np.float32) / 255
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), torch.from_numpy(mask).float().unsqueeze(0)
+
+
+class StepBatches:
+    """Sample numbers of each step's batch, from one step to another; a batch sampler that can start anywhere."""
+
+    def __init__(self, first_step: int, last_step: int, batch_size: int) -> None:
+        self.steps = range(first_step, last_step)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps:
+            yield list(range(step * self.batch_size, (step + 1) * self.batch_size))
+
+
+def training_samples(config: Config) -> TrainingSamples:
+    """The samples of data.train with the masks of masks.train_dir. UserError where either is missing or empty."""
+    return TrainingSamples(find_images(config.data.train, "train"), _find_masks(config, "train"), config)
+
+
+def validation_pairs(config: Config) -> ValidationPairs:
+    """The pairs of data.val and masks.val_dir. UserError where either is missing or empty."""
+    return ValidationPairs(find_images(config.data.val, "val"), _find_masks(config, "val"), config)
+
+
+def training_batches(samples: TrainingSamples, config: Config, first_step: int, last_step: int) -> DataLoader[Pair]:
+    """The batches of steps first_step … last_step − 1: image (B,3,H,W) and mask (B,1,H,W)."""
+    batches = StepBatches(first_step, last_step, config.train.batch_size)
+    return DataLoader(samples, batch_sampler=batches, **_loading(config))
+
+
+def validation_batches(pairs: ValidationPairs, config: Config) -> DataLoader[Pair]:
+    """All validation pairs in order, in batches."""
+    return DataLoader(pairs, batch_size=config.train.batch_size, **_loading(config))
+
+
+def _loading(config: Config) -> dict[str, object]:
+    """DataLoader's arguments. A generator of its own: an iteration must not draw from torch's global one."""
+    return {
+        "num_workers": config.data.workers,
+        "worker_init_fn": _start_worker,
+        "pin_memory": torch.cuda.is_available() and config.run.device != "cpu",
+        "generator": torch.Generator(),
+    }
+
+
+def _start_worker(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    cv2.setNumThreads(0)  # one thread a worker
+
+
+def _find_masks(config: Config, split: str) -> list[Path]:
+    folder = Path(config.masks.train_dir if split == "train" else config.masks.val_dir)
+    advice = "`python masks.py` with the same config makes them"
+    if not folder.is_dir():
+        raise UserError(f"masks.{split}_dir: no such folder: {folder}; {advice}")
+    masks = list_images(folder)
+    if not masks:
+        raise UserError(f"masks.{split}_dir: no masks in {folder}; {advice}")
+    return masks

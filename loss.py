@@ -1,0 +1,85 @@
+"""The training loss of the paper: Eq. 3 to 7."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from utils.composite import composite
+
+TERMS = ("valid", "hole", "perceptual", "style", "tv")
+
+
+class InpaintingLoss(nn.Module):
+    """L_total of Eq. 7, the weighted sum of five terms.
+
+    features: Ψ, any callable from images (N,3,H,W) in [0,1] to a sequence of feature maps, image by image.
+    weights: of each term: valid, hole, perceptual, style, tv. ValueError unless these five are given.
+    """
+
+    def __init__(self, features: Callable[[Tensor], Sequence[Tensor]], weights: Mapping[str, float]) -> None:
+        super().__init__()
+        if set(weights) != set(TERMS):
+            raise ValueError(f"weights must name {', '.join(TERMS)}, got {', '.join(map(str, weights)) or 'none'}")
+        self.features = features
+        self.weights = dict(weights)
+
+    def forward(self, output: Tensor, image: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return (L_total, the five terms without their weights), all scalars.
+
+        output: I_out (N,3,H,W). image: I_gt (N,3,H,W), the truth, in [0,1]. mask: M (N,1,H,W), 1 = valid, 0 = hole.
+        """
+        comp = composite(image, output, mask)
+        difference = (output - image).abs()
+        psi_out, psi_comp, psi_gt = self._features_of(output, comp, image)
+        terms = {
+            "valid": (mask * difference).mean(),  # Eq. 3: over all N = C·H·W, not over the valid part
+            "hole": ((1 - mask) * difference).mean(),
+            "perceptual": perceptual(psi_out, psi_gt) + perceptual(psi_comp, psi_gt),  # Eq. 4
+            "style": style(psi_out, psi_gt) + style(psi_comp, psi_gt),  # Eq. 5 + Eq. 6
+            "tv": total_variation(comp, mask),
+        }
+        total = torch.stack([self.weights[name] * terms[name] for name in TERMS]).sum()  # Eq. 7
+        return total, terms
+
+    def _features_of(self, output: Tensor, comp: Tensor, image: Tensor) -> tuple[Sequence[Tensor], ...]:
+        """Ψ of the three images: one pass for the two with a gradient, one without for the truth."""
+        both = [feature.chunk(2) for feature in self.features(torch.cat([output, comp]))]
+        with torch.no_grad():
+            truth = self.features(image)
+        return [pair[0] for pair in both], [pair[1] for pair in both], truth
+
+
+def perceptual(psi: Sequence[Tensor], psi_gt: Sequence[Tensor]) -> Tensor:
+    """Σ_p ‖Ψ_p − Ψ_p(I_gt)‖₁ / N_Ψp, one of the two halves of Eq. 4."""
+    return torch.stack([F.l1_loss(p, gt) for p, gt in zip(psi, psi_gt)]).sum()
+
+
+def style(psi: Sequence[Tensor], psi_gt: Sequence[Tensor]) -> Tensor:
+    """Σ_p 1/C_p² ‖K_p (ΨᵀΨ − ΨᵀΨ(I_gt))‖₁, Eq. 5 or 6, averaged over the batch."""
+    return torch.stack([F.l1_loss(gram_matrix(p), gram_matrix(gt)) for p, gt in zip(psi, psi_gt)]).sum()
+
+
+def gram_matrix(features: Tensor) -> Tensor:
+    """K_p ΨᵀΨ of Eq. 5: (N,C,C) of features (N,C,H,W), K_p = 1/(C·H·W). At least float32, never autocast.
+
+    The factor is applied before the product: raw features of a half type would overflow.
+    """
+    n, c, h, w = features.shape
+    with torch.autocast(features.device.type, enabled=False):
+        psi = features.to(torch.promote_types(features.dtype, torch.float32)).flatten(2)  # (N,C,H·W)
+        return psi / (c * h * w) @ psi.transpose(1, 2)
+
+
+def total_variation(image: Tensor, mask: Tensor) -> Tensor:
+    """L_tv: mean |difference| of neighbours that both lie in R, the hole dilated by one pixel.
+
+    image: I_comp (N,C,H,W). mask: (N,1,H,W), 0 = hole. The mean is over all elements of the image, not over R.
+    """
+    region = F.max_pool2d(1 - mask, 3, stride=1, padding=1)  # R, (N,1,H,W)
+    across = (image[..., :, 1:] - image[..., :, :-1]).abs() * (region[..., :, 1:] * region[..., :, :-1])
+    down = (image[..., 1:, :] - image[..., :-1, :]).abs() * (region[..., 1:, :] * region[..., :-1, :])
+    return (across.sum() + down.sum()) / image.numel()

@@ -1,0 +1,162 @@
+"""The U-Net of partial convolutions: the table in the paper's appendix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.layer import PartialConv2d
+
+# The encoder's first kernels; every other kernel of the network is 3×3.
+ENCODER_KERNELS = (7, 5, 5)
+LEAK = 0.2
+
+
+def encoder_channels(depth: int, base_channels: int) -> list[int]:
+    """Channels of PConv1, PConv2, …: doubled at every level up to 8 · base_channels."""
+    return [base_channels * min(2**level, 8) for level in range(depth)]
+
+
+class Block(nn.Module):
+    """Partial convolution, batch norm, nonlinearity: one row of the paper's table."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int, batch_norm: bool, slope: float | None
+    ) -> None:
+        super().__init__()
+        # A bias only where no batch norm follows, which would take it away again.
+        self.conv = PartialConv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=not batch_norm)
+        self.bn = nn.BatchNorm2d(out_channels) if batch_norm else None
+        self.slope = slope  # of LeakyReLU; 0 is ReLU, None no nonlinearity
+        # He initialisation; a slope of 1 is its gain for a layer without nonlinearity.
+        nn.init.kaiming_normal_(self.conv.weight, a=1 if slope is None else slope)
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x: Tensor | list[Tensor], mask: Tensor | list[Tensor]) -> tuple[Tensor, Tensor]:
+        y, mask = self.conv(x, mask)
+        if self.bn is not None:
+            y = self.bn(y)
+        if self.slope is not None:
+            y = F.leaky_relu(y, self.slope) if self.slope > 0 else F.relu(y)
+        return y, mask
+
+
+class PConvUNet(nn.Module):
+    """The network of the paper: `depth` 8 at 512×512, 7 at 256×256.
+
+    Encoder levels halve height and width; decoder levels double them (nearest neighbour), join features and
+    masks with those of the encoder's level of that size, at last with the image itself.
+
+    ValueError unless depth and base_channels are at least 1.
+    """
+
+    def __init__(self, depth: int = 7, base_channels: int = 64) -> None:
+        super().__init__()
+        if depth < 1 or base_channels < 1:
+            raise ValueError(f"depth and base_channels must be at least 1, got {depth} and {base_channels}")
+        self.depth = depth
+        self.base_channels = base_channels
+        widths = [3, *encoder_channels(depth, base_channels)]  # of the image, PConv1, PConv2, …
+        kernels = [*ENCODER_KERNELS, *[3] * depth][:depth]
+        self.encoder = nn.ModuleList(
+            Block(widths[i], widths[i + 1], kernels[i], stride=2, batch_norm=i > 0, slope=0.0) for i in range(depth)
+        )
+        self.decoder = nn.ModuleList(
+            Block(widths[i + 1] + widths[i], widths[i], 3, stride=1, batch_norm=i > 0, slope=LEAK if i > 0 else None)
+            for i in reversed(range(depth))
+        )
+        self._encoder_batch_norm_frozen = False
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        """Predict the whole picture, (N,3,H,W); nothing bounds it to [0,1].
+
+        image: (N,3,H,W) in [0,1]; what lies in a hole never matters. mask: (N,1,H,W), 1 = valid, 0 = hole.
+        ValueError unless height and width are multiples of 2**depth and the shapes fit.
+        """
+        self._check(image, mask)
+        x, m = image, mask
+        skips = []
+        for block in self.encoder:
+            skips.append((x, m))
+            x, m = block(x, m)
+        for block in self.decoder:
+            skip, skip_mask = skips.pop()
+            x, m = block([upsample(x), skip], [upsample(m), skip_mask])
+        return x
+
+    def encoder_batch_norms(self) -> Iterator[nn.BatchNorm2d]:
+        """The batch norms that fine-tuning freezes."""
+        return (block.bn for block in self.encoder if isinstance(block, Block) and block.bn is not None)
+
+    def freeze_encoder_batch_norm(self, frozen: bool = True) -> PConvUNet:
+        """Freeze statistics and affine weights of the encoder's batch norms (§4.2), or thaw them. Outlives train()."""
+        self._encoder_batch_norm_frozen = frozen
+        for bn in self.encoder_batch_norms():
+            bn.requires_grad_(not frozen)
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> PConvUNet:
+        super().train(mode)
+        if self._encoder_batch_norm_frozen:
+            for bn in self.encoder_batch_norms():
+                bn.eval()
+        return self
+
+    def _check(self, image: Tensor, mask: Tensor) -> None:
+        if image.ndim != 4 or image.shape[1] != 3:
+            raise ValueError(f"image must be (N,3,H,W), got {tuple(image.shape)}")
+        n, _, h, w = image.shape
+        if mask.shape != (n, 1, h, w):
+            raise ValueError(f"mask must be {(n, 1, h, w)} for this image, got {tuple(mask.shape)}")
+        if h % 2**self.depth or w % 2**self.depth:
+            raise ValueError(
+                f"height and width must be multiples of {2**self.depth} = 2**depth, got {h}×{w};"
+                " predict.inpaint pads any size"
+            )
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Nearest-neighbour ×2, of features and masks."""
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def architecture_of(state_dict: Mapping[str, Any]) -> dict[str, int]:
+    """The arguments of the PConvUNet that has this state_dict, read off its keys and shapes.
+
+    ValueError where it is not one of a PConvUNet. Whoever gives PConvUNet another argument extends this.
+    """
+    first = state_dict.get("encoder.0.conv.weight")
+    if not isinstance(first, Tensor) or first.ndim != 4:
+        raise ValueError("no tensor 'encoder.0.conv.weight'")
+    depth = len({key.split(".")[1] for key in state_dict if key.startswith("encoder.")})
+    return {"depth": depth, "base_channels": first.shape[0]}
+
+
+@torch.no_grad()
+def settle_encoder_batch_norm(net: PConvUNet, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
+    """Replace the encoder's running statistics by the plain mean over these batches of (image, mask).
+
+    Running statistics lag behind the weights and weigh the last few batches most. Freezing them as they are
+    makes the loss jump, so they are taken anew for the weights that are frozen with them.
+    """
+    before = {bn: bn.momentum for bn in net.encoder_batch_norms()}
+    training = net.training
+    net.train()
+    decoder = [module for module in net.decoder.modules() if isinstance(module, nn.BatchNorm2d)]
+    for bn in before:
+        bn.reset_running_stats()
+        bn.momentum = None  # torch's word for the cumulative mean
+    for bn in decoder:
+        bn.track_running_stats = False
+    for image, mask in batches:
+        net(image, mask)
+    for bn in decoder:
+        bn.track_running_stats = True
+    for bn, momentum in before.items():
+        bn.momentum = momentum
+    net.train(training)

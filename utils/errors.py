@@ -1,0 +1,41 @@
+"""Mistakes that a user can make, and how the scripts report them: one line each, never a traceback."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend. The message says the rule, the actual value, where it came from, what to do."""
+
+
+def message_of(error: BaseException) -> str:
+    """The message of an error, also of one that a data-loading process raised.
+
+    torch's DataLoader re-raises a worker's error with the worker's whole traceback as its message;
+    the last line of it is the message that was meant.
+    """
+    return str(error).rstrip().rsplit("UserError: ", 1)[-1]
+
+
+def reports_user_errors(main: Callable[[Sequence[str] | None], int]) -> Callable[[Sequence[str] | None], int]:
+    """Decorate a script's `main(argv) -> exit code`: what the user can mend becomes one line on stderr and code 1."""
+
+    @functools.wraps(main)
+    def wrapped(argv: Sequence[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except UserError as error:
+            print(f"error: {message_of(error)}", file=sys.stderr)
+            return 1
+        except OSError as error:
+            where = f": {error.filename}" if error.filename else ""
+            print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+
+    return wrapped

@@ -1,0 +1,57 @@
+"""Mask files and hole ratios.
+
+Inside the project a mask is 1 where the image is valid and 0 in the hole. In files either colour may be
+the hole; `read_mask` is the only place that knows which.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from utils.errors import UserError
+from utils.images import open_image, to_8_bit, upright
+
+HoleColour = Literal["black", "white"]
+
+# Hole-to-image ratios of the paper's test set: the bin is (low, high].
+HOLE_BINS = ((0.01, 0.1), (0.1, 0.2), (0.2, 0.3), (0.3, 0.4), (0.4, 0.5), (0.5, 0.6))
+
+# A grey level this far from both black and white is no noise (JPEG rings by less around an edge).
+_NOISE = 32
+
+
+def hole_ratio(mask: np.ndarray) -> float:
+    """Share of hole pixels of a mask (H,W), 0 = hole."""
+    return 1.0 - np.count_nonzero(mask) / mask.size
+
+
+def hole_bin(ratio: float) -> int | None:
+    """Index into HOLE_BINS of a hole ratio; None outside of all bins."""
+    for index, (low, high) in enumerate(HOLE_BINS):
+        if low < ratio <= high:
+            return index
+    return None
+
+
+def read_mask(path: str | Path, hole: HoleColour) -> tuple[np.ndarray, float]:
+    """Read a mask file whose holes are `hole` ("black" or "white").
+
+    Returns the mask, uint8 (H,W), 1 = valid and 0 = hole, grey cut at half; and the share of pixels that
+    were neither near black nor near white. UserError where the file can't be read.
+    """
+    grey = np.asarray(to_8_bit(upright(open_image(path))).convert("L"))
+    between = float(np.mean((grey >= _NOISE) & (grey <= 255 - _NOISE)))
+    white = (grey >= 128).astype(np.uint8)
+    return (white if hole == "black" else 1 - white), between
+
+
+def write_mask(path: str | Path, mask: np.ndarray) -> None:
+    """Write a mask (H,W), nonzero = valid, as an 8-bit PNG: holes black, valid white."""
+    done, data = cv2.imencode(".png", np.where(mask, np.uint8(255), np.uint8(0)), [cv2.IMWRITE_PNG_BILEVEL, 1])
+    if not done:
+        raise UserError(f"could not encode a mask of shape {mask.shape} as PNG for {path}")
+    Path(path).write_bytes(data.tobytes())
