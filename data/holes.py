@@ -1,120 +1,250 @@
-"""Irregular holes at a wanted hole-to-image ratio, in three styles.
+"""Irregular holes that take a wanted share of the image, in three styles.
 
-Every style paints an *order*: for each pixel of a small canvas the time at which it becomes hole. The pixels that
-come first are the hole, as many as the ratio asks for, so that any ratio can be reached without trial and error.
-A soft copy of them is scaled to the image's size and cut there at the exact number of pixels.
+Every style draws on a small canvas and stops close to the wanted share: shapes and strokes shorten the last piece,
+contours sort their pieces and take as many as are needed. The canvas is then scaled softly to the image's size and
+cut at the exact number of pixels. Nothing is drawn twice until it happens to fit, so every share can be reached.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
 
 STYLES = ("shapes", "strokes", "contours")
 
-CANVAS = 256  # px, side of the canvas on which all holes are drawn: masks look alike at any size
-_WIDE = 364  # px, side of the canvas before contours are rotated: CANVAS times the square root of 2, rounded up
-_NEVER = 65535  # the order of a pixel that nothing reaches
+_CANVAS = 256  # px, side of the canvas that every style draws on: holes look alike at any image size
+_WIDE = 364  # px, side of the canvas of contours before they are rotated: _CANVAS times the square root of 2
+_MAX_PIECES = 400  # shapes or strokes of one mask; where they leave some room the holes grow at their edges
+_SOFTNESS = 1.0  # px of the canvas, standard deviation of the blur before the cut: rounds off the canvas' pixels
+_NEVER = 65535  # the time of a pixel that no contour reaches
+
+# How contours change with the hole ratio, set so that connected holes (8 neighbours) and the largest inscribed
+# circle come out as in the paper's published test masks: see test_masks.py for the figures.
+_RATIOS = (0.055, 0.15, 0.25, 0.35, 0.45, 0.55)
+_CLUMPING = (0.3, 1.0, 1.8, 3.3, 3.5, 4.5)  # how far pieces crowd in the same parts of the image; 0 = not at all
+_GAPS = (0.55, 0.4, 0.25, 0.25, 0.25, 0.25)  # width of the gaps in the lines, as a level of noise of unit variance
+_DILATION = (0.19, 0.20, 0.22, 0.26, 0.33, 0.56)  # mean side of the square that dilates, as a share of 9 to 49 px
+
+# Draws a piece at a share of its full extent, from 0 to 1, into a canvas: uint8, 1 = hole.
+Piece = Callable[[np.ndarray, float], None]
 
 
 def draw_mask(rng: np.random.Generator, size: int, style: str, ratio: float, border: int = 0) -> np.ndarray:
     """Draw one mask: uint8 (size,size), 1 = valid, 0 = hole.
 
-    `style` is one of STYLES, or "mixed": one of them at random. Exactly `ratio` times size² pixels (rounded, at
-    least one) are hole, none of them within `border` px of the image's edge. The mask is a function of the
-    arguments and the state of `rng` alone. ValueError where the style is unknown or the holes have no room.
+    `style` is one of STYLES, or "mixed" for one of them at random. Exactly `ratio` times size² pixels (rounded, at
+    least one) are hole, all of them at least `border` px from the image's edge. The mask is a function of the
+    arguments and the state of `rng`. ValueError where there is no such style, or no room for the holes.
     """
     if style == "mixed":
         style = STYLES[rng.integers(len(STYLES))]
     if style not in STYLES:
         raise ValueError(f"style {style!r} must be one of {', '.join(STYLES)}, mixed")
-    side = size - 2 * border
+    side = size - 2 * border  # the canvas stands for the part of the image that may become hole
     pixels = max(1, round(ratio * size * size))
     if side < 1 or pixels > side * side:
         raise ValueError(f"no room for {pixels} px of holes in {size}x{size} px with a border of {border} px")
-    share = pixels / (side * side)
-    unit = CANVAS / 512 * size / side
+    unit = _CANVAS / 512 * size / side  # px of the canvas for a px of an image of 512
+    area = max(1, round(_CANVAS**2 * pixels / (side * side)))
     if style == "contours":
-        order = _contours(rng, ratio, unit, border > 0)
+        canvas = _contours(rng, area, ratio, unit, inside=border > 0)
     else:
-        order = np.zeros((256,256),np.uint16)
-    soft = _soft_holes(order, share, side)
+        pieces = _shapes(rng, area, border > 0) if style == "shapes" else _strokes(rng, ratio, unit, border > 0)
+        canvas = _drawn_until(pieces, area)
     mask = np.ones((size, size), np.uint8)
-    mask[border : size - border, border : size - border] = 1 - _cut(soft, pixels)
+    mask[border : size - border, border : size - border] -= _cut(_scaled(_grown(canvas, area), side), pixels)
     return mask
 
 
-def _soft_holes(order: np.ndarray, share: float, side: int) -> np.ndarray:
-    pixels = round(share * order.size)
-    while True:
-        times = order.ravel()
-        limit = int(np.partition(times, pixels - 1 if pixels else 0)[max(pixels - 1, 0)])
-        if limit < _NEVER:
-            break
-        order = cv2.erode(order, np.ones((9, 9), np.uint8))
-    upto = np.count_nonzero(order <= limit)
-    below = np.count_nonzero(order < limit)
-    hole = order <= limit if upto - pixels <= pixels - below else order < limit
-    soft = cv2.GaussianBlur(hole.astype(np.uint8) * 255, (0, 0), 1.0)
-    return cv2.resize(soft, (side, side), interpolation=cv2.INTER_LINEAR if side >= CANVAS else cv2.INTER_AREA)
+# --- from the canvas to the image ------------------------------------------------------------------------------
 
 
-def _cut(soft, pixels):
+def _grown(canvas: np.ndarray, area: int) -> np.ndarray:
+    """The canvas with its holes dilated pixel by pixel until they cover at least about `area` px."""
+    while cv2.countNonZero(canvas) < 0.99 * area:
+        canvas = cv2.dilate(canvas, np.ones((3, 3), np.uint8))
+    return canvas
+
+
+def _scaled(canvas: np.ndarray, side: int) -> np.ndarray:
+    """The canvas at the size (side,side), uint8 from 0 = valid to 255 = hole with soft edges in between."""
+    soft = cv2.GaussianBlur(canvas * np.uint8(255), (0, 0), _SOFTNESS)
+    return cv2.resize(soft, (side, side), interpolation=cv2.INTER_LINEAR if side >= _CANVAS else cv2.INTER_AREA)
+
+
+def _cut(soft: np.ndarray, pixels: int) -> np.ndarray:
+    """The `pixels` highest values of a uint8 map as 1, the rest as 0; of equal values the lower ones of the image."""
     counts = cv2.calcHist([soft], [0], None, [256], [0, 256]).ravel().astype(np.int64)
-    above = np.cumsum(counts[::-1])[::-1]  # number of pixels >= level
-    level = int(np.flatnonzero(above >= pixels)[-1])
+    at_least = counts[::-1].cumsum()[::-1]  # for each level: how many pixels reach it
+    level = int(np.flatnonzero(at_least >= pixels)[-1])
     hole = (soft >= level).astype(np.uint8)
-    surplus = int(above[level]) - pixels
-    if surplus:
-        hole.ravel()[np.flatnonzero(soft == level)[:surplus]] = 0
+    surplus = int(at_least[level]) - pixels
+    hole.ravel()[np.flatnonzero(soft == level)[:surplus]] = 0
     return hole
 
 
-def _noise(rng, cells):
-    return cv2.resize(rng.standard_normal((cells, cells), np.float32), (_WIDE, _WIDE), interpolation=cv2.INTER_CUBIC)
+# --- shapes and strokes: pieces, one after another -------------------------------------------------------------
 
 
-K = 5
-P = dict(
-    ratio=[0.055, 0.15, 0.25, 0.35, 0.45, 0.55],
-    clump=[0.4, 1.0, 1.8, 3, 3.3, 4],
-    single=[1]*6,
-    gaps=[.5, .4, .25, .25, .25, .25],
-    mu=[.2,.2,.22,.25,.35,.53],
-)
+def _drawn_until(pieces: Iterator[Piece], area: int) -> np.ndarray:
+    """A canvas with pieces drawn until they cover `area` px; the last is drawn just as far as is needed."""
+    canvas = np.zeros((_CANVAS, _CANVAS), np.uint8)
+    for _, draw in zip(range(_MAX_PIECES), pieces):
+        before = canvas.copy()
+        draw(canvas, 1.0)
+        if cv2.countNonZero(canvas) < area:
+            continue
+        low, high = 0.0, 1.0
+        for _ in range(8):
+            middle = (low + high) / 2
+            canvas = before.copy()
+            draw(canvas, middle)
+            low, high = (middle, high) if cv2.countNonZero(canvas) < area else (low, middle)
+        break
+    return canvas
 
 
-def _contours(rng, ratio, unit, inside):
-    p = {k: float(np.interp(ratio, P["ratio"], P[k])) for k in P}
+def _shapes(rng: np.random.Generator, area: int, inside: bool) -> Iterator[Piece]:
+    """Lines, circles and ellipses, as many and as large as `area` px of the canvas ask for; `inside`: none cut off."""
+    share = min(area / _CANVAS**2, 0.9)
+    count = rng.integers(10, 30) if inside else rng.integers(3, 25)
+    mean_side = _CANVAS * np.sqrt(-np.log1p(-share) / count)  # of squares that at random places cover the share
+    while True:
+        long = 0.5 * mean_side * rng.uniform(0.5, 1.6)  # half the longer axis
+        wide = long
+        kind = rng.integers(3)
+        if kind > 0:
+            stretch = rng.uniform(1.0, 2.0 if kind == 1 else 3.0)
+            long, wide = long * stretch, long / stretch
+        reach = min(long + wide if kind == 2 else long, 0.5 * _CANVAS) if inside else 0.0
+        centre = rng.uniform(reach, _CANVAS - reach, 2)
+        yield _shape(bool(kind == 2), centre, long, wide, rng.uniform(0, np.pi))
+
+
+def _shape(is_line: bool, centre: np.ndarray, long: float, wide: float, angle: float) -> Piece:
+    """A line with round ends, or an ellipse, with the half axes `long` and `wide` px; it grows from its centre."""
+
+    def draw(canvas: np.ndarray, share: float) -> None:
+        if is_line:
+            along = share * long * np.array([np.cos(angle), np.sin(angle)])
+            start, end = (np.rint(centre + sign * along).astype(int).tolist() for sign in (-1, 1))
+            cv2.line(canvas, start, end, 1, max(1, round(2 * share * wide)))
+        else:
+            axes = [max(1, round(share * long * 16)), max(1, round(share * wide * 16))]  # in 1/16 px
+            middle = np.rint(centre * 16).astype(int).tolist()
+            cv2.ellipse(canvas, middle, axes, np.degrees(angle), 0, 360, 1, -1, cv2.LINE_8, 4)
+
+    return draw
+
+
+def _strokes(rng: np.random.Generator, ratio: float, unit: float, inside: bool) -> Iterator[Piece]:
+    """Strokes of a free-form brush: the hand turns to and fro and at times starts anew; `inside`: none cut off."""
+    widest = 24 + 60 * ratio  # px at 512
+    while True:
+        width = max(1, round(rng.uniform(10, widest) * unit))
+        count = int(rng.integers(3, 13))
+        turns = rng.normal(0, 0.9, count) + np.where(np.arange(count) % 2, 0.6, -0.6)
+        angles = rng.uniform(0, 2 * np.pi) + np.cumsum(turns)
+        steps = rng.uniform(16, 100, (count, 1)) * unit * np.stack([np.cos(angles), np.sin(angles)], 1)
+        points = rng.uniform(0, _CANVAS, 2) + np.vstack([np.zeros((1, 2)), np.cumsum(steps, 0)])
+        if inside:
+            reach = width / 2 + 1
+            span = _CANVAS - 2 * reach
+            points = reach + span - np.abs(np.mod(points - reach, 2 * span) - span)  # the edges reflect the hand
+        yield _stroke(points, width)
+
+
+def _stroke(points: np.ndarray, width: int) -> Piece:
+    """A brush of `width` px along `points`, (N,2) in px as x, y; it grows from its start."""
+
+    def draw(canvas: np.ndarray, share: float) -> None:
+        whole, rest = divmod(share * (len(points) - 1), 1)
+        upto = points[: int(whole) + 1]
+        if rest:
+            upto = np.vstack([upto, upto[-1] + rest * (points[int(whole) + 1] - upto[-1])])
+        cv2.polylines(canvas, [np.rint(upto).astype(np.int32)], False, 1, width)
+
+    return draw
+
+
+# --- contours: all pieces at once, sorted ----------------------------------------------------------------------
+
+
+def _contours(rng: np.random.Generator, area: int, ratio: float, unit: float, inside: bool) -> np.ndarray:
+    """Broken outlines, dilated with a square of 9 to 49 px (at 512), rotated, shifted and cropped, about `area` px.
+
+    They stand in for the paper's masks (§4.1), which come from occlusions between the frames of videos. Each piece
+    of a line has a time at which it becomes hole; the pieces up to a time cover the area. `inside`: those close to
+    the canvas' edge come last.
+    """
+    mean = np.interp(ratio, _RATIOS, _DILATION)
+    dilation = max(1, round((9 + 40 * rng.beta(5 * mean, 5 - 5 * mean)) * unit))
+    turn = cv2.getRotationMatrix2D((_WIDE / 2, _WIDE / 2), rng.uniform(0, 360), 1.0)
+    turn[:, 2] -= (_WIDE - _CANVAS) / 2
+    lines = _outlines(rng, np.interp(ratio, _RATIOS, _GAPS))
+    times = _times(rng, lines, np.interp(ratio, _RATIOS, _CLUMPING))
+    if inside:
+        ramp = _edge_ramp(dilation)
+        times += cv2.warpAffine(ramp, turn, (_WIDE, _WIDE), flags=cv2.WARP_INVERSE_MAP, borderValue=float(ramp.max()))
+    # 2000 steps for a standard deviation of one piece's time; the clip touches what is far out either way.
+    order = np.where(lines, (times * 2000 + 25000).clip(0, _NEVER - 1), _NEVER).astype(np.uint16)
+    order = cv2.erode(order, np.ones((dilation, dilation), np.uint8))  # the earliest time within the square
+    order = cv2.warpAffine(order, turn, (_CANVAS, _CANVAS), flags=cv2.INTER_NEAREST, borderValue=_NEVER)
+    return _earliest(order, area)
+
+
+def _outlines(rng: np.random.Generator, gaps: float) -> np.ndarray:
+    """Lines one pixel wide, broken at gaps: bool (_WIDE,_WIDE)."""
     lines = np.zeros((_WIDE, _WIDE), np.uint8)
-    # level lines of smooth noise at several scales
-    for cells in rng.choice([4, 6, 9, 14], 2, replace=False):
-        bands = (_noise(rng, int(cells)) * 1.2 + rng.uniform(0, 1) + 50).astype(np.uint8)
+    for cells in rng.choice([4, 6, 9, 14], 2, replace=False):  # level lines, at two scales
+        bands = (1.2 * _noise(rng, int(cells)) + rng.uniform(50, 51)).astype(np.uint8)
         lines |= cv2.morphologyEx(bands, cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8))
-    # long straight edges
-    for _ in range(rng.integers(2, 8)):
-        start = rng.uniform(0, _WIDE, 2)
-        angle = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.15, 6))
-        steps = rng.uniform(10, 50) * np.stack([np.cos(angle), np.sin(angle)], 1)
-        cv2.polylines(lines, [np.int32(start + np.cumsum(steps, 0))], False, 1)
-    lines[np.abs(_noise(rng, int(rng.integers(8, 24)))) < p["gaps"]] = 0
-    # clusters of fragments
-    frag = []
-    for _ in range(rng.integers(2, 7)):
-        n = rng.integers(4, 20)
-        a = rng.uniform(0, _WIDE, 2) + rng.normal(0, 18, (n, 2))
-        b = a + rng.normal(0, 5, (n, 2))
-        frag.extend(np.int32(np.stack([a, b], 1)))
-    cv2.polylines(lines, frag, False, 1)
-    count, labels, boxes, centres = cv2.connectedComponentsWithStats((lines != 0).astype(np.uint8), connectivity=8)
-    density = _noise(rng, int(rng.integers(3, 6)))
+    for _ in range(rng.integers(2, 8)):  # long edges, nearly straight
+        angles = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.15, 6))
+        steps = rng.uniform(10, 50) * np.stack([np.cos(angles), np.sin(angles)], 1)
+        edge = rng.uniform(0, _WIDE, 2) + np.cumsum(steps, 0)
+        cv2.polylines(lines, [edge.astype(np.int32)], False, 1)
+    lines[np.abs(_noise(rng, int(rng.integers(8, 24)))) < gaps] = 0
+    for _ in range(rng.integers(2, 7)):  # clusters of short fragments and specks
+        starts = rng.uniform(0, _WIDE, 2) + rng.normal(0, 18, (rng.integers(4, 20), 2))
+        ends = starts + rng.normal(0, 5, starts.shape)
+        cv2.polylines(lines, list(np.stack([starts, ends], 1).astype(np.int32)), False, 1)
+    return lines > 0
+
+
+def _times(rng: np.random.Generator, lines: np.ndarray, clumping: float) -> np.ndarray:
+    """When each pixel of the lines becomes hole: float32 (_WIDE,_WIDE).
+
+    The pixels of one connected piece have nearly the same time: the piece's own at random, and earlier where a
+    smooth map of the whole image is low, so that pieces crowd there. A slope within the pieces breaks ties.
+    """
+    crowd = _noise(rng, int(rng.integers(3, 6)))
+    count, labels, _, centres = cv2.connectedComponentsWithStats(lines.astype(np.uint8), connectivity=8)
     x, y = centres.astype(int).T
-    piece = p["clump"] * density[y, x] + p["single"] * rng.standard_normal(count)
-    time = piece[labels] + 0.3 * density
-    times = np.where(lines > 0, time * 4000 + 30000, _NEVER).clip(0, _NEVER).astype(np.uint16)
-    d = max(1, round((9 + 40 * rng.beta(K*p["mu"],K*(1-p["mu"]))) * unit))
-    times = cv2.erode(times, np.ones((d, d), np.uint8))
-    # times tie-break
-    turn = cv2.getRotationMatrix2D((_WIDE / 2, _WIDE / 2), rng.uniform(0, 360), 1)
-    turn[:, 2] += (CANVAS - _WIDE) / 2
-    return cv2.warpAffine(times, turn, (CANVAS, CANVAS), flags=cv2.INTER_NEAREST, borderValue=_NEVER)
+    piece = clumping * crowd[y, x] + rng.standard_normal(count, np.float32)
+    return piece.astype(np.float32)[labels] + 0.3 * crowd
+
+
+def _edge_ramp(dilation: int) -> np.ndarray:
+    """Delay of the pixels whose dilated square may cross the canvas' edge, falling to 0 inside: float32, square."""
+    to_edge = np.minimum(np.arange(_CANVAS), np.arange(_CANVAS)[::-1]).astype(np.float32)
+    to_edge = np.minimum.outer(to_edge, to_edge)
+    room = to_edge - 0.7 * dilation  # half the diagonal of a square
+    return np.where(room < 0, np.float32(12), 5 * (1 - room / 70).clip(0, 1) ** 2)
+
+
+def _earliest(order: np.ndarray, area: int) -> np.ndarray:
+    """About `area` pixels of the lowest order, as 1: all up to an order, or all before it, whichever is nearer."""
+    limit = np.partition(order.ravel(), area - 1)[area - 1]
+    before, upto = order < limit, order <= limit
+    if limit == _NEVER or area - np.count_nonzero(before) < np.count_nonzero(upto) - area:
+        return before.astype(np.uint8)
+    return upto.astype(np.uint8)
+
+
+def _noise(rng: np.random.Generator, cells: int) -> np.ndarray:
+    """Smooth noise with `cells` independent values a side, about unit variance: float32 (_WIDE,_WIDE)."""
+    values = rng.standard_normal((cells, cells), np.float32)
+    return cv2.resize(values, (_WIDE, _WIDE), interpolation=cv2.INTER_CUBIC)

@@ -1,0 +1,199 @@
+"""PartialConv2d: hand-computed values, then the textbook form, then properties."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from model import PartialConv2d
+from tests.textbook import textbook_partial_conv
+
+
+def ones_layer(in_channels=1, kernel_size=3, bias=None, **options):
+    """A layer whose weights are all one and whose bias, if any, is the number given."""
+    layer = PartialConv2d(in_channels, 1, kernel_size, bias=bias is not None, **options)
+    torch.nn.init.ones_(layer.weight)
+    if bias is not None:
+        torch.nn.init.constant_(layer.bias, bias)
+    return layer
+
+
+# --- values worked out by hand -----------------------------------------------------------------------------------
+
+
+def test_one_valid_pixel_counts_for_the_whole_window():
+    x = torch.arange(9.0).view(1, 1, 3, 3)
+    mask = torch.zeros(1, 1, 3, 3)
+    mask[..., 1, 2] = 1  # x = 5 there
+    y, updated = ones_layer(bias=0.5)(x, mask)
+    assert y.item() == 5 * 9 / 1 + 0.5
+    assert updated.item() == 1
+
+
+def test_ratio_counts_all_channels_of_the_window():
+    x = torch.ones(1, 2, 3, 3)
+    mask = torch.ones(1, 2, 3, 3)
+    mask[:, 1] = 0
+    mask[:, 0, 0] = 0  # 6 of 18 are valid
+    y, _ = ones_layer(in_channels=2)(x, mask)
+    assert y.item() == 6 * 18 / 6
+
+
+def test_outside_the_image_is_hole():
+    x = torch.ones(1, 1, 4, 4)
+    y, updated = ones_layer(padding=1, bias=1.0)(x, torch.ones(1, 1, 4, 4))
+    # Ratios 1, 1.5 on an edge and 2.25 in a corner make up for the pixels that are missing; the bias is added once.
+    assert torch.allclose(y, torch.full((1, 1, 4, 4), 10.0))
+    assert updated.eq(1).all()
+    no_bias, _ = ones_layer(padding=1)(x.cumsum(-1), torch.ones(1, 1, 4, 4))  # columns 1 2 3 4
+    assert no_bias[0, 0, 0, 0].item() == (1 + 2) * 2 * 2.25
+    assert no_bias[0, 0, 0, 1].item() == (1 + 2 + 3) * 2 * 1.5
+    assert no_bias[0, 0, 1, 1].item() == (1 + 2 + 3) * 3
+
+
+def test_where_nothing_is_valid_output_is_zero_without_bias():
+    y, updated = ones_layer(padding=1, bias=3.0)(torch.ones(1, 1, 5, 5), torch.zeros(1, 1, 5, 5))
+    assert y.eq(0).all() and updated.eq(0).all()
+
+
+def test_hole_shrinks_by_the_window():
+    mask = torch.ones(1, 1, 9, 9)
+    mask[..., 2:7, 2:7] = 0
+    _, updated = ones_layer(padding=1)(torch.ones(1, 1, 9, 9), mask)
+    expected = torch.ones(1, 1, 9, 9)
+    expected[..., 3:6, 3:6] = 0
+    assert torch.equal(updated, expected)
+
+
+def test_two_masks_after_a_concat_weigh_as_many_as_their_channels():
+    layer = ones_layer(in_channels=4, kernel_size=1)
+    x = [torch.full((1, 3, 1, 1), 2.0), torch.full((1, 1, 1, 1), 7.0)]
+    on, off = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
+    assert layer(x, [on, on])[0].item() == 13
+    assert layer(x, [on, off])[0].item() == 6 * 4 / 3
+    assert layer(x, [off, on])[0].item() == 7 * 4 / 1
+    assert layer(x, [off, off])[0].item() == 0
+
+
+# --- against the textbook form -------------------------------------------------------------------------------------
+
+# Every kernel and stride of the network, and what else the layer allows.
+SHAPES = [(7, 2, 3, 1), (5, 2, 2, 1), (3, 2, 1, 1), (3, 1, 1, 1), (3, 1, 2, 2), (1, 1, 0, 1), (4, 3, 1, 1)]
+
+
+def random_mask(*shape, share=0.4, seed=0):
+    return (torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) < share).double()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("mask_channels", [1, 3])
+@pytest.mark.parametrize("kernel,stride,padding,dilation", SHAPES)
+def test_equals_textbook(kernel, stride, padding, dilation, mask_channels, bias):
+    torch.manual_seed(0)
+    layer = PartialConv2d(3, 5, kernel, stride, padding, dilation, bias).double()
+    x = torch.randn(2, 3, 17, 14, dtype=torch.float64, requires_grad=True)
+    mask = random_mask(2, mask_channels, 17, 14, share=0.3)
+    mask[:, :, :9, :9] = 0  # whole windows without a valid pixel
+    y, updated = layer(x, mask)
+    full = mask.expand(-1, 3, -1, -1)
+    expected, expected_mask = textbook_partial_conv(x, full, layer.weight, layer.bias, stride, padding, dilation)
+    assert updated.shape == (2, 1, *y.shape[2:])
+    assert torch.equal(updated, expected_mask)
+    assert torch.allclose(y, expected, rtol=1e-12, atol=1e-12)
+    probe = torch.randn_like(y)
+    wanted = torch.autograd.grad((expected * probe).sum(), [x, *layer.parameters()])
+    for ours, theirs in zip(torch.autograd.grad((y * probe).sum(), [x, *layer.parameters()]), wanted):
+        assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_two_masks_equal_textbook_with_full_channels():
+    torch.manual_seed(0)
+    layer = PartialConv2d(8, 4, 3, padding=1).double()
+    x = [torch.randn(2, 5, 9, 9, dtype=torch.float64), torch.randn(2, 3, 9, 9, dtype=torch.float64)]
+    masks = [random_mask(2, 1, 9, 9, seed=1), random_mask(2, 1, 9, 9, seed=2)]
+    full = torch.cat([m.expand_as(part) for part, m in zip(x, masks)], 1)
+    expected, expected_mask = textbook_partial_conv(torch.cat(x, 1), full, layer.weight, layer.bias, 1, 1)
+    y, updated = layer(x, masks)
+    assert torch.allclose(y, expected, rtol=1e-12, atol=1e-12) and torch.equal(updated, expected_mask)
+
+
+def test_without_holes_inside_it_is_an_ordinary_convolution():
+    torch.manual_seed(0)
+    layer = PartialConv2d(3, 4, 3).double()
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    expected = F.conv2d(x, layer.weight, layer.bias)
+    assert torch.allclose(layer(x, torch.ones(1, 1, 8, 8))[0], expected, rtol=1e-12)
+
+
+# --- properties ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("junk", [float("nan"), float("inf"), -float("inf"), 1e30])
+def test_what_lies_in_a_hole_never_matters(junk):
+    torch.manual_seed(0)
+    layer = PartialConv2d(3, 4, 3, padding=1)
+    x, mask = torch.randn(1, 3, 8, 8), random_mask(1, 1, 8, 8).float()
+    spoiled = x.masked_fill(mask == 0, junk).requires_grad_()
+    y, _ = layer(spoiled, mask)
+    assert torch.equal(y, layer(x, mask)[0])
+    y.sum().backward()
+    assert torch.isfinite(layer.weight.grad).all() and spoiled.grad.masked_select(mask == 0).eq(0).all()
+
+
+def test_state_dict_is_weight_and_bias_alone():
+    assert set(PartialConv2d(3, 4, 3).state_dict()) == {"weight", "bias"}
+    assert set(PartialConv2d(3, 4, 3, bias=False).state_dict()) == {"weight"}
+
+
+def test_a_call_leaves_nothing_on_the_layer():
+    layer = PartialConv2d(3, 4, 3, padding=1)
+    before = dict(vars(layer))
+    x, ones = torch.randn(1, 3, 8, 8), torch.ones(1, 1, 8, 8)
+    first = layer(x, ones)[0]
+    layer(x, torch.zeros(1, 1, 8, 8))
+    assert vars(layer) == before
+    assert torch.equal(layer(x, ones)[0], first)
+
+
+def test_mask_arithmetic_carries_no_gradient():
+    mask = torch.ones(1, 1, 8, 8, requires_grad=True)
+    _, updated = PartialConv2d(3, 4, 3)(torch.randn(1, 3, 8, 8), mask)
+    assert not updated.requires_grad
+
+
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
+def test_half_types_are_finite_and_right(dtype, tolerance):
+    """1024·9 ones can't be counted in a half type, and 1/(sum + 1e-8) is infinite in float16."""
+    torch.manual_seed(0)
+    layer = PartialConv2d(1024, 8, 3, padding=1)
+    x, mask = torch.randn(1, 1024, 12, 12), random_mask(1, 1, 12, 12, share=0.5).float()
+    mask[..., :4, :4] = 0
+    expected, _ = layer(x, mask)
+    y, updated = layer.to(dtype)(x.to(dtype), mask.to(dtype))
+    assert y.dtype == dtype and torch.isfinite(y).all()
+    assert (y.float() - expected).abs().max() < tolerance * expected.abs().max()
+    assert set(updated.unique().tolist()) <= {0.0, 1.0}
+
+
+def test_autocast_keeps_mask_arithmetic_exact():
+    torch.manual_seed(0)
+    layer = PartialConv2d(257, 4, 3, padding=1)
+    x, mask = torch.randn(1, 257, 8, 8), random_mask(1, 1, 8, 8, share=0.7).float()
+    ratio, updated = layer._update([x], [mask])
+    with torch.autocast("cpu", torch.bfloat16):
+        y, autocast_mask = layer(x, mask)
+        autocast_ratio, _ = layer._update([x], [mask])
+    assert y.dtype == torch.bfloat16 and torch.equal(updated, autocast_mask) and torch.equal(ratio, autocast_ratio)
+
+
+@pytest.mark.parametrize(
+    "x_shape,mask_shape,message",
+    [
+        ((1, 3, 8, 8), (1, 1, 8, 7), r"mask must be \(1, 1, 8, 8\) or \(1, 3, 8, 8\).*\(1, 1, 8, 7\)"),
+        ((1, 3, 8, 8), (1, 2, 8, 8), r"mask must be"),
+        ((1, 3, 8, 8), (8, 8), r"4-dimensional"),
+        ((1, 4, 8, 8), (1, 1, 8, 8), r"3 channels in all, got 4"),
+    ],
+)
+def test_misuse_is_named(x_shape, mask_shape, message):
+    with pytest.raises(ValueError, match=message):
+        PartialConv2d(3, 4, 3)(torch.randn(x_shape), torch.ones(mask_shape))

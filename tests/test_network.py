@@ -1,0 +1,262 @@
+"""PConvUNet: its table, the textbook network, holes that never matter, freezing, loading."""
+
+import os
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from model import PartialConv2d, PConvUNet, VGG16Features, load_model, settle_encoder_batch_norm
+from tests.textbook import textbook_unet
+from utils.checkpoint import save_weights
+from utils.errors import UserError
+
+
+def layers(net, kind):
+    return [module for module in net.modules() if isinstance(module, kind)]
+
+
+def inputs(n=2, size=32, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.rand(n, 3, size, size, generator=generator, dtype=dtype)
+    mask = (torch.rand(n, 1, size, size, generator=generator) < 0.6).to(dtype)
+    mask[..., 4:20, 6:24] = 0
+    return image, mask
+
+
+@pytest.mark.parametrize("depth,norms,weights", [(7, 12, 25_770_961), (8, 14, 32_848_849)])
+def test_is_the_papers_table(depth, norms, weights):
+    net = PConvUNet(depth)
+    convolutions = layers(net, PartialConv2d)
+    assert len(layers(net, nn.BatchNorm2d)) == norms
+    assert sum(conv.weight.numel() for conv in convolutions) == weights
+    # kernel, channels out, stride, channels in of PConv1 … PConv16, copied from the paper
+    encoder = [(7, 64, 2, 3), (5, 128, 2, 64), (5, 256, 2, 128), (3, 512, 2, 256)] + [(3, 512, 2, 512)] * (depth - 4)
+    decoder = [(3, 512, 1, 1024)] * (depth - 4)
+    decoder += [(3, 256, 1, 768), (3, 128, 1, 384), (3, 64, 1, 192), (3, 3, 1, 67)]
+    table = [(c.kernel_size[0], c.out_channels, c.stride[0], c.in_channels) for c in convolutions]
+    assert table == encoder + decoder
+    has_norm = [block.bn is not None for block in [*net.encoder, *net.decoder]]
+    assert has_norm == [False] + [True] * (2 * depth - 2) + [False]
+    assert [block.slope for block in [*net.encoder, *net.decoder]] == [0.0] * depth + [0.2] * (depth - 1) + [None]
+    assert [conv.bias is None for conv in convolutions] == has_norm
+
+
+def test_every_parameter_has_a_gradient():
+    net = PConvUNet(4, 4)
+    net(*inputs()).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_equals_the_textbook_network(training):
+    torch.manual_seed(0)
+    net = PConvUNet(4, 4).double()
+    settle_encoder_batch_norm(net, iter([inputs(dtype=torch.float64)]))
+    net.train(training)
+    image, mask = inputs(seed=3, dtype=torch.float64)
+    image.requires_grad_()
+    ours, theirs = net(image, mask), textbook_unet(net, image, mask)
+    assert ours.shape == (2, 3, 32, 32)
+    assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-10)
+    probe = torch.randn_like(ours)
+    wanted = torch.autograd.grad((theirs * probe).sum(), [image, *net.parameters()])
+    for ours_grad, theirs_grad in zip(torch.autograd.grad((ours * probe).sum(), [image, *net.parameters()]), wanted):
+        assert torch.allclose(ours_grad, theirs_grad, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("junk", [float("nan"), float("inf"), 12345.0])
+@pytest.mark.parametrize("training", [True, False])
+def test_what_lies_in_a_hole_never_matters(junk, training):
+    net = PConvUNet(4, 4).train(training)
+    image, mask = inputs()
+    assert torch.equal(net(image, mask), net(image.masked_fill(mask == 0, junk), mask))
+
+
+def test_what_is_valid_matters():
+    net = PConvUNet(4, 4).eval()
+    image, mask = inputs()
+    assert not torch.allclose(net(image, mask), net(image.masked_fill(mask == 1, 0.5), mask))
+
+
+def test_an_all_hole_image_is_finite():
+    net = PConvUNet(4, 4)
+    output = net(torch.full((2, 3, 32, 32), float("nan")), torch.zeros(2, 1, 32, 32))
+    assert torch.isfinite(output).all()
+
+
+def test_he_initialisation_keeps_the_scale():
+    """The standard deviation of every weight is gain/sqrt(fan_in), with the gain of the nonlinearity behind it."""
+    torch.manual_seed(0)
+    net = PConvUNet(5, 16)
+    for block in [*net.encoder, *net.decoder]:
+        slope = 1 if block.slope is None else block.slope
+        wanted = (2 / (1 + slope**2) / block.conv.weight[0].numel()) ** 0.5
+        assert block.conv.weight.std().item() == pytest.approx(wanted, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "image_shape,mask_shape,message",
+    [
+        ((1, 3, 48, 40), (1, 1, 48, 40), "multiples of 16 .* got 48×40"),
+        ((1, 1, 32, 32), (1, 1, 32, 32), r"image must be \(N,3,H,W\)"),
+        ((1, 3, 32, 32), (1, 3, 32, 32), r"mask must be \(1, 1, 32, 32\)"),
+    ],
+)
+def test_misuse_is_named(image_shape, mask_shape, message):
+    with pytest.raises(ValueError, match=message):
+        PConvUNet(4, 4)(torch.rand(image_shape), torch.ones(mask_shape))
+
+
+# --- encoder batch norm ----------------------------------------------------------------------------------------------
+
+
+def test_frozen_encoder_batch_norm_stays_and_the_decoders_goes_on():
+    net = PConvUNet(4, 4)
+    assert net.freeze_encoder_batch_norm() is net
+    assert net.train() is net and net.eval() is net
+    net.train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    optimizer = torch.optim.Adam(net.parameters(), 0.1, weight_decay=0.1)
+    net(*inputs()).square().mean().backward()
+    optimizer.step()
+    encoder = [f"encoder.{i}.bn.{name}" for i in (1, 2, 3) for name in ("weight", "bias", "running_mean", "running_var")]
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name]) == (name in encoder or name.startswith("encoder") and "num_b" in name), name
+    assert net.freeze_encoder_batch_norm(False).encoder[1].bn.training
+
+
+def test_settling_takes_the_mean_over_the_batches():
+    torch.manual_seed(0)
+    net = PConvUNet(3, 4)
+    batches = [inputs(seed=seed) for seed in range(3)]
+    decoder_before = {k: v.clone() for k, v in net.state_dict().items() if k.startswith("decoder")}
+    settle_encoder_batch_norm(net, iter(batches))
+    first = net.encoder[1]
+    with torch.no_grad():
+        means = [first.conv(*net.encoder[0](*batch))[0].mean((0, 2, 3)) for batch in batches]
+    assert torch.allclose(first.bn.running_mean, torch.stack(means).mean(0), atol=1e-6)
+    assert first.bn.momentum == 0.1 and net.training
+    assert all(torch.equal(v, decoder_before[k]) for k, v in net.state_dict().items() if k.startswith("decoder"))
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["checkpoint", "state_dict", "safetensors"])
+def test_load_model_needs_the_file_alone(tmp_path, form):
+    net = PConvUNet(3, 6)
+    path = tmp_path / ("net.safetensors" if form == "safetensors" else "net.pt")
+    if form == "safetensors":
+        save_weights(path, net.state_dict())
+    else:
+        torch.save({"model": net.state_dict(), "step": 3} if form == "checkpoint" else net.state_dict(), path)
+    loaded = load_model(path)
+    assert (loaded.depth, loaded.base_channels, loaded.training) == (3, 6, False)
+    assert torch.equal(loaded(*inputs()), net.eval()(*inputs()))
+
+
+def spoiled(state, how):
+    state = dict(state)
+    if how == "missing":
+        del state["encoder.1.bn.running_var"]
+    elif how == "unexpected":
+        state["encoder.1.extra"] = torch.zeros(1)
+    elif how == "shape":
+        state["decoder.0.conv.weight"] = torch.zeros(1, 2, 3, 3)
+    else:
+        state = {"something": torch.zeros(1)}
+    return state
+
+
+@pytest.mark.parametrize("how", ["missing", "unexpected", "shape", "foreign"])
+def test_load_model_is_strict(tmp_path, how):
+    path = tmp_path / "net.safetensors"
+    safetensors.torch.save_file(spoiled(PConvUNet(3, 4).state_dict(), how), path)
+    with pytest.raises(UserError, match="not the weights of a PConvUNet"):
+        load_model(path)
+
+
+def test_load_model_names_what_is_no_checkpoint(tmp_path):
+    for name, data in {"a.pt": b"", "b.pt": b"text", "c.safetensors": b"12345678901234567890"}.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=name):
+            load_model(tmp_path / name)
+    with pytest.raises(UserError, match="no such file"):
+        load_model(tmp_path / "none.pt")
+
+
+class _MakesAFolder:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+    torch.save({"model": _MakesAFolder(str(tmp_path / "made"))}, tmp_path / "evil.pt")
+    with pytest.raises(UserError, match="safely"):
+        load_model(tmp_path / "evil.pt")
+    assert not (tmp_path / "made").exists()
+
+
+# --- VGG-16 ------------------------------------------------------------------------------------------------------------
+
+
+def test_vgg_gives_three_frozen_pools_of_the_normalised_image():
+    features = VGG16Features()
+    image = torch.rand(1, 3, 64, 48, requires_grad=True)
+    before = image.detach().clone()
+    pools = features(image)
+    assert [tuple(p.shape) for p in pools] == [(1, 64, 32, 24), (1, 128, 16, 12), (1, 256, 8, 6)]
+    assert torch.equal(image.detach(), before)  # not normalised in place
+    assert not any(p.requires_grad for p in features.parameters())
+    pools[2].sum().backward()
+    assert image.grad.abs().sum() > 0
+    # The first layer's response to a constant image, by hand: sum of weights times the normalised colour, plus bias.
+    grey = torch.full((1, 3, 16, 16), 0.5)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    conv = features.features[0]
+    by_hand = (conv.weight.sum((2, 3)) * (0.5 - mean) / std).sum(1) + conv.bias
+    seen = []
+    handle = conv.register_forward_hook(lambda *args: seen.append(args[2].clone()))
+    features(grey)
+    handle.remove()
+    assert torch.allclose(seen[0][0, :, 8, 8], by_hand, atol=1e-5)
+
+
+def test_vgg_has_the_scale_that_the_losss_weights_were_chosen_for():
+    """Mean activations of the shipped weights over photographs are 0.4 to 0.6 (weights/README.md)."""
+    from skimage.data import astronaut
+
+    image = torch.from_numpy(astronaut() / 255.0).float().permute(2, 0, 1)[None]
+    assert all(0.2 < pool.mean() < 2.5 for pool in VGG16Features()(image))
+
+
+def test_vgg_weights_that_are_missing_or_foreign_are_named(tmp_path):
+    with pytest.raises(UserError, match="no VGG-16 weights at .*none.pth.*torchvision"):
+        VGG16Features(tmp_path / "none.pth")
+    save_weights(tmp_path / "other.safetensors", PConvUNet(2, 4).state_dict())
+    with pytest.raises(UserError, match="torchvision's keys.*features.0.weight"):
+        VGG16Features(tmp_path / "other.safetensors")
+
+
+def test_vgg_reads_torchvisions_own_file(tmp_path):
+    state = {**VGG16Features().state_dict(), "classifier.0.weight": torch.zeros(1)}
+    torch.save(state, tmp_path / "vgg16.pth")
+    image = torch.rand(1, 3, 32, 32)
+    for ours, theirs in zip(VGG16Features(tmp_path / "vgg16.pth")(image), VGG16Features()(image)):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_failed_download_is_one_clear_line(monkeypatch):
+    from torchvision.models import VGG16_Weights
+
+    def fail(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(VGG16_Weights.IMAGENET1K_V1.__class__, "get_state_dict", fail)
+    with pytest.raises(UserError, match="could not download.*no route to host.*needs no download"):
+        VGG16Features("torchvision")
