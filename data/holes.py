@@ -23,9 +23,9 @@ _NEVER = 65535  # the time of a pixel that no contour reaches
 # How contours change with the hole ratio, set so that connected holes (8 neighbours) and the largest inscribed
 # circle come out as in the paper's published test masks: see test_masks.py for the figures.
 _RATIOS = (0.055, 0.15, 0.25, 0.35, 0.45, 0.55)
-_CLUMPING = (0.3, 1.0, 1.8, 3.3, 3.5, 4.5)  # how far pieces crowd in the same parts of the image; 0 = not at all
-_GAPS = (0.55, 0.4, 0.25, 0.25, 0.25, 0.25)  # width of the gaps in the lines, as a level of noise of unit variance
-_DILATION = (0.19, 0.20, 0.22, 0.26, 0.33, 0.56)  # mean side of the square that dilates, as a share of 9 to 49 px
+_CLUMPING = (0.2, 1.0, 1.8, 3.3, 3.5, 5.0)  # how far pieces crowd in the same parts of the image; 0 = not at all
+_GAPS = (0.6, 0.4, 0.25, 0.2, 0.25, 0.25)  # width of the gaps in the lines, as a level of noise of unit variance
+_DILATION = (0.18, 0.20, 0.23, 0.27, 0.30, 0.58)  # mean side of the square that dilates, as a share of 9 to 49 px
 
 # Draws a piece at a share of its full extent, from 0 to 1, into a canvas: uint8, 1 = hole.
 Piece = Callable[[np.ndarray, float], None]

@@ -6,6 +6,7 @@ the hole; `read_mask` is the only place that knows which.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +36,29 @@ def hole_bin(ratio: float) -> int | None:
         if low < ratio <= high:
             return index
     return None
+
+
+def bin_name(index: int) -> str:
+    """A bin of HOLE_BINS as text, such as "0.01-0.1"."""
+    low, high = HOLE_BINS[index]
+    return f"{low:g}-{high:g}"
+
+
+def count_holes(mask: np.ndarray) -> int:
+    """Number of connected holes of a mask (H,W), 0 = hole; pixels that touch by a corner are connected (8 neighbours)."""
+    return int(cv2.connectedComponents((mask == 0).astype(np.uint8), connectivity=8)[0]) - 1
+
+
+def inscribed_radius(mask: np.ndarray) -> float:
+    """Radius of the largest circle in the holes of a mask (H,W), 0 = hole, as a share of the shorter side.
+
+    It is the distance from the deepest hole pixel to the nearest valid one, centre to centre. What lies outside
+    of the image counts neither way, so a hole at the edge may hold a part of the circle. Infinite without a valid pixel.
+    """
+    if not mask.any():
+        return math.inf
+    depth = cv2.distanceTransform((mask == 0).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return float(depth.max()) / min(mask.shape)
 
 
 def read_mask(path: str | Path, hole: HoleColour) -> tuple[np.ndarray, float]:

@@ -1,0 +1,388 @@
+"""main.py: what a run writes, that resume equals a straight run, and what stops it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import main as training
+from data.samples import validation_pairs
+from model import PConvUNet, load_model
+from predict import inpaint
+from utils.config import config_to_dict, load_config
+from utils.masks import write_mask
+from utils.metrics import picture_metrics
+from utils.run_folder import RunFolder
+
+PROJECT = Path(__file__).resolve().parent.parent
+STEPS = 8  # of the runs below: five, then three of fine-tuning
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Five images and six masks, made by hand."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for name in ("images", "train", "val"):
+        (folder / name).mkdir()
+    for i in range(5):
+        small = rng.integers(0, 256, (6, 7, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((50, 44), Image.Resampling.BICUBIC).save(folder / "images" / f"{i}.png")
+    for i in range(6):
+        mask = np.ones((32, 32), np.uint8)
+        mask[3 * i : 3 * i + 9, 8:24] = 0
+        write_mask(folder / "train" / f"{i}.png", mask)
+        write_mask(folder / "val" / f"{i}.png", mask.T)
+    return folder
+
+
+def arguments(folder, run, *more):
+    return [
+        f"run.dir={run}",
+        "run.device=cpu",
+        f"data.train={folder / 'images'}",
+        f"data.val={folder / 'images'}",
+        "data.val_pairs=3",
+        "data.image_size=32",
+        "data.workers=0",
+        f"masks.train_dir={folder / 'train'}",
+        f"masks.val_dir={folder / 'val'}",
+        "model.depth=3",
+        "model.base_channels=4",
+        "train.batch_size=2",
+        f"train.initial_steps={STEPS - 3}",
+        "train.finetune_steps=3",
+        "train.settle_batches=3",
+        "train.log_every=1",
+        "train.eval_every=4",
+        "train.save_every=1",
+        "train.keep_checkpoints=100",
+        *more,
+    ]
+
+
+def run_main(*args):
+    assert training.main([str(arg) for arg in args]) == 0
+
+
+@pytest.fixture(scope="module")
+def straight(folder, tmp_path_factory):
+    """A run that nothing interrupts, with a checkpoint of every step."""
+    run = RunFolder(tmp_path_factory.mktemp("runs") / "straight")
+    run_main(*arguments(folder, run.path))
+    return run
+
+
+def weights(run):
+    return torch.load(run.last, weights_only=True)["model"]
+
+
+def assert_same_weights(run, other):
+    ours, theirs = weights(run), weights(other)
+    assert ours.keys() == theirs.keys()
+    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+
+
+def records(run):
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "train/images_per_second"} for line in lines]
+
+
+# --- what a run writes -------------------------------------------------------------------------------------------
+
+
+def test_a_run_writes_all_that_it_promises(folder, straight):
+    assert load_config(straight.config) == load_config(overrides=arguments(folder, straight.path))
+    assert len(list(straight.path.glob("events.out.tfevents.*"))) == 1
+    assert [p.name for p in sorted(straight.samples.iterdir())] == ["step_00000004.png", "step_00000008.png"]
+    names = [p.name for p in sorted(straight.checkpoints.iterdir())]
+    assert names == ["last.pt", *(f"step_{step:08d}.pt" for step in range(STEPS + 1))]
+    lines = records(straight)
+    assert [line["step"] for line in lines if "train/total" in line] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in lines if "val/ssim" in line] == [4, 8]
+    terms = ("total", "valid", "hole", "perceptual", "style", "tv", "lr")
+    assert all(f"train/{term}" in lines[0] for term in terms)
+    lrs = [line["train/lr"] for line in lines if "train/lr" in line]
+    assert lrs == [2e-4] * 5 + [5e-5] * 3
+
+
+def test_tensorboard_shows_the_same_numbers(straight):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(straight.path)).Reload()
+    assert board.Tags()["images"] == ["val/pictures"]
+    for line in records(straight):
+        for name in line.keys() - {"step"}:
+            values = {event.step: event.value for event in board.Scalars(name)}
+            assert values[line["step"]] == pytest.approx(line[name], rel=1e-6)
+
+
+def test_a_checkpoint_is_a_plain_dict_that_loads_safely(straight):
+    checkpoint = torch.load(straight.checkpoints / "step_00000003.pt", weights_only=True)
+    assert set(checkpoint) == {"model", "optimizer", "step", "config"}
+    assert checkpoint["step"] == 3
+    assert checkpoint["config"] == config_to_dict(load_config(straight.config))
+    assert load_model(straight.last).depth == 3
+
+
+def test_trained_metric_is_the_metric_of_the_saved_file(straight):
+    net = load_model(straight.weights)
+    scores = []
+    for image, mask in validation_pairs(load_config(straight.config)):
+        comp = inpaint(net, image[None], mask[None])[0]
+        scores.append(picture_metrics(comp.permute(1, 2, 0).numpy(), image.permute(1, 2, 0).numpy()))
+    last = records(straight)[-1]
+    for name in scores[0]:
+        assert last[f"val/{name}"] == pytest.approx(np.mean([score[name] for score in scores]), rel=1e-5)
+
+
+def test_old_checkpoints_go(folder, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    run_main(*arguments(folder, run.path, "train.save_every=2", "train.keep_checkpoints=2"))
+    assert [p.name for p in sorted(run.checkpoints.iterdir())] == ["last.pt", "step_00000006.pt", "step_00000008.pt"]
+    assert os.path.samefile(run.last, run.checkpoints / "step_00000008.pt")
+
+
+def test_a_run_shorter_than_save_every_still_saves(folder, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    run_main(*arguments(folder, run.path, "train.save_every=1000", "train.eval_every=1000", "train.log_every=1000"))
+    assert torch.load(run.last, weights_only=True)["step"] == STEPS
+    assert [line["step"] for line in records(run)] == [STEPS, STEPS]
+
+
+# --- what a run computes is a function of its config -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [0, 3, 5, 6])  # 5: the switch to fine-tuning is still to come; 6: it is behind
+def test_resume_equals_a_straight_run(straight, tmp_path, step):
+    run = RunFolder(tmp_path / "moved")  # a run folder may be moved
+    shutil.copytree(straight.path, run.path)
+    run.weights.unlink()
+    shutil.copy(run.checkpoints / f"step_{step:08d}.pt", run.last)
+    with open(run.metrics, "a") as file:
+        file.write('{"step": 9, "tra')  # the line that a killed run was writing
+    run_main("--resume", run.path)
+    assert_same_weights(run, straight)
+    assert records(run) == records(straight)
+    assert run.weights.read_bytes() == straight.weights.read_bytes()
+
+
+def test_a_run_can_be_made_longer(straight, folder, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(straight.path, run.path)
+    run_main("--resume", run.path, "train.finetune_steps=5")
+    longer = RunFolder(tmp_path / "longer")
+    run_main(*arguments(folder, longer.path, "train.finetune_steps=5"))
+    assert_same_weights(run, longer)
+
+
+@pytest.mark.parametrize("change", [("data.workers=2",), ("train.eval_every=1",), ("train.log_every=7",)])
+def test_workers_evaluations_and_records_change_nothing(folder, straight, tmp_path, change):
+    run = RunFolder(tmp_path / "run")
+    run_main(*arguments(folder, run.path, *change))
+    assert_same_weights(run, straight)
+
+
+def test_the_seed_changes_the_run(folder, straight, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    run_main(*arguments(folder, run.path, "run.seed=1"))
+    assert not torch.equal(weights(run)["encoder.0.conv.weight"], weights(straight)["encoder.0.conv.weight"])
+
+
+def start(folder, run, *more):
+    """main.py as a process of its own; returns when it has saved the step after the first."""
+    # Enough steps that no signal comes too late.
+    command = [sys.executable, "main.py", *arguments(folder, run.path, "train.initial_steps=60", *more)]
+    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    waited = time.monotonic() + 60
+    while not (run.checkpoints / "step_00000002.pt").exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < waited
+        time.sleep(0.01)
+    return process
+
+
+@pytest.fixture(scope="module")
+def longer(folder, tmp_path_factory):
+    run = RunFolder(tmp_path_factory.mktemp("runs") / "longer")
+    run_main(*arguments(folder, run.path, "train.initial_steps=60"))
+    return run
+
+
+def test_killed_and_resumed_equals_a_straight_run(folder, longer, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    process = start(folder, run)
+    process.kill()
+    process.communicate()
+    assert torch.load(run.last, weights_only=True)["step"] < 60
+    run_main("--resume", run.path)
+    assert_same_weights(run, longer)
+    assert records(run) == records(longer)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(folder, longer, tmp_path, signum):
+    run = RunFolder(tmp_path / "run")
+    process = start(folder, run, "data.workers=1", "train.save_every=2")
+    process.send_signal(signum)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum
+    assert f"python main.py --resume {run.path}" in text
+    assert "Traceback" not in text
+    step = torch.load(run.last, weights_only=True)["step"]
+    assert f"stopped at step {step} and saved" in text
+    run_main("--resume", run.path)
+    assert_same_weights(run, longer)
+
+
+# --- fine-tuning -----------------------------------------------------------------------------------------------------
+
+
+def test_fine_tuning_freezes_the_encoders_batch_norm(straight):
+    before, at_switch, after = (
+        torch.load(straight.checkpoints / f"step_{step:08d}.pt", weights_only=True)["model"] for step in (5, 6, 8)
+    )
+    for key in after:
+        if ".bn." in key and "num_batches" not in key:
+            frozen = key.startswith("encoder")
+            assert torch.equal(at_switch[key], after[key]) == frozen, key
+            if frozen and key.endswith(("weight", "bias")):
+                assert torch.equal(before[key], after[key]), key
+    # The statistics were taken anew before they were frozen.
+    assert not torch.equal(before["encoder.1.bn.running_var"], at_switch["encoder.1.bn.running_var"])
+
+
+def test_the_loss_stays_level_across_the_switch(tmp_path, folder):
+    run = RunFolder(tmp_path / "run")
+    more = ("data.train=sample", "data.val=sample", "data.val_pairs=1", "data.image_size=64", "data.workers=2")
+    more += ("model.depth=5", "model.base_channels=8", "train.batch_size=4", "train.settle_batches=20")
+    more += ("train.initial_steps=90", "train.finetune_steps=20", "train.eval_every=1000", "train.save_every=1000")
+    run_main(*arguments(folder, run.path, *more, "optim.initial_lr=2e-3", "optim.finetune_lr=5e-4"))
+    losses = [line["train/total"] for line in records(run) if "train/total" in line]
+    before = np.mean(losses[40:90])
+    assert max(losses[90:]) < 2.5 * before  # single steps differ by their pictures
+    assert np.mean(losses[90:]) < 1.5 * before
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------------
+
+
+def fails(capsys, *args):
+    assert training.main([str(arg) for arg in args]) == 1
+    error = capsys.readouterr().err
+    line = error.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    assert "Traceback" not in error
+    return line
+
+
+def test_a_used_run_folder_is_refused(folder, straight, capsys):
+    before = sorted(path.name for path in straight.path.rglob("*"))
+    line = fails(capsys, *arguments(folder, straight.path))
+    assert f"--resume {straight.path}" in line
+    assert before == sorted(path.name for path in straight.path.rglob("*"))
+
+
+def test_nothing_to_resume(tmp_path, capsys):
+    assert "does not exist" in fails(capsys, "--resume", tmp_path / "none")
+    assert "config.yml does not exist" in fails(capsys, "--resume", tmp_path)
+
+
+def test_resume_with_another_model_is_refused(straight, tmp_path, capsys):
+    shutil.copytree(straight.path, tmp_path / "run")
+    line = fails(capsys, "--resume", tmp_path / "run", "model.base_channels=8", "train.finetune_steps=5")
+    assert "model and optim.name can't change" in line
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data.train={}/none", "data.train: no such folder"),
+        ("data.val={}/empty", "data.val: no images"),
+        ("masks.train_dir={}/none", "masks.train_dir: no such folder.*masks.py"),
+        ("masks.val_dir={}/empty", "masks.val_dir: no masks.*masks.py"),
+        ("loss.vgg16={}/none.pth", "no VGG-16 weights"),
+        ("run.device=cuda:99", "no device cuda:99"),
+        ("model.detph=3", "model.detph.*model.depth"),
+    ],
+)
+def test_a_start_that_fails_writes_nothing(folder, tmp_path, capsys, change, message):
+    import re
+
+    (tmp_path / "empty").mkdir()
+    line = fails(capsys, *arguments(folder, tmp_path / "run", change.format(tmp_path)))
+    assert re.search(message, line)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_picture_is_named_in_one_line(folder, tmp_path, capsys, workers):
+    (tmp_path / "images").mkdir()
+    data = (folder / "images" / "0.png").read_bytes()
+    (tmp_path / "images" / "cut.png").write_bytes(data[: len(data) // 2])
+    more = (f"data.train={tmp_path / 'images'}", f"data.workers={workers}")
+    line = fails(capsys, *arguments(folder, tmp_path / "run", *more))
+    assert line.startswith("error: damaged image")
+    assert "cut.png" in line
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(folder, tmp_path, capsys):
+    run = RunFolder(tmp_path / "run")
+    line = fails(capsys, *arguments(folder, run.path, "optim.name=SGD", "optim.initial_lr=1e30"))
+    assert "step 2: the loss is not finite (total = " in line
+    assert str(run.last) in line
+    kept = torch.load(run.last, weights_only=True)
+    assert kept["step"] == 1
+
+
+def test_init_from_starts_from_the_weights(folder, straight, tmp_path, capsys):
+    run = RunFolder(tmp_path / "run")
+    run_main("--init-from", straight.weights, *arguments(folder, run.path))
+    first = torch.load(run.checkpoints / "step_00000000.pt", weights_only=True)["model"]
+    assert all(torch.equal(first[key], value) for key, value in weights(straight).items())
+    more = arguments(folder, tmp_path / "other", "model.depth=4")
+    assert "its model.depth is 3" in fails(capsys, "--init-from", straight.weights, *more)
+
+
+def test_fine_tuning_alone_from_other_weights(folder, straight, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    run_main("--init-from", straight.weights, *arguments(folder, run.path, "train.initial_steps=0"))
+    assert [line["train/lr"] for line in records(run) if "train/lr" in line] == [5e-5] * 3
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD"])
+def test_other_optimizers_resume_exactly_too(folder, tmp_path, name):
+    run = RunFolder(tmp_path / "run")
+    more = (f"optim.name={name}", "optim.weight_decay=0.01", "optim.initial_lr=1e-5", "train.eval_every=100")
+    run_main(*arguments(folder, run.path, *more))
+    again = RunFolder(tmp_path / "again")
+    shutil.copytree(run.path, again.path)
+    shutil.copy(again.checkpoints / "step_00000004.pt", again.last)
+    run_main("--resume", again.path)
+    assert_same_weights(again, run)
+
+
+def test_help_and_mistakes_need_no_torch():
+    code = (
+        "import sys, main\n"
+        "try: main.main(['--help'])\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "assert main.main(['train.batch_size=no']) == 1\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "train.batch_size" in done.stderr
+
+
+def test_the_network_of_a_checkpoint_can_be_asked_for(straight):
+    assert isinstance(load_model(straight.checkpoints / "step_00000000.pt"), PConvUNet)
