@@ -7,6 +7,7 @@ cut at the exact number of pixels. Nothing is drawn twice until it happens to fi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import cv2
@@ -18,6 +19,7 @@ _CANVAS = 256  # px, side of the canvas that every style draws on: holes look al
 _WIDE = 364  # px, side of the canvas of contours before they are rotated: _CANVAS times the square root of 2
 _MAX_PIECES = 400  # shapes or strokes of one mask; where they leave some room the holes grow at their edges
 _SOFTNESS = 1.0  # px of the canvas, standard deviation of the blur before the cut: rounds off the canvas' pixels
+_GOLDEN = (5**0.5 - 1) / 2
 _NEVER = 65535  # the time of a pixel that no contour reaches
 
 # How contours change with the hole ratio, set so that connected holes (8 neighbours) and the largest inscribed
@@ -56,6 +58,18 @@ def draw_mask(rng: np.random.Generator, size: int, style: str, ratio: float, bor
     mask = np.ones((size, size), np.uint8)
     mask[border : size - border, border : size - border] -= _cut(_scaled(_grown(canvas, area), side), pixels)
     return mask
+
+
+def spread_ratio(number: int, low: float, high: float, size: int) -> float:
+    """The hole ratio of mask number `number` of a set whose ratios spread evenly from `low` to `high`.
+
+    Multiples of the golden ratio, modulo 1: the first k are spread evenly for every k. It is a ratio that
+    size² pixels can have, above `low` and below `high`: on the edge of a bin rounding would decide about the bin.
+    """
+    least = math.floor(low * size * size) + 1
+    most = max(least, math.ceil(high * size * size) - 1)
+    place = (0.5 + number * _GOLDEN) % 1
+    return (least + math.floor(place * (most - least + 1))) / (size * size)
 
 
 # --- from the canvas to the image ------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from utils.checkpoint import write_atomically
 from utils.errors import UserError
+from utils.files import write_atomically
 from utils.images import open_image
 
 OUTPUT_SUFFIXES = (".png", ".webp", ".tif", ".tiff", ".jpg", ".jpeg")

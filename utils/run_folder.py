@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from utils.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from utils.config import Config, save_config
 from utils.errors import UserError
+from utils.files import write_atomically
 
 
 class RunFolder:
@@ -84,6 +84,8 @@ class RunFolder:
 
     def save_checkpoint(self, checkpoint: dict[str, Any], keep: int) -> Path:
         """Write step_*.pt, let last.pt be the same file, and remove all but the newest `keep`."""
+        from utils.checkpoint import save_checkpoint  # imports torch, which a wrong start need not wait for
+
         path = self.checkpoints / f"step_{checkpoint['step']:08d}.pt"
         save_checkpoint(path, checkpoint)
         write_atomically(self.last, lambda temporary: _link_or_copy(path, temporary))
@@ -93,6 +95,8 @@ class RunFolder:
 
     def load_last(self) -> dict[str, Any]:
         """The newest checkpoint."""
+        from utils.checkpoint import load_checkpoint
+
         return load_checkpoint(self.last)
 
 

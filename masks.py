@@ -1,0 +1,419 @@
+"""Make masks with irregular holes, or look at a folder of masks. `python masks.py --help` says how."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from utils.errors import UserError, message_of, reports_user_errors
+
+if TYPE_CHECKING:  # numpy, cv2 and Pillow are imported where they are used: --help and wrong arguments answer at once
+    from PIL import Image, ImageDraw
+
+    from utils.config import Config
+    from utils.masks import HoleColour
+
+RECORD = "masks.json"  # lies in every folder that masks.py fills: how the masks were made, and that it was masks.py
+INDEX = "index.csv"  # of a benchmark
+OWN_NAME = re.compile(r"\d{6,}\.png|\.\d{6,}\.png\.part")  # masks, and what a killed run left of one
+
+# Purposes of data.order.generator, beside those that stand there. A number once given stays.
+TRAIN, VAL, BENCHMARK = 101, 102, 110  # a benchmark has a number for each bin and border, from 110 to 121
+
+BORDER = 50 / 512  # of the size: what the holes of half of the benchmark keep from the image's edge (paper §4.1)
+CHUNK = 16  # masks that a process takes at a time
+WORTH_A_PROCESS = 64  # masks; for fewer, another process takes longer to start than it saves
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+@reports_user_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+
+    from utils.config import DEFAULT_CONFIG, load_config
+
+    config = load_config(args.config or DEFAULT_CONFIG, args.overrides)
+    if args.stats:
+        return show_stats(Path(args.stats), config.masks.hole, Path(args.out or "mask_stats.png"), args.processes)
+    if config.masks.hole == "white":
+        raise UserError(
+            "masks.hole: 'white', but masks.py writes black holes; set masks.hole=black, here and for training on them"
+        )
+    if args.benchmark:
+        size = args.size or config.data.image_size
+        make_benchmark(Path(args.benchmark), config, args.per_bin, size, args.force, args.processes)
+    else:
+        make_masks(config, args.force, args.processes)
+    return 0
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="masks.py",
+        description="Fill masks.train_dir and masks.val_dir of the config with masks: PNG, holes black, valid white."
+        " With --benchmark make a test set like the paper's; with --stats look at a folder of masks.",
+        epilog="The same config gives the same files, whatever the number of processes: mask number i is a function"
+        " of run.seed, the set and i. For a test set like the paper's: python masks.py --benchmark datasets/test_masks"
+        " --per-bin 1000 --size 512 masks.style=contours",
+    )
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument(
+        "--benchmark",
+        metavar="DIR",
+        help="fill DIR with six bins of hole ratios x (holes 50/512 of the size away from the edge | anywhere)"
+        " x --per-bin masks of masks.style, and index.csv: file, ratio, bin, border (px, 0 = anywhere)",
+    )
+    kind.add_argument(
+        "--stats",
+        metavar="DIR",
+        help="count the masks of DIR per bin of hole ratios, say which colour the holes seem to have, and draw a"
+        " histogram; masks.hole says which colour they do have",
+    )
+    parser.add_argument("--config", metavar="FILE", help="the config (config.yml beside this script)")
+    parser.add_argument("--force", action="store_true", help="replace the masks that masks.py made there before")
+    parser.add_argument("--processes", type=_at_least(1), metavar="N", help="processes (one per core)")
+    parser.add_argument("--per-bin", type=_at_least(1), metavar="N", help="with --benchmark: masks per bin and border")
+    parser.add_argument("--size", type=_at_least(32), metavar="S", help="with --benchmark: px (data.image_size)")
+    parser.add_argument("--out", metavar="FILE", help="with --stats: the histogram, a .png (mask_stats.png)")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values instead of the config's")
+    args = parser.parse_intermixed_args(argv)
+    if args.benchmark and not args.per_bin:
+        parser.error("--benchmark needs --per-bin N, the number of masks for each bin and border (the paper's: 1000)")
+    for option, value in (("--per-bin", args.per_bin), ("--size", args.size)):
+        if value and not args.benchmark:
+            parser.error(f"{option} goes with --benchmark; without it the config says how many masks, and their size")
+    if args.out is not None and not args.stats:
+        parser.error("--out goes with --stats")
+    if args.force and args.stats:
+        parser.error("--force does not go with --stats, which changes no masks")
+    for option in ("benchmark", "stats", "out", "config"):
+        if getattr(args, option) == "":
+            parser.error(f"--{option} is empty")
+    return args
+
+
+def _at_least(low: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not re.fullmatch(r"\d+", text) or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at least {low}")
+        return int(text)
+
+    return number
+
+
+# --- making masks ----------------------------------------------------------------------------------------------
+
+
+class MaskJob(NamedTuple):
+    """All that one mask file is a function of."""
+
+    path: Path
+    seed: int
+    purpose: int
+    number: int
+    size: int  # px
+    style: str
+    ratio: float
+    border: int = 0  # px
+
+
+def make_masks(config: Config, force: bool, processes: int | None) -> None:
+    """Fill the training and the validation folder. Neither is touched where one of them may not be."""
+    from data.holes import spread_ratio
+
+    masks, size, seed = config.masks, config.data.image_size, config.run.seed
+    sets = [
+        (TRAIN, Path(masks.train_dir), masks.train_count, "masks.train_dir"),
+        (VAL, Path(masks.val_dir), masks.val_count, "masks.val_dir"),
+    ]
+    if sets[0][1].resolve() == sets[1][1].resolve():
+        raise UserError(f"masks.train_dir and masks.val_dir are the same folder: {sets[0][1].resolve()}; name another")
+    for _, folder, _, key in sets:
+        check_folder(folder, force, f"set {key} to another")
+    for purpose, folder, count, key in sets:
+        jobs = []
+        for i in range(count):
+            ratio = spread_ratio(i, *masks.hole_ratio, size)
+            jobs.append(MaskJob(folder / file_name(i), seed, purpose, i, size, masks.style, ratio))
+        settings = {"set": key, "hole_ratio": list(masks.hole_ratio)}
+        fill_folder(folder, jobs, settings, processes)
+
+
+def make_benchmark(
+    folder: Path, config: Config, per_bin: int, size: int, force: bool, processes: int | None
+) -> None:
+    """Make a test set as the paper's (§4.1), with `per_bin` masks for each bin with a border and as many without."""
+    from data.holes import spread_ratio
+    from utils.masks import HOLE_BINS, bin_name
+
+    check_folder(folder, force, "name another")
+    wide = math.ceil(BORDER * size)
+    room = (size - 2 * wide) ** 2 / size**2
+    jobs, rows = [], []
+    for index, (low, high) in enumerate(HOLE_BINS):
+        for border in (wide, 0):
+            purpose = BENCHMARK + 2 * index + (border == 0)
+            # Small images have a wide border: there the last bin ends where a mask still has a shape.
+            high_here = min(high, 0.97 * room) if border else high
+            for i in range(per_bin):
+                ratio = spread_ratio(i, low, high_here, size)
+                path = folder / file_name(len(jobs))
+                jobs.append(MaskJob(path, config.run.seed, purpose, i, size, config.masks.style, ratio, border))
+                rows.append((path.name, bin_name(index), border))
+    ratios = fill_folder(folder, jobs, {"set": "benchmark", "per_bin": per_bin, "border": wide}, processes)
+    lines = [f"{name},{ratio:.6f},{bin_text},{border}" for (name, bin_text, border), ratio in zip(rows, ratios)]
+    write_whole(folder / INDEX, "\n".join(["file,ratio,bin,border", *lines]) + "\n")
+
+
+def file_name(number: int) -> str:
+    return f"{number:06d}.png"
+
+
+def check_folder(folder: Path, force: bool, otherwise: str) -> None:
+    """UserError where masks may not be written into a folder: it holds images, and not ours or without `force`."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"a file, where masks need a folder: {folder}; {otherwise}")
+    from utils.images import is_image_name
+
+    names = sorted(path.name for path in folder.iterdir())
+    images = [name for name in names if is_image_name(name)]
+    ours = is_ours(folder)
+    if images and not force:
+        remedy = "--force replaces the masks that masks.py made there" if ours else "none of them is from masks.py"
+        raise UserError(f"{folder} already holds {len(images)} images, which stay untouched: {remedy}; or {otherwise}")
+    foreign = [name for name in images if not ours or not OWN_NAME.fullmatch(name)]
+    if foreign:
+        raise UserError(
+            f"{folder} holds {len(foreign)} images that masks.py did not make, such as {foreign[0]};"
+            f" --force does not replace them: {otherwise}, or move them away"
+        )
+    taken = [name for name in (RECORD, INDEX) if name in names and not ours]
+    if taken:
+        raise UserError(f"{folder} holds a {taken[0]} that masks.py did not write; {otherwise}, or move it away")
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether the record in a folder says that masks.py filled it, or began to."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and record.get("made_by") == "masks.py"
+
+
+def fill_folder(
+    folder: Path, jobs: Sequence[MaskJob], settings: dict[str, Any], processes: int | None
+) -> list[float]:
+    """Write the masks of `jobs` into a folder that `check_folder` let pass; its old masks go. Returns the hole ratios."""
+    folder.mkdir(parents=True, exist_ok=True)
+    job = jobs[0]
+    record = {"made_by": "masks.py", "seed": job.seed, "size": job.size, "style": job.style, "count": len(jobs)}
+    write_whole(folder / RECORD, json.dumps({**record, **settings}, indent=2) + "\n")
+    for path in folder.iterdir():
+        if OWN_NAME.fullmatch(path.name) or path.name == INDEX:
+            path.unlink()
+    start = time.perf_counter()
+    ratios = in_processes(write_job, jobs, processes, str(folder))
+    seconds = time.perf_counter() - start
+    print(f"{len(jobs)} masks of {job.size}x{job.size} px in {folder} ({seconds:.1f} s, {len(jobs) / seconds:.0f} a second)")
+    return ratios
+
+
+def write_job(job: MaskJob) -> float:
+    """Draw a mask and write its file, which has its name only when it is whole. Returns the hole ratio."""
+    from data.holes import draw_mask
+    from data.order import generator
+    from utils.masks import hole_ratio, write_mask
+
+    mask = draw_mask(generator(job.seed, job.purpose, job.number), job.size, job.style, job.ratio, job.border)
+    part = job.path.with_name(f".{job.path.name}.part")
+    write_mask(part, mask)
+    os.replace(part, job.path)
+    return hole_ratio(mask)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file that has its name only when it is whole."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+# --- processes -------------------------------------------------------------------------------------------------
+
+
+def in_processes(work: Callable[[Job], Result], jobs: Sequence[Job], processes: int | None, name: str) -> list[Result]:
+    """[work(job) for job in jobs], by several processes and with a progress bar; None = one process per core."""
+    from tqdm import tqdm
+
+    processes = processes or min(_cores(), math.ceil(len(jobs) / WORTH_A_PROCESS))
+    results = []
+    with tqdm(total=len(jobs), desc=name, unit=" masks", disable=None) as bar:
+        if processes == 1:
+            for job in jobs:
+                results.append(work(job))
+                bar.update()
+            return results
+        with _pool(processes) as pool:
+            with _interrupts(signal.SIG_IGN):  # the processes that start here inherit it: Ctrl-C is for this one alone
+                coming = pool.map(work, jobs, chunksize=CHUNK)
+            for result in coming:
+                results.append(result)
+                bar.update()
+    return results
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that start afresh (a fork would copy cv2's threads in any state) and end with this block."""
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_start_process)
+    try:
+        yield pool
+    except BrokenProcessPool:
+        raise UserError("a process ended before its work was done; was memory short? --processes 1 needs least") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_process() -> None:
+    import cv2
+
+    cv2.setNumThreads(1)  # one process per core: more threads would only wait for each other
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _interrupts(handler: Any) -> Iterator[None]:
+    """Ctrl-C is handled by `handler` within this block. Only the main thread can set that; in others nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# --- looking at masks ------------------------------------------------------------------------------------------
+
+
+class Measured(NamedTuple):
+    """One mask file, or why it could not be read."""
+
+    path: Path
+    fault: str | None = None
+    ratio: float = 0.0
+    holes: int = 0
+    radius: float = 0.0  # of the largest inscribed circle, share of the shorter side
+    grey: float = 0.0  # share of pixels that are neither black nor white
+    size: tuple[int, int] = (0, 0)  # width, height in px
+
+
+def measure(job: tuple[Path, HoleColour]) -> Measured:
+    from utils.masks import count_holes, hole_ratio, inscribed_radius, read_mask
+
+    path, hole = job
+    try:
+        mask, grey = read_mask(path, hole)
+    except UserError as error:
+        return Measured(path, message_of(error))
+    size = (mask.shape[1], mask.shape[0])
+    return Measured(path, None, hole_ratio(mask), count_holes(mask), inscribed_radius(mask), grey, size)
+
+
+def show_stats(folder: Path, hole: HoleColour, out: Path, processes: int | None) -> int:
+    """Print what the masks of a folder are like and draw a histogram. Exit code 1 where a file can't be read."""
+    from utils.images import list_images
+
+    paths = list_images(folder)
+    if not paths:
+        raise UserError(f"no images in {folder}, which --stats named; it looks for masks in the folder itself")
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out: {str(out)!r} must end in .png")
+    if out.resolve().parent == folder.resolve():
+        raise UserError(f"the histogram {out} would lie among the masks of {folder}; name another place with --out FILE")
+    if not out.resolve().parent.is_dir():
+        raise UserError(f"--out: no such folder: {out.parent}")
+    found = in_processes(measure, [(path, hole) for path in paths], processes, str(folder))
+    masks = [mask for mask in found if mask.fault is None]
+    for mask in found:
+        if mask.fault is not None:
+            print(f"unreadable: {mask.fault}", file=sys.stderr)
+    print(f"{folder}: {len(masks)} masks, {len(found) - len(masks)} unreadable files; holes are {hole} (masks.hole)")
+    if masks:
+        print(describe(masks, hole))
+        draw_histogram(masks, hole, folder).save(out)
+        print(f"histogram: {out}")
+    return 0 if len(masks) == len(found) else 1
+
+
+def describe(masks: Sequence[Measured], hole: HoleColour) -> str:
+    """Sizes, polarity, grey files, and a table with a line for each bin of hole ratios."""
+    from utils.masks import HOLE_BINS, bin_name, hole_bin
+
+    sizes = Counter(mask.size for mask in masks).most_common()
+    shown = ", ".join(f"{width}x{height} ({count})" for (width, height), count in sizes[:5])
+    grey = sum(mask.grey > 0 for mask in masks)
+    very_grey = sum(mask.grey > 0.01 for mask in masks)
+    lines = [
+        f"sizes: {shown}" + (f" and {len(sizes) - 5} more" if len(sizes) > 5 else ""),
+        f"not binary: {grey / len(masks):.1%} of the files ({grey}) have grey pixels,"
+        f" {very_grey / len(masks):.1%} ({very_grey}) more than 1 % of them",
+        polarity(masks, hole),
+        "",
+        "hole ratio  masks   share  holes  largest inscribed circle (radius / side)",
+    ]
+    bins: list[list[Measured]] = [[] for _ in HOLE_BINS]
+    outside = []
+    for mask in masks:
+        index = hole_bin(mask.ratio)
+        (outside if index is None else bins[index]).append(mask)
+    for index, members in enumerate(bins):
+        line = f"{bin_name(index):10}{len(members):7}{len(members) / len(masks):8.1%}"
+        if members:
+            line += f"{_mean([m.holes for m in members]):7.1f}  {_mean([m.radius for m in members]):.3f}"
+        lines.append(line)
+    lines.append(f"{'outside':10}{len(outside):7}{len(outside) / len(masks):8.1%}")
+    return "\n".join(lines)
+
+
+def polarity(masks: Sequence[Measured], hole: HoleColour) -> str:
+    """Which colour the holes seem to have: holes take less than half of most masks, so the rarer colour it is."""
+    black = _mean([mask.ratio for mask in masks])
+    if hole == "white":
+        black = 1 - black
+    text = f"polarity: {1 - black:.1%} white, {black:.1%} black"
+    if 0.4 <= black <= 0.6:
+        return f"{text}; too even to tell which is the hole"
+    seems = "black" if black < 0.5 else "white"
+    if seems == hole:
+        return f"{text}; holes are probably {seems}, as masks.hole says"
+    return f"{text}; holes are probably {seems.upper()}, but masks.hole says {hole}: try masks.hole={seems}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
