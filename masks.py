@@ -156,17 +156,16 @@ def make_masks(config: Config, force: bool, processes: int | None) -> None:
         fill_folder(folder, jobs, settings, processes)
 
 
-def make_benchmark(
-    folder: Path, config: Config, per_bin: int, size: int, force: bool, processes: int | None
-) -> None:
+def make_benchmark(folder: Path, config: Config, per_bin: int, size: int, force: bool, processes: int | None) -> None:
     """Make a test set as the paper's (§4.1), with `per_bin` masks for each bin with a border and as many without."""
     from data.holes import spread_ratio
     from utils.masks import HOLE_BINS, bin_name
 
-    check_folder(folder, force, "name another")
+    check_folder(folder, force, "name another", (RECORD, INDEX))
     wide = math.ceil(BORDER * size)
     room = (size - 2 * wide) ** 2 / size**2
-    jobs, rows = [], []
+    jobs: list[MaskJob] = []
+    rows = []
     for index, (low, high) in enumerate(HOLE_BINS):
         for border in (wide, 0):
             purpose = BENCHMARK + 2 * index + (border == 0)
@@ -177,8 +176,11 @@ def make_benchmark(
                 path = folder / file_name(len(jobs))
                 jobs.append(MaskJob(path, config.run.seed, purpose, i, size, config.masks.style, ratio, border))
                 rows.append((path.name, bin_name(index), border))
+    (folder / INDEX).unlink(missing_ok=True)  # of the masks that go
     ratios = fill_folder(folder, jobs, {"set": "benchmark", "per_bin": per_bin, "border": wide}, processes)
-    lines = [f"{name},{ratio:.6f},{bin_text},{border}" for (name, bin_text, border), ratio in zip(rows, ratios)]
+    lines = [
+        f"{name},{ratio:.6f},{bin_text},{border}" for (name, bin_text, border), ratio in zip(rows, ratios, strict=True)
+    ]
     write_whole(folder / INDEX, "\n".join(["file,ratio,bin,border", *lines]) + "\n")
 
 
@@ -186,8 +188,12 @@ def file_name(number: int) -> str:
     return f"{number:06d}.png"
 
 
-def check_folder(folder: Path, force: bool, otherwise: str) -> None:
-    """UserError where masks may not be written into a folder: it holds images, and not ours or without `force`."""
+def check_folder(folder: Path, force: bool, otherwise: str, writes: Sequence[str] = (RECORD,)) -> None:
+    """UserError where masks may not be written into a folder.
+
+    It may hold no images, or with `force` only such as masks.py made there, as the folder's record says. Of the files
+    that are written beside the masks (`writes`) none may be there from others. What else lies there stays untouched.
+    """
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -198,7 +204,7 @@ def check_folder(folder: Path, force: bool, otherwise: str) -> None:
     images = [name for name in names if is_image_name(name)]
     ours = is_ours(folder)
     if images and not force:
-        remedy = "--force replaces the masks that masks.py made there" if ours else "none of them is from masks.py"
+        remedy = "--force replaces the masks that masks.py made there" if ours else "masks.py did not make them"
         raise UserError(f"{folder} already holds {len(images)} images, which stay untouched: {remedy}; or {otherwise}")
     foreign = [name for name in images if not ours or not OWN_NAME.fullmatch(name)]
     if foreign:
@@ -206,7 +212,7 @@ def check_folder(folder: Path, force: bool, otherwise: str) -> None:
             f"{folder} holds {len(foreign)} images that masks.py did not make, such as {foreign[0]};"
             f" --force does not replace them: {otherwise}, or move them away"
         )
-    taken = [name for name in (RECORD, INDEX) if name in names and not ours]
+    taken = [name for name in writes if name in names and not ours]
     if taken:
         raise UserError(f"{folder} holds a {taken[0]} that masks.py did not write; {otherwise}, or move it away")
 
@@ -220,21 +226,20 @@ def is_ours(folder: Path) -> bool:
     return isinstance(record, dict) and record.get("made_by") == "masks.py"
 
 
-def fill_folder(
-    folder: Path, jobs: Sequence[MaskJob], settings: dict[str, Any], processes: int | None
-) -> list[float]:
-    """Write the masks of `jobs` into a folder that `check_folder` let pass; its old masks go. Returns the hole ratios."""
+def fill_folder(folder: Path, jobs: Sequence[MaskJob], settings: dict[str, Any], processes: int | None) -> list[float]:
+    """Write the masks of `jobs` into a folder that `check_folder` let pass; its old masks go. Returns hole ratios."""
     folder.mkdir(parents=True, exist_ok=True)
     job = jobs[0]
     record = {"made_by": "masks.py", "seed": job.seed, "size": job.size, "style": job.style, "count": len(jobs)}
     write_whole(folder / RECORD, json.dumps({**record, **settings}, indent=2) + "\n")
     for path in folder.iterdir():
-        if OWN_NAME.fullmatch(path.name) or path.name == INDEX:
+        if OWN_NAME.fullmatch(path.name):
             path.unlink()
     start = time.perf_counter()
     ratios = in_processes(write_job, jobs, processes, str(folder))
     seconds = time.perf_counter() - start
-    print(f"{len(jobs)} masks of {job.size}x{job.size} px in {folder} ({seconds:.1f} s, {len(jobs) / seconds:.0f} a second)")
+    speed = len(jobs) / seconds
+    print(f"{len(jobs)} masks of {job.size}x{job.size} px in {folder} ({seconds:.1f} s, {speed:.0f} a second)")
     return ratios
 
 
@@ -267,18 +272,18 @@ def in_processes(work: Callable[[Job], Result], jobs: Sequence[Job], processes: 
 
     processes = processes or min(_cores(), math.ceil(len(jobs) / WORTH_A_PROCESS))
     results = []
-    with tqdm(total=len(jobs), desc=name, unit=" masks", disable=None) as bar:
-        if processes == 1:
-            for job in jobs:
-                results.append(work(job))
-                bar.update()
-            return results
-        with _pool(processes) as pool:
-            with _interrupts(signal.SIG_IGN):  # the processes that start here inherit it: Ctrl-C is for this one alone
+    with contextlib.ExitStack() as stack:
+        # Ctrl-C and SIGTERM stop this process, which lets the others finish what they are at and ends them.
+        stack.enter_context(_on_signal(signal.SIGTERM, signal.default_int_handler))
+        bar = stack.enter_context(tqdm(total=len(jobs), desc=name, unit=" masks", disable=None))
+        coming: Iterator[Result] = map(work, jobs)
+        if processes > 1:
+            pool = stack.enter_context(_pool(processes))
+            with _on_signal(signal.SIGINT, signal.SIG_IGN):  # inherited by the processes that start here
                 coming = pool.map(work, jobs, chunksize=CHUNK)
-            for result in coming:
-                results.append(result)
-                bar.update()
+        for result in coming:
+            results.append(result)
+            bar.update()
     return results
 
 
@@ -293,7 +298,7 @@ def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
     try:
         yield pool
     except BrokenProcessPool:
-        raise UserError("a process ended before its work was done; was memory short? --processes 1 needs least") from None
+        raise UserError("a process ended too early; was memory short? --processes 1 needs least") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -306,16 +311,16 @@ def _start_process() -> None:
 
 
 @contextlib.contextmanager
-def _interrupts(handler: Any) -> Iterator[None]:
-    """Ctrl-C is handled by `handler` within this block. Only the main thread can set that; in others nothing changes."""
+def _on_signal(number: signal.Signals, handler: Any) -> Iterator[None]:
+    """A signal is handled so within this block. Only the main thread can set that; in others nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, handler)
+    before = signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
 
 
 # --- looking at masks ------------------------------------------------------------------------------------------
@@ -355,7 +360,7 @@ def show_stats(folder: Path, hole: HoleColour, out: Path, processes: int | None)
     if out.suffix.lower() != ".png":
         raise UserError(f"--out: {str(out)!r} must end in .png")
     if out.resolve().parent == folder.resolve():
-        raise UserError(f"the histogram {out} would lie among the masks of {folder}; name another place with --out FILE")
+        raise UserError(f"the histogram {out} would lie among the masks; name another place with --out FILE")
     if not out.resolve().parent.is_dir():
         raise UserError(f"--out: no such folder: {out.parent}")
     found = in_processes(measure, [(path, hole) for path in paths], processes, str(folder))
@@ -388,7 +393,7 @@ def describe(masks: Sequence[Measured], hole: HoleColour) -> str:
         "hole ratio  masks   share  holes  largest inscribed circle (radius / side)",
     ]
     bins: list[list[Measured]] = [[] for _ in HOLE_BINS]
-    outside = []
+    outside: list[Measured] = []
     for mask in masks:
         index = hole_bin(mask.ratio)
         (outside if index is None else bins[index]).append(mask)
@@ -417,3 +422,75 @@ def polarity(masks: Sequence[Measured], hole: HoleColour) -> str:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+# --- the histogram ---------------------------------------------------------------------------------------------
+
+WIDTH, HEIGHT, MARGIN = 1000, 720, 60  # px of the picture
+PLOT_TOP, PLOT_BOTTOM = 90, 370  # px, the ends of the vertical axis
+THUMBNAIL = 130  # px
+PAPER, INK, FAINT = "#ffffff", "#20262e", "#c9d1da"
+COLOURS = ("#9ecae1", "#3182bd")  # of the bars, by turns of the bins
+COLOUR_OUTSIDE = "#b0b0b0"
+
+
+def draw_histogram(masks: Sequence[Measured], hole: HoleColour, folder: Path) -> Image.Image:
+    """The hole ratios in steps of 0.01 with the edges of the bins, and two masks of each bin."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    from utils.masks import HOLE_BINS, bin_name, hole_bin
+
+    picture = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
+    draw = ImageDraw.Draw(picture)
+    font, large = ImageFont.load_default(14), ImageFont.load_default(20)
+    draw.text((MARGIN, 20), f"Hole ratios of {len(masks)} masks", INK, large)
+    draw.text((MARGIN, 48), str(folder), INK, font)
+    draw_bars(draw, [mask.ratio for mask in masks], font)
+    column = (WIDTH - 2 * MARGIN) / len(HOLE_BINS)
+    for index in range(len(HOLE_BINS)):
+        left = round(MARGIN + index * column + (column - THUMBNAIL) / 2)
+        members = sorted((mask for mask in masks if hole_bin(mask.ratio) == index), key=lambda mask: mask.ratio)
+        draw.text((left, PLOT_BOTTOM + 34), f"{bin_name(index)}: {len(members)}", INK, font)
+        for row, member in enumerate(members[:: max(1, len(members) - 1)][:2]):  # the least and the greatest
+            top = PLOT_BOTTOM + 56 + row * (THUMBNAIL + 8)
+            picture.paste(thumbnail(member.path, hole), (left, top))
+            draw.rectangle((left - 1, top - 1, left + THUMBNAIL, top + THUMBNAIL), outline=FAINT)
+    return picture
+
+
+def draw_bars(draw: ImageDraw.ImageDraw, ratios: Sequence[float], font: Any) -> None:
+    """The axes, the edges of the bins, and a bar for each 0.01 of the hole ratio."""
+    from utils.masks import HOLE_BINS, hole_bin
+
+    bars = Counter(max(0, math.ceil(round(ratio * 100, 6)) - 1) for ratio in ratios)  # bar k is (k, k + 1] hundredths
+    last = max(61, *bars) + 1
+    tallest = max(bars.values())
+    step = (WIDTH - 2 * MARGIN) / last
+    for share in (0.5, 1.0):
+        y = PLOT_BOTTOM - share * (PLOT_BOTTOM - PLOT_TOP)
+        draw.line((MARGIN, y, WIDTH - MARGIN, y), FAINT)
+        draw.text((MARGIN - 8, y), f"{share * tallest:g}", INK, font, anchor="rm")
+    for edge in sorted({edge for ends in HOLE_BINS for edge in ends}):
+        x = MARGIN + edge * 100 * step
+        draw.line((x, PLOT_TOP - 8, x, PLOT_BOTTOM + 6), FAINT)
+        draw.text((x, PLOT_BOTTOM + 16), f"{edge:g}", INK, font, anchor="mm")
+    for bar, count in bars.items():
+        index = hole_bin((bar + 0.5) / 100)
+        top = PLOT_BOTTOM - count / tallest * (PLOT_BOTTOM - PLOT_TOP)
+        colour = COLOUR_OUTSIDE if index is None else COLOURS[index % 2]
+        draw.rectangle((MARGIN + bar * step + 1, top, MARGIN + (bar + 1) * step - 1, PLOT_BOTTOM), colour)
+    draw.line((MARGIN, PLOT_BOTTOM, WIDTH - MARGIN, PLOT_BOTTOM), INK)
+
+
+def thumbnail(path: Path, hole: HoleColour) -> Image.Image:
+    """A mask file at THUMBNAIL px, the hole black."""
+    from PIL import Image
+
+    from utils.masks import read_mask
+
+    mask, _ = read_mask(path, hole)
+    return Image.fromarray(mask * 255).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

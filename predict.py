@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,23 +18,26 @@ if TYPE_CHECKING:  # torch takes seconds to import: --help and argument errors a
 
     from model import PConvUNet
     from utils.masks import HoleColour
+    from utils.photo import Photo
 
 # A mask with more hole than this was probably meant the other way round.
 _MOSTLY_HOLE = 0.6
 # A mask with more grey than this is worth a warning.
 _MUCH_GREY = 0.01
+# A hole with a larger share of transparent pixels hides its repair.
+_MOSTLY_HIDDEN = 0.5
 
 
 def inpaint(model: PConvUNet, image: Tensor, mask: Tensor) -> Tensor:
     """Fill the holes of images of any height and width; returns the composite (N,3,H,W) in [0,1].
 
-    image: (N,3,H,W) in [0,1]; what lies in a hole never matters. mask: (N,1,H,W), 1 = valid, 0 = hole.
+    image: float (N,3,H,W) in [0,1]; what lies in a hole never matters. mask: float (N,1,H,W), 1 = valid, 0 = hole.
     Valid pixels come back bit for bit. The model runs on its own device in evaluation mode; the result lies
-    on the image's device. ValueError where shapes do not fit.
+    on the image's device. ValueError where shapes or values do not fit.
     """
     from utils.composite import composite
 
-    return composite(image, predict_whole(model, image, mask), mask)
+    return composite(image, predict_whole(model, image, mask), mask.to(image.device))
 
 
 def predict_whole(model: PConvUNet, image: Tensor, mask: Tensor) -> Tensor:
@@ -40,7 +45,8 @@ def predict_whole(model: PConvUNet, image: Tensor, mask: Tensor) -> Tensor:
     import torch
     from torch.nn import functional as F
 
-    device = next(model.parameters()).device
+    _check(image, mask)
+    weight = next(model.parameters())  # it has the type and the device that the model computes with
     height, width = image.shape[-2:]
     multiple = 2**model.depth
     # Padding with mask 0 is simply a hole: outside the image the layer sees nothing either.
@@ -49,16 +55,39 @@ def predict_whole(model: PConvUNet, image: Tensor, mask: Tensor) -> Tensor:
     model.eval()
     try:
         with torch.no_grad():
-            output = model(F.pad(image, padding).to(device), F.pad(mask, padding).to(device))
+            output = model(F.pad(image, padding).to(weight), F.pad(mask, padding).to(weight))
     finally:
         model.train(was_training)
-    return output[..., :height, :width].clamp(0, 1).to(image)
+    output = output[..., :height, :width]
+    if not output.isfinite().all():
+        raise UserError("the network's output is not finite: its training diverged or its file is damaged; use another")
+    return output.clamp(0, 1).to(image)
+
+
+def _check(image: Tensor, mask: Tensor) -> None:
+    """ValueError unless image and mask are as inpaint wants them."""
+    if image.ndim != 4 or image.shape[1] != 3 or image.numel() == 0 or not image.is_floating_point():
+        raise ValueError(f"image must be float (N,3,H,W) and not empty, got {tuple(image.shape)} of {image.dtype}")
+    n, _, h, w = image.shape
+    if mask.shape != (n, 1, h, w) or not mask.is_floating_point():
+        raise ValueError(f"mask must be float {(n, 1, h, w)} for this image, got {tuple(mask.shape)} of {mask.dtype}")
+    if not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(f"mask must be 1 (valid) or 0 (hole), got values from {mask.min():g} to {mask.max():g}")
+    known = image.masked_fill(mask.to(image.device) == 0, 0)
+    if not (known.min() >= 0 and known.max() <= 1):  # so that NaN fails, too
+        raise ValueError(f"image must be in [0,1] where valid, got values from {known.min():g} to {known.max():g}")
 
 
 @reports_user_errors
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be valid in any encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     pairs = pair_up(args.image, args.mask, args.output)
+    if not args.model.is_file():
+        raise UserError(f"--model: no such file: {args.model}")
+    inputs = [*images_of(args.image, "--image"), *images_of(args.mask, "--mask"), args.model]
+    refuse_to_overwrite([output for _, _, output in pairs], inputs)
 
     from tqdm import tqdm
 
@@ -68,115 +97,177 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = load_model(args.model, pick_device(args.device))
     failed = 0
     bar = tqdm(pairs, unit="image", disable=len(pairs) == 1)
-    for image, mask, output in bar:
+    for image, masks, output in bar:
         try:
-            if mask is None:
-                raise UserError(f"no mask for {image}: {args.mask} has no image named {image.stem}.*")
-            refuse_to_overwrite(output, [image, mask, args.model])
-            bar.write(repair(model, image, mask, output, args.hole, args.raw))
+            report = repair(model, image, the_mask(masks, image, args.mask), output, args.hole, args.raw)
         except (UserError, OSError) as error:
             failed += 1
-            bar.write(f"error: {error}", file=sys.stderr)
+            warn(f"error: {error}")
+        else:
+            bar.write(report)
     if failed and len(pairs) > 1:
-        print(f"{failed} of {len(pairs)} images failed", file=sys.stderr)
+        warn(f"{failed} of {len(pairs)} images failed")
     return 1 if failed else 0
 
 
 def repair(model: PConvUNet, image: Path, mask: Path, output: Path, hole: HoleColour, raw: bool) -> str:
     """Repair one image file; returns a line that says what was done. UserError where it can't be."""
     import numpy as np
-    import torch
 
     from utils.masks import hole_ratio
-    from utils.photo import read_photo, write_photo
+    from utils.photo import check_keeps, read_photo, write_photo
 
     photo = read_photo(image)
-    pixels = photo.rgb()  # (H,W,3)
-    valid = read_fitting_mask(mask, hole, image, pixels.shape[:2])
-    image_tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # (1,3,H,W)
-    mask_tensor = torch.from_numpy(valid).float()[None, None]  # (1,1,H,W)
-    fill = predict_whole if raw else inpaint
-    result = fill(model, image_tensor, mask_tensor)[0].permute(1, 2, 0).numpy()
+    check_keeps(output, photo)
+    valid = read_checked_mask(mask, hole)
+    check_size(valid, mask, photo, image)
+    visible = photo.visible()
+    hidden = 1 - visible[valid == 0].mean()
+    if hidden > _MOSTLY_HIDDEN:
+        warn(f"hint: {100 * hidden:.0f} % of the hole is fully transparent in {image} and stays so, as alpha is kept")
+    seen = valid * visible  # colours that nobody sees are nothing to go by: for the network they are hole, too
+    if not seen.any():
+        raise UserError(f"image {image} is fully transparent outside the hole; nothing is left to fill it from")
+    try:
+        result = _predict_pixels(model, photo.rgb(), seen)
+    except (MemoryError, RuntimeError) as error:  # on a CPU torch raises a plain RuntimeError
+        if "memory" in str(error) or isinstance(error, MemoryError):
+            raise UserError(f"not enough memory for image {image} of {_px(valid.shape)}; make it smaller") from None
+        raise
     write_photo(photo.filled(result, np.zeros_like(valid) if raw else valid), output)
-    height, width = valid.shape
-    return f"{output}: {width}×{height} px, {100 * hole_ratio(valid):.1f} % of it hole" + (", raw" if raw else "")
+    if output.suffix.lower() in (".jpg", ".jpeg"):
+        warn(f"warning: JPEG changes valid pixels a little, too: {output}; name it .png to keep them")
+    return f"{output}: {_px(valid.shape)}, {100 * hole_ratio(valid):.1f} % of it hole" + (", raw" if raw else "")
 
 
-def read_fitting_mask(path: Path, hole: HoleColour, image: Path, size: tuple[int, int]) -> np.ndarray:
-    """The mask, uint8 (H,W), for an image of `size` (height, width). Warns of a doubtful one on stderr.
+def _predict_pixels(model: PConvUNet, rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """predict_whole for arrays: rgb (H,W,3) float32 in [0,1], mask (H,W) 0/1; returns (H,W,3)."""
+    import torch
 
-    UserError where it can't be read, is of another size, or has nothing to fill or nothing to fill it from.
+    image_tensor = torch.from_numpy(rgb).permute(2, 0, 1)[None]  # (1,3,H,W)
+    mask_tensor = torch.from_numpy(mask).float()[None, None]  # (1,1,H,W)
+    return predict_whole(model, image_tensor, mask_tensor)[0].permute(1, 2, 0).numpy()
+
+
+def read_checked_mask(path: Path, hole: HoleColour) -> np.ndarray:
+    """The mask, uint8 (H,W), 1 = valid, 0 = hole. Warns of a doubtful one on stderr.
+
+    UserError where it can't be read, or has nothing to fill or nothing to fill it from.
     """
     from utils.masks import hole_ratio, read_mask
 
     mask, between = read_mask(path, hole)
     other = "white" if hole == "black" else "black"
-    if mask.shape != size:
-        raise UserError(
-            f"mask {path} is {mask.shape[1]}×{mask.shape[0]} px and image {image} is {size[1]}×{size[0]} px as a viewer"
-            " shows it; they must be of one size"
-        )
     ratio = hole_ratio(mask)
     if ratio == 0:
         raise UserError(f"mask {path} has no {hole} pixel, so no hole; if its holes are {other}, add --hole {other}")
     if ratio == 1:
         raise UserError(f"mask {path} is all hole ({hole}); if its holes are {other}, add --hole {other}")
     if between > _MUCH_GREY:
-        print(f"warning: {100 * between:.1f} % of mask {path} is neither black nor white; cut at half", file=sys.stderr)
+        warn(f"warning: {100 * between:.1f} % of mask {path} is neither black nor white; cut at half")
     if ratio > _MOSTLY_HOLE:
-        hint = f"if its holes are {other}, add --hole {other}"
-        print(f"hint: {100 * ratio:.0f} % of mask {path} is hole ({hole}); {hint}", file=sys.stderr)
+        warn(f"hint: {100 * ratio:.0f} % of mask {path} is hole ({hole}); if its holes are {other}, add --hole {other}")
     return mask
 
 
-def pair_up(image: Path, mask: Path, output: Path | None) -> list[tuple[Path, Path | None, Path]]:
-    """(image, mask, output) of every image: one, or all of a folder, with the mask of its stem or one for all.
+def check_size(valid: np.ndarray, mask: Path, photo: Photo, image: Path) -> None:
+    """UserError unless the mask is as large as the photograph is when upright."""
+    size, wanted = valid.shape, photo.visible().shape
+    if size == wanted:
+        return
+    message = f"mask {mask} is {_px(size)} and image {image} is {_px(wanted)}; they must be of one size"
+    if size == wanted[::-1]:
+        message += " as viewers show them, turned as EXIF asks"
+    if size == photo.pixels.shape[:2]:
+        message += f"; the mask fits the stored pixels, which EXIF orientation {photo.orientation} turns: turn it, too"
+    raise UserError(message)
 
-    The mask is None where a folder of masks has none of that stem. UserError where there is nothing to do.
+
+def _px(size: tuple[int, ...]) -> str:
+    return f"{size[1]}×{size[0]} px"
+
+
+def pair_up(image: Path, mask: Path, output: Path | None) -> list[tuple[Path, list[Path], Path]]:
+    """(image, masks, output) of every image, one or all of a folder. UserError where there is nothing to do.
+
+    masks: the one for all, or those of the folder that have the image's stem; there should be exactly one.
     """
-    from utils.images import list_images
-
-    for option, path in (("--image", image), ("--mask", mask)):
-        if not path.exists():
-            raise UserError(f"{option}: no such file or folder: {path}")
-    folder = image.is_dir()
-    images = list_images(image) if folder else [image]
-    if not images:
-        raise UserError(f"--image: no images in the folder {image}")
-    if folder and output is not None and output.exists() and not output.is_dir():
-        raise UserError(f"--output: must be a folder for a folder of images, and is a file: {output}")
-    masks = {path.stem: path for path in list_images(mask)} if mask.is_dir() else None
+    images, masks = images_of(image, "--image"), images_of(mask, "--mask")
+    by_stem: dict[str, list[Path]] = {}
+    for path in masks:
+        by_stem.setdefault(path.stem, []).append(path)
     pairs = []
     taken: dict[Path, Path] = {}
     for path in images:
-        target = _output_path(path, image, output)
+        target = output_path(path, image, output)
         if target in taken:
             raise UserError(f"--image: {taken[target]} and {path} would both become {target}; rename one of them")
         taken[target] = path
-        pairs.append((path, mask if masks is None else masks.get(path.stem), target))
+        pairs.append((path, by_stem.get(path.stem, []) if mask.is_dir() else masks, target))
     return pairs
 
 
-def _output_path(path: Path, source: Path, output: Path | None) -> Path:
-    """Where the repaired image goes: as --output says, else beside the image or the folder of images."""
+def images_of(path: Path, option: str) -> list[Path]:
+    """The images that an option names: a file, or all of a folder. UserError where there are none."""
+    from utils.images import IMAGE_SUFFIXES, list_images
+
+    if not path.exists():
+        raise UserError(f"{option}: no such file or folder: {path}")
+    images = list_images(path) if path.is_dir() else [path]
+    if not images:
+        raise UserError(f"{option}: no images ({', '.join(IMAGE_SUFFIXES)}) in the folder {path}")
+    return images
+
+
+def the_mask(candidates: Sequence[Path], image: Path, source: Path) -> Path:
+    """The one candidate. UserError where there is none or a choice."""
+    if len(candidates) != 1:
+        found = " and ".join(path.name for path in candidates) or "none"
+        raise UserError(f"image {image} needs one mask named {image.stem}.* in {source}; found {found}")
+    return candidates[0]
+
+
+def output_path(path: Path, source: Path, output: Path | None) -> Path:
+    """Where a repaired image goes: as --output says, else beside the image or the folder of images.
+
+    path: the image; source: what --image names, the image itself or its folder.
+    """
+    from utils.images import OUTPUT_FORMATS
+
+    names_image = output is not None and output.suffix.lower() in OUTPUT_FORMATS and not output.is_dir()
     if source.is_dir():
-        return (output or source.resolve().with_name(f"{source.resolve().name}_inpainted")) / f"{path.stem}.png"
-    if output is not None and not output.is_dir():
-        return output
-    return (output or path.parent) / f"{path.stem}_inpainted.png"
+        if names_image or (output is not None and output.is_file()):
+            raise UserError(f"--output: must be a folder, as --image is one: {output}")
+        here = Path(os.path.abspath(source))  # `.` and `..` have names, too
+        return (output or here.parent / f"{here.name}_inpainted") / f"{path.stem}.png"
+    if output is None or output.is_dir():
+        return (output or path.parent) / f"{path.stem}_inpainted.png"
+    if not names_image:
+        raise UserError(f"--output: must end in {', '.join(OUTPUT_FORMATS)}, or be a folder that exists: {output}")
+    return output
 
 
-def refuse_to_overwrite(output: Path, inputs: Sequence[Path]) -> None:
-    """UserError where the output is one of the inputs or can't be an image. Makes its folder."""
-    from utils.photo import check_output
+def refuse_to_overwrite(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """UserError where an output is an input of the run, whatever path or link leads to it, or a folder."""
+    files = {_identity(path) for path in inputs}
+    for output in outputs:
+        if output.is_dir():
+            raise UserError(f"--output: a folder of this name is in the way: {output}")
+        if output.exists() and _identity(output) in files:
+            raise UserError(f"--output: {output} is an input of this run and would be lost; name another")
 
-    check_output(output)
-    if output.is_dir():
-        raise UserError(f"--output: a folder of this name is in the way: {output}")
-    for path in inputs:
-        if output.exists() and output.samefile(path):
-            raise UserError(f"--output: {output} is an input and would be lost; give another name")
-    output.parent.mkdir(parents=True, exist_ok=True)
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What tells one file from another, however it is named."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def warn(line: str) -> None:
+    """Write a line to stderr, above the progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -184,14 +275,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Repair photographs: fill the holes of an image, which a mask of the same size shows.",
         epilog="example: python predict.py --image photo.jpg --mask mask.png --model runs/demo/weights.safetensors",
     )
-    parser.add_argument("--image", type=Path, required=True, metavar="IMG", help="an image, or a folder of images")
+    parser.add_argument("--image", type=_path, required=True, metavar="IMG", help="an image, or a folder of images")
     parser.add_argument(
-        "--mask", type=Path, required=True, metavar="MASK", help="its mask, or a folder of masks with the images' names"
+        "--mask", type=_path, required=True, metavar="MASK", help="its mask, or a folder of masks of the same names"
     )
-    parser.add_argument("--model", type=Path, required=True, metavar="CKPT", help="a checkpoint or a weights file")
+    parser.add_argument("--model", type=_path, required=True, metavar="CKPT", help="a checkpoint or a weights file")
     parser.add_argument(
         "--output",
-        type=Path,
+        type=_path,
         metavar="PATH",
         help="image to write, or folder (IMG_inpainted.png beside the image, or a folder beside the folder);"
         " .png, .webp and .tif keep valid pixels as they are, .jpg does not",
@@ -200,6 +291,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (auto)")
     parser.add_argument("--raw", action="store_true", help="write what the network makes of the valid part too")
     return parser.parse_args(argv)
+
+
+def _path(text: str) -> Path:
+    if not text:  # Path("") would be the current folder
+        raise argparse.ArgumentTypeError("an empty name")
+    return Path(os.path.expanduser(text))
 
 
 if __name__ == "__main__":

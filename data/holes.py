@@ -7,6 +7,7 @@ cut at the exact number of pixels. Nothing is drawn twice until it happens to fi
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -21,6 +22,7 @@ _MAX_PIECES = 400  # shapes or strokes of one mask; where they leave some room t
 _SOFTNESS = 1.0  # px of the canvas, standard deviation of the blur before the cut: rounds off the canvas' pixels
 _GOLDEN = (5**0.5 - 1) / 2
 _NEVER = 65535  # the time of a pixel that no contour reaches
+_LATEST = 12.0  # the delay of contours that may cross the edge where they should not, in standard deviations of time
 
 # How contours change with the hole ratio, set so that connected holes (8 neighbours) and the largest inscribed
 # circle come out as in the paper's published test masks: see test_masks.py for the figures.
@@ -105,7 +107,7 @@ def _cut(soft: np.ndarray, pixels: int) -> np.ndarray:
 def _drawn_until(pieces: Iterator[Piece], area: int) -> np.ndarray:
     """A canvas with pieces drawn until they cover `area` px; the last is drawn just as far as is needed."""
     canvas = np.zeros((_CANVAS, _CANVAS), np.uint8)
-    for _, draw in zip(range(_MAX_PIECES), pieces):
+    for draw in itertools.islice(pieces, _MAX_PIECES):
         before = canvas.copy()
         draw(canvas, 1.0)
         if cv2.countNonZero(canvas) < area:
@@ -196,17 +198,17 @@ def _contours(rng: np.random.Generator, area: int, ratio: float, unit: float, in
     mean = np.interp(ratio, _RATIOS, _DILATION)
     dilation = max(1, round((9 + 40 * rng.beta(5 * mean, 5 - 5 * mean)) * unit))
     turn = cv2.getRotationMatrix2D((_WIDE / 2, _WIDE / 2), rng.uniform(0, 360), 1.0)
-    turn[:, 2] -= (_WIDE - _CANVAS) / 2
-    lines = _outlines(rng, np.interp(ratio, _RATIOS, _GAPS))
-    times = _times(rng, lines, np.interp(ratio, _RATIOS, _CLUMPING))
+    turn = turn - np.array([[0, 0, (_WIDE - _CANVAS) / 2]] * 2)  # keeps the middle of the wide canvas
+    lines = _outlines(rng, float(np.interp(ratio, _RATIOS, _GAPS)))
+    times = _times(rng, lines, float(np.interp(ratio, _RATIOS, _CLUMPING)))
     if inside:
-        ramp = _edge_ramp(dilation)
-        times += cv2.warpAffine(ramp, turn, (_WIDE, _WIDE), flags=cv2.WARP_INVERSE_MAP, borderValue=float(ramp.max()))
+        delay = _edge_delay(dilation)
+        times += cv2.warpAffine(delay, turn, (_WIDE, _WIDE), flags=cv2.WARP_INVERSE_MAP, borderValue=[_LATEST])
     # 2000 steps for a standard deviation of one piece's time; the clip touches what is far out either way.
     order = np.where(lines, (times * 2000 + 25000).clip(0, _NEVER - 1), _NEVER).astype(np.uint16)
-    order = cv2.erode(order, np.ones((dilation, dilation), np.uint8))  # the earliest time within the square
-    order = cv2.warpAffine(order, turn, (_CANVAS, _CANVAS), flags=cv2.INTER_NEAREST, borderValue=_NEVER)
-    return _earliest(order, area)
+    dilated = cv2.erode(order, np.ones((dilation, dilation), np.uint8))  # the earliest time within the square
+    cropped = cv2.warpAffine(dilated, turn, (_CANVAS, _CANVAS), flags=cv2.INTER_NEAREST, borderValue=[_NEVER])
+    return _earliest(cropped, area)
 
 
 def _outlines(rng: np.random.Generator, gaps: float) -> np.ndarray:
@@ -214,7 +216,7 @@ def _outlines(rng: np.random.Generator, gaps: float) -> np.ndarray:
     lines = np.zeros((_WIDE, _WIDE), np.uint8)
     for cells in rng.choice([4, 6, 9, 14], 2, replace=False):  # level lines, at two scales
         bands = (1.2 * _noise(rng, int(cells)) + rng.uniform(50, 51)).astype(np.uint8)
-        lines |= cv2.morphologyEx(bands, cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8))
+        lines[cv2.morphologyEx(bands, cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0] = 1
     for _ in range(rng.integers(2, 8)):  # long edges, nearly straight
         angles = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.15, 6))
         steps = rng.uniform(10, 50) * np.stack([np.cos(angles), np.sin(angles)], 1)
@@ -241,12 +243,12 @@ def _times(rng: np.random.Generator, lines: np.ndarray, clumping: float) -> np.n
     return piece.astype(np.float32)[labels] + 0.3 * crowd
 
 
-def _edge_ramp(dilation: int) -> np.ndarray:
+def _edge_delay(dilation: int) -> np.ndarray:
     """Delay of the pixels whose dilated square may cross the canvas' edge, falling to 0 inside: float32, square."""
     to_edge = np.minimum(np.arange(_CANVAS), np.arange(_CANVAS)[::-1]).astype(np.float32)
     to_edge = np.minimum.outer(to_edge, to_edge)
     room = to_edge - 0.7 * dilation  # half the diagonal of a square
-    return np.where(room < 0, np.float32(12), 5 * (1 - room / 70).clip(0, 1) ** 2)
+    return np.where(room < 0, np.float32(_LATEST), 5 * (1 - room / 70).clip(0, 1) ** 2)
 
 
 def _earliest(order: np.ndarray, area: int) -> np.ndarray:

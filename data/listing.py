@@ -23,50 +23,69 @@ def find_images(source: str, split: str) -> list[str]:
         folder = resources.files("skimage") / "data"
         return [str(folder / name) for name in SAMPLE[split]]
     path = Path(source)
-    if path.is_dir():
-        found = _search(path)
-        if not found:
-            kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
-            raise UserError(f"data.{split}: no images ({kinds}) in the folder {path} or below it")
-    elif path.is_file():
-        found = _read_list(path, split)
-    else:
-        raise UserError(f"data.{split}: no such folder or list: {path}; name a folder, a text file of paths, or `sample`")
-    return found
+    try:
+        if path.is_dir():
+            return _search(path, split)
+        if path.is_file():
+            return _read_list(path, split)
+    except PermissionError as error:
+        raise UserError(f"data.{split}: no permission to read {error.filename}") from None
+    raise UserError(f"data.{split}: no such folder or list: {path}; name a folder, a text file of paths, or `sample`")
 
 
-def _search(folder: Path) -> list[str]:
-    """All images below a folder, sorted. Linked folders are followed, each real folder once."""
+def _search(root: Path, split: str) -> list[str]:
+    """All images below a folder, sorted; nothing hidden. Linked folders are followed, each real folder once."""
     found: list[str] = []
     seen: set[str] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
+    waiting = [str(root)]
+    while waiting:
+        folder = waiting.pop()
+        real = os.path.realpath(folder)
         if real in seen:
-            folders.clear()
             continue
         seen.add(real)
-        folders.sort()
-        found.extend(os.path.join(parent, name) for name in files if is_image_name(name))
+        with os.scandir(folder) as entries:
+            # Sorted, for the order of the disk would decide by which of its names a linked folder is found.
+            for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
+                if entry.is_dir() and not entry.name.startswith("."):
+                    waiting.append(entry.path)
+                elif is_image_name(entry.name) and entry.is_file():
+                    found.append(entry.path)
+    if not found:
+        kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+        raise UserError(f"data.{split}: no images ({kinds}) in the folder {root} or below it")
     return sorted(found)
 
 
 def _read_list(path: Path, split: str) -> list[str]:
     """The paths of a list, relative to it. A class number behind a path is dropped, as in the lists of Places365."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise UserError(f"data.{split}: not a text file of paths: {path}") from None
+        raise UserError(f"data.{split}: not a text file of paths in UTF-8: {path}") from None
     names = []
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        name, _, label = line.rpartition(" ")
-        name = name.rstrip() if label.isdigit() and is_image_name(name.rstrip()) else line
-        if not is_image_name(name):
-            raise UserError(f"data.{split}: {path} line {number}: not the path of an image: {line[:80]!r}")
-        names.append(name)
+    for number, line in enumerate(text.split("\n"), start=1):
+        name = _without_label(line.strip())
+        if name and not is_image_name(name):
+            raise UserError(f"data.{split}: {path} line {number}: not the path of an image: {name[:80]!r}")
+        if name:
+            names.append(name)
     if not names:
         raise UserError(f"data.{split}: the list {path} is empty")
+    return _located(names, path, split)
+
+
+def _without_label(line: str) -> str:
+    """The path of a line that may end in a class number: `/a/airfield/00000001.jpg 0`."""
+    name, *label = line.rsplit(maxsplit=1)[:2] or [""]
+    return name if label and label[0].isdecimal() and is_image_name(name) else line
+
+
+def _located(names: list[str], path: Path, split: str) -> list[str]:
+    """Where the images of a list lie. The first of them tells, and is looked for so that a wrong folder shows early."""
     # Places365 writes /a/airfield/1.jpg and means a folder beside the list, not the root of the disk.
     rooted = names[0].startswith("/") and not os.path.exists(names[0])
-    return [os.path.join(path.parent, name.lstrip("/") if rooted else name) for name in names]
+    found = [os.path.join(path.parent, name.lstrip("/") if rooted else name) for name in names]
+    if not os.path.isfile(found[0]):
+        raise UserError(f"data.{split}: {path}: its first image does not exist: {found[0]}; paths are relative to the list")
+    return found

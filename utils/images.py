@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from utils.errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+# Images that can be written: by the suffix of the name, Pillow's word for the kind, and its options.
+OUTPUT_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".png": ("PNG", {}),
+    ".webp": ("WEBP", {"lossless": True, "exact": True}),  # exact: colours stay where alpha is 0, too
+    ".tif": ("TIFF", {"compression": "tiff_deflate"}),
+    ".tiff": ("TIFF", {"compression": "tiff_deflate"}),
+    ".jpg": ("JPEG", {"quality": 95}),
+    ".jpeg": ("JPEG", {"quality": 95}),
+}
+
+# What undoes the turn of a camera, by EXIF orientation; 1 is upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def is_image_name(name: str) -> bool:
@@ -19,7 +42,7 @@ def is_image_name(name: str) -> bool:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The image files of one folder, sorted by name, without its subfolders. UserError where there is no such folder."""
+    """The image files of one folder, sorted by name, subfolders left out. UserError where it is no folder."""
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}")
     return sorted(path for path in folder.iterdir() if is_image_name(path.name) and path.is_file())
@@ -29,12 +52,13 @@ def open_image(path: str | Path) -> Image.Image:
     """Open and decode an image file, as stored: no orientation applied, no mode changed.
 
     Pillow decodes late, so a truncated file would fail far from here: the pixels are read at once.
-    UserError where the file is missing, no image, or damaged.
+    UserError where the file is missing, no image, damaged, too large, or its pixels are floats without a known range.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large images and of damaged EXIF; neither stops us
+            with Image.open(path) as image:
+                image.load()
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
     except UnidentifiedImageError:
@@ -43,9 +67,32 @@ def open_image(path: str | Path) -> Image.Image:
         raise UserError(f"a folder, where an image file is needed: {path}") from None
     except PermissionError:
         raise UserError(f"no permission to read {path}") from None
-    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, DecompressionBombError …
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise UserError(f"image {path} has over {limit} million pixels, Pillow's limit; use a smaller one") from None
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"damaged image {path}: {reason}") from None
+    if image.mode == "F":
+        raise UserError(f"image {path} has floating-point pixels, whose range is unknown; save it with 8 or 16 bits")
+    return image
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """The turn that EXIF (or XMP) asks for, 1 to 8; 1, upright, where it says nothing or is damaged."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # as many kinds as there are ways to damage an EXIF block; the picture itself is whole
+        return 1
+    return int(value) if value in range(1, 9) else 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image as a viewer shows it: turned as EXIF asks. The EXIF block itself is left as it is."""
+    turn = _TURNS.get(exif_orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def to_8_bit(image: Image.Image) -> Image.Image:
@@ -54,11 +101,6 @@ def to_8_bit(image: Image.Image) -> Image.Image:
         return image
     values = np.asarray(image).astype(np.int64).clip(0, 65535)
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """The image as a viewer shows it: EXIF orientation applied."""
-    return ImageOps.exif_transpose(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

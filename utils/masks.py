@@ -45,15 +45,15 @@ def bin_name(index: int) -> str:
 
 
 def count_holes(mask: np.ndarray) -> int:
-    """Number of connected holes of a mask (H,W), 0 = hole; pixels that touch by a corner are connected (8 neighbours)."""
+    """Number of connected holes of a mask (H,W), 0 = hole; pixels connect by corners too (8 neighbours)."""
     return int(cv2.connectedComponents((mask == 0).astype(np.uint8), connectivity=8)[0]) - 1
 
 
 def inscribed_radius(mask: np.ndarray) -> float:
     """Radius of the largest circle in the holes of a mask (H,W), 0 = hole, as a share of the shorter side.
 
-    It is the distance from the deepest hole pixel to the nearest valid one, centre to centre. What lies outside
-    of the image counts neither way, so a hole at the edge may hold a part of the circle. Infinite without a valid pixel.
+    It is the distance from the deepest hole pixel to the nearest valid one, centre to centre. The outside of
+    the image does not count as valid, so a hole at the edge may hold part of a circle. Infinite without a valid pixel.
     """
     if not mask.any():
         return math.inf

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
+from PIL.TiffImagePlugin import TiffImageFile
 
+from utils.checkpoint import write_atomically
 from utils.errors import UserError
-from utils.files import write_atomically
-from utils.images import open_image
+from utils.images import OUTPUT_FORMATS, exif_orientation, open_image
 
-OUTPUT_SUFFIXES = (".png", ".webp", ".tif", ".tiff", ".jpg", ".jpeg")
-
-_ORIENTATION = 0x0112  # EXIF tag
-_PNG_16_BIT = 24  # byte of a PNG file that says 16 where a channel has 16 bits
-
-# From pixels as stored to pixels as shown, by EXIF orientation. All undo themselves but 6 and 8, which undo each other.
+# From pixels as stored to pixels as shown, by EXIF orientation. All are views.
 _SHOW = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -29,124 +28,158 @@ _SHOW = {
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: np.rot90(a),
 }
-_UNDO = {6: 8, 8: 6}
+
+# PNG: where a file says its bits a channel and its kind of colour; and that kind by the number of channels.
+_PNG_BITS, _PNG_COLOUR = 24, 25
+_PNG_COLOURS = {1: 0, 2: 4, 3: 2, 4: 6}
+_TIFF_BITS = 258  # tag
 
 
 @dataclass(frozen=True)
 class Photo:
-    """pixels: uint8 or uint16, (H,W,C) as stored in the file, C of grey 1 or 2, of RGB 3 or 4, with alpha last."""
+    """pixels: uint8 or uint16 (H,W,C), as stored in the file. C: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha."""
 
     pixels: np.ndarray
-    icc_profile: bytes | None
-    orientation: int  # EXIF, 1 to 8
+    icc_profile: bytes | None = None
+    orientation: int = 1  # EXIF, 1 to 8
+
+    @property
+    def has_alpha(self) -> bool:
+        return self.pixels.shape[2] in (2, 4)
 
     def rgb(self) -> np.ndarray:
         """The picture as shown, float32 (H,W,3) in [0,1], without alpha."""
-        shown = _SHOW[self.orientation](self.pixels)
-        colour = shown[..., : self._colours] / np.float32(np.iinfo(self.pixels.dtype).max)
+        colour = self._shown_colour() / np.float32(self._white)
         return np.broadcast_to(colour, (*colour.shape[:2], 3)).astype(np.float32)
+
+    def visible(self) -> np.ndarray:
+        """Where the picture as shown is not fully transparent: bool (H,W)."""
+        shown = _SHOW[self.orientation](self.pixels)
+        return shown[..., -1] > 0 if self.has_alpha else np.ones(shown.shape[:2], bool)
 
     def filled(self, rgb: np.ndarray, mask: np.ndarray) -> Photo:
         """The photograph with its hole taken from `rgb`; valid pixels, alpha and all else are the photograph's.
 
         rgb: float (H,W,3) in [0,1], mask: (H,W), 0 = hole; both as shown.
         """
-        if self._colours == 1:  # luma of ITU-R 601, as Pillow's
-            rgb = rgb @ np.array([[0.299], [0.587], [0.114]], dtype=rgb.dtype)
-        levels = np.iinfo(self.pixels.dtype).max
-        values = np.rint(np.clip(rgb, 0, 1).astype(np.float64) * levels).astype(self.pixels.dtype)
-        pixels = self.pixels.copy()
-        shown = _SHOW[self.orientation](pixels)  # a view: what is written here is written in `pixels`
-        np.copyto(shown[..., : self._colours], values, where=mask[..., None] == 0)
-        return replace(self, pixels=pixels)
+        copy = replace(self, pixels=self.pixels.copy())
+        colour = copy._shown_colour()  # a view: what is written here is written in the copy
+        if colour.shape[2] == 1:
+            rgb = rgb @ np.array([[0.299], [0.587], [0.114]], rgb.dtype)  # luma of ITU-R 601, as Pillow's
+        values = np.rint(np.clip(rgb, 0, 1).astype(np.float64) * self._white).astype(self.pixels.dtype)
+        np.copyto(colour, values, where=mask[..., None] == 0)
+        return copy
+
+    def _shown_colour(self) -> np.ndarray:
+        """A view of the pixels as shown, without alpha: (H,W,1) or (H,W,3)."""
+        return _SHOW[self.orientation](self.pixels)[..., : 3 if self.pixels.shape[2] >= 3 else 1]
 
     @property
-    def _colours(self) -> int:
-        return 3 if self.pixels.shape[2] >= 3 else 1
-
-    @property
-    def has_alpha(self) -> bool:
-        return self.pixels.shape[2] in (2, 4)
+    def _white(self) -> int:
+        return np.iinfo(self.pixels.dtype).max
 
 
-def read_photo(path: str | Path) -> Photo:
-    """Read any image. Grey stays grey, 16 bits stay 16 bits; palette and CMYK become RGB (its profile goes).
+def read_photo(path: Path) -> Photo:
+    """Read any image. Grey stays grey, 16 bits stay 16 bits; palette and CMYK become RGB (CMYK's profile goes).
 
-    UserError where the file is missing, no image, or damaged.
+    Transparency of any kind becomes alpha. UserError where the file is missing, no image, damaged, or has more bits
+    than can be kept.
     """
     image = open_image(path)
-    orientation = image.getexif().get(_ORIENTATION, 1)
-    orientation = orientation if orientation in _SHOW else 1
     profile = image.info.get("icc_profile")
-    if image.mode.startswith("I"):  # 16-bit grey
-        pixels = np.asarray(image).astype(np.int64).clip(0, 65535).astype(np.uint16)[..., None]
-        return Photo(pixels, profile, orientation)
-    with open(path, "rb") as file:
-        head = file.read(_PNG_16_BIT + 1)
-    if head.startswith(b"\x89PNG") and head[_PNG_16_BIT] == 16:  # Pillow would read 8 bits of colour
-        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
-        swap = cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB
-        return Photo(cv2.cvtColor(pixels, swap), profile, orientation)
-    transparent = "A" in image.mode or "transparency" in image.info
-    if image.mode in ("1", "L", "LA"):
-        image = image.convert("LA" if transparent else "L")
+    if image.mode.startswith("I"):
+        pixels = _grey_16_bit(image, path)
+    elif image.format == "PNG" and (data := path.read_bytes())[_PNG_BITS] == 16:
+        pixels = _decode_16_bit_png(data, path)
     else:
-        profile = None if image.mode == "CMYK" else profile
-        image = image.convert("RGBA" if transparent else "RGB")
-    pixels = np.asarray(image)
-    return Photo(pixels.reshape(*pixels.shape[:2], -1), profile, orientation)
+        if isinstance(image, TiffImageFile) and max(image.tag_v2.get(_TIFF_BITS, (8,))) > 8:
+            raise UserError(f"image {path} is a TIFF with more than 8 bits a channel of colour; save it as PNG")
+        if image.mode in ("CMYK", "LAB"):  # their profiles say nothing about RGB
+            profile = None
+        grey = image.mode in ("1", "L", "LA")
+        mode = ("L" if grey else "RGB") + ("A" if image.has_transparency_data else "")
+        pixels = np.asarray(image.convert(mode))
+    return Photo(pixels.reshape(*pixels.shape[:2], -1), profile, exif_orientation(image))
 
 
-def check_output(path: Path, photo: Photo | None = None) -> None:
-    """UserError where no image can be written under this name, or not this photograph's."""
-    if path.suffix.lower() not in OUTPUT_SUFFIXES:
-        raise UserError(f"--output {path}: the name must end in one of {', '.join(OUTPUT_SUFFIXES)}")
-    if photo is None or path.suffix.lower() == ".png":
-        return
-    if photo.pixels.dtype == np.uint16:
-        raise UserError(f"--output {path}: the image has 16 bits a channel, which only .png keeps here")
-    if photo.has_alpha and path.suffix.lower() in (".jpg", ".jpeg"):
-        raise UserError(f"--output {path}: the image has an alpha channel, which JPEG can't hold; use .png")
+def _grey_16_bit(image: Image.Image, path: Path) -> np.ndarray:
+    """uint16 (H,W,1), or (H,W,2) where one grey value stands for transparent."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise UserError(f"image {path} has grey values {values.min()} to {values.max()}, beyond 16 bits; scale them")
+    channels = [values]
+    if "transparency" in image.info:
+        channels.append(np.where(values == image.info["transparency"], 0, 65535))
+    return np.stack(channels, axis=-1).astype(np.uint16)
+
+
+def _decode_16_bit_png(data: bytes, path: Path) -> np.ndarray:
+    """uint16 (H,W,2 to 4) of a PNG with colour or alpha, of which Pillow would keep 8 bits."""
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # (H,W,3 or 4), blue first
+    except cv2.error as error:
+        raise UserError(f"image {path} can't be decoded: {' '.join(str(error).split())}") from None
+    if pixels is None or pixels.ndim != 3:
+        raise UserError(f"damaged image {path}")
+    grey_and_alpha = data[_PNG_COLOUR] == _PNG_COLOURS[2]
+    return pixels[..., [0, 3] if grey_and_alpha else [2, 1, 0, 3][: pixels.shape[2]]]
+
+
+def check_keeps(path: Path, photo: Photo) -> None:
+    """UserError where a file of this name can't hold what the photograph has."""
+    suffix = path.suffix.lower()
+    lost = ""
+    if suffix != ".png" and photo.pixels.dtype == np.uint16:
+        lost = "16 bits a channel"
+    elif suffix in (".jpg", ".jpeg") and photo.has_alpha:
+        lost = "an alpha channel"
+    elif suffix == ".webp" and photo.pixels.shape[2] <= 2 and photo.icc_profile:
+        lost = "a grey colour profile"
+    if lost:
+        raise UserError(f"--output {path}: the image has {lost}, which {suffix} can't keep; name it .png")
 
 
 def write_photo(photo: Photo, path: Path) -> None:
     """Write the photograph, lossless but for JPEG, with its profile and orientation; of EXIF the orientation alone.
 
-    The rest of EXIF often holds a small copy of the picture before its repair. An old file is replaced whole.
+    The rest of EXIF often holds a small copy of the picture before its repair. Missing folders are made, an old file
+    is replaced whole. UserError where it can't be written.
     """
-    check_output(path, photo)
+    check_keeps(path, photo)
+    try:
+        data = _encode(photo, path.suffix.lower())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda temporary: temporary.write_bytes(data))
+    except (OSError, ValueError) as error:  # ValueError: larger than WebP or JPEG can be
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise UserError(f"--output {path}: can't be written: {reason}") from None
+
+
+def _encode(photo: Photo, suffix: str) -> bytes:
     exif = Image.Exif()
     if photo.orientation != 1:
-        exif[_ORIENTATION] = photo.orientation
-    if photo.pixels.dtype == np.uint16 and photo.pixels.shape[2] >= 3:
-        data = _encode_16_bit_png(photo, exif)
-        write_atomically(path, lambda temporary: temporary.write_bytes(data))
-        return
-    kinds = {".png": "PNG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF", ".jpg": "JPEG", ".jpeg": "JPEG"}
-    kind = kinds[path.suffix.lower()]
-    options = {"WEBP": {"lossless": True, "exact": True}, "TIFF": {"compression": "tiff_deflate"}, "JPEG": {"quality": 95}}
-    pixels = photo.pixels[..., 0] if photo.pixels.shape[2] == 1 else photo.pixels
-    image = Image.fromarray(pixels)
-    write_atomically(
-        path,
-        lambda temporary: image.save(
-            temporary, format=kind, icc_profile=photo.icc_profile, exif=exif, **options.get(kind, {})
-        ),
-    )
+        exif[ExifTags.Base.Orientation] = photo.orientation
+    if photo.pixels.dtype == np.uint16:
+        return _encode_16_bit_png(photo, exif)
+    kind, options = OUTPUT_FORMATS[suffix]
+    image = Image.fromarray(photo.pixels[..., 0] if photo.pixels.shape[2] == 1 else photo.pixels)
+    file = io.BytesIO()
+    image.save(file, format=kind, icc_profile=photo.icc_profile, exif=exif, **options)
+    return file.getvalue()
 
 
 def _encode_16_bit_png(photo: Photo, exif: Image.Exif) -> bytes:
-    """PNG with 16 bits of colour a channel, which Pillow can't write."""
-    metadata: list[tuple[int, bytes]] = []
+    """A PNG with 16 bits a channel, which Pillow can't write but for plain grey."""
+    height, width, channels = photo.pixels.shape
+    rows = photo.pixels.astype(">u2").view(np.uint8).reshape(height, -1)
+    up = np.diff(rows, axis=0, prepend=np.zeros_like(rows[:1]))  # PNG's filter 2: what a row adds to the one above
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, _PNG_COLOURS[channels], 0, 0, 0))]
     if photo.icc_profile:
-        metadata.append((cv2.IMAGE_METADATA_ICCP, photo.icc_profile))
-    if len(exif):
-        metadata.append((cv2.IMAGE_METADATA_EXIF, exif.tobytes().removeprefix(b"Exif\0\0")))
-    swap = cv2.COLOR_RGBA2BGRA if photo.has_alpha else cv2.COLOR_RGB2BGR
-    _, data = cv2.imencodeWithMetadata(
-        ".png",
-        cv2.cvtColor(photo.pixels, swap),
-        [kind for kind, _ in metadata],
-        [np.frombuffer(value, np.uint8) for _, value in metadata],
+        chunks.append((b"iCCP", b"ICC Profile\0\0" + zlib.compress(photo.icc_profile)))
+    if exif:
+        chunks.append((b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")))
+    chunks += [(b"IDAT", zlib.compress(np.insert(up, 0, 2, axis=1).tobytes())), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
     )
-    return data.tobytes()

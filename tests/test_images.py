@@ -1,0 +1,382 @@
+"""Image files: what is read, kept and written, for every kind of file that people have."""
+
+import io
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, ImageOps
+
+from utils.errors import UserError
+from utils.images import exif_orientation, is_image_name, list_images, open_image, to_8_bit, to_rgb, upright
+from utils.masks import read_mask
+from utils.photo import Photo, check_keeps, read_photo, write_photo
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+ORIENTATION = 0x0112
+
+
+def noise(height, width, channels, dtype=np.uint8):
+    rng = np.random.default_rng(0)
+    return rng.integers(0, np.iinfo(dtype).max, (height, width, channels), dtype, endpoint=True)
+
+
+def exif(orientation):
+    block = Image.Exif()
+    block[ORIENTATION] = orientation
+    return block
+
+
+def png(pixels, colour, depth, *chunks):
+    """A PNG made by hand: pixels (H,W,C), `colour` as PNG counts it, `chunks` of (kind, content) before the pixels."""
+    height, width = pixels.shape[:2]
+    rows = pixels.astype(">u2" if depth == 16 else np.uint8).reshape(height, -1).view(np.uint8)
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    data = zlib.compress(np.insert(rows, 0, 0, axis=1).tobytes())
+    chunks = ((b"IHDR", header), *chunks, (b"IDAT", data), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+
+
+def saved(image, path, **options):
+    image.save(path, **options)
+    return path
+
+
+# --- which files -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "b/c.Png", "a.webp", "a.bmp", "a.tif", "a.b.TIFF", "日本.png"])
+def test_named_as_an_image(name):
+    assert is_image_name(name)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "jpg", "a.jpg.part", "._a.jpg", "b/.a.png", "a.png/b"])
+def test_not_named_as_an_image(name):
+    assert not is_image_name(name)
+
+
+def test_images_of_a_folder_are_sorted_without_folders_and_subfolders(tmp_path):
+    for name in ("b.png", "a.JPG", "c.txt", ".d.png", "sub/e.png", "f.png/x"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.name for path in list_images(tmp_path)] == ["a.JPG", "b.png"]
+    with pytest.raises(UserError, match="no such folder"):
+        list_images(tmp_path / "none")
+
+
+# --- files that are no images ------------------------------------------------------------------------------------
+
+
+def test_each_bad_file_says_what_is_wrong_with_it(tmp_path, monkeypatch):
+    whole = saved(Image.fromarray(noise(40, 40, 3)), tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    saved(Image.fromarray(np.ones((4, 4), np.float32)), tmp_path / "float.tif")
+    for name, reason in (
+        ("missing.png", "no such file"),
+        (".", "a folder"),
+        ("empty.png", "not an image"),
+        ("text.png", "not an image"),
+        ("cut.jpg", "damaged image .*truncated"),
+        ("float.tif", "floating-point"),
+    ):
+        with pytest.raises(UserError, match=reason) as error:
+            open_image(tmp_path / name)
+        assert str(tmp_path / name) in str(error.value)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(UserError, match="million pixels"):
+        open_image(tmp_path / "whole.jpg")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    open_image(tmp_path / "whole.jpg")  # Pillow's warning, from half of its limit on, is no reason to stop
+
+
+# --- orientation -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_upright_as_pillow_turns_it(tmp_path, orientation, kind):
+    path = saved(Image.fromarray(noise(5, 9, 3)), tmp_path / f"a.{kind}", exif=exif(orientation))
+    image = open_image(path)
+    assert exif_orientation(image) == orientation
+    assert np.array_equal(upright(image), ImageOps.exif_transpose(image))
+
+
+def test_orientation_by_hand():
+    image = Image.fromarray(np.array([[1, 2, 3]], np.uint8))
+    image.info["exif"] = exif(6).tobytes()  # 6: turn to the right to see it upright, what was left is on top
+    assert np.asarray(upright(image)).tolist() == [[1], [2], [3]]
+    image = Image.fromarray(np.array([[1, 2, 3]], np.uint8))
+    image.info["exif"] = exif(8).tobytes()
+    assert np.asarray(upright(image)).tolist() == [[3], [2], [1]]
+
+
+@pytest.mark.parametrize("block", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"rubbish", exif(9).tobytes()])
+def test_damaged_exif_counts_as_upright(tmp_path, block):
+    path = saved(Image.fromarray(noise(5, 9, 3)), tmp_path / "a.jpg", exif=block)
+    assert to_rgb(open_image(path)).size == (9, 5)
+    assert read_photo(path).orientation == 1
+
+
+# --- to RGB ------------------------------------------------------------------------------------------------------
+
+
+def test_16_bits_to_8_by_hand():
+    image = Image.fromarray(np.array([[0, 128, 129, 257, 32767, 32768, 65535]], np.uint16))
+    assert np.asarray(to_8_bit(image)).tolist() == [[0, 0, 1, 1, 127, 128, 255]]
+
+
+def palette_image():
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((1, 0), 1)
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.fromarray(np.array([[False, True]])), [[0, 0, 0], [255, 255, 255]]),
+        (Image.fromarray(np.array([[7, 9]], np.uint8)), [[7, 7, 7], [9, 9, 9]]),
+        (Image.fromarray(np.array([[[7, 0], [9, 255]]], np.uint8)), [[7, 7, 7], [9, 9, 9]]),
+        (Image.fromarray(np.array([[[7, 8, 9, 0], [1, 2, 3, 4]]], np.uint8)), [[7, 8, 9], [1, 2, 3]]),
+        (Image.fromarray(np.array([[257, 65535]], np.uint16)), [[1, 1, 1], [255, 255, 255]]),
+        (Image.new("CMYK", (2, 1), (0, 255, 255, 0)), [[255, 0, 0], [255, 0, 0]]),
+        (palette_image(), [[10, 20, 30], [200, 100, 50]]),
+    ],
+    ids=["1", "L", "LA", "RGBA", "I;16", "CMYK", "P"],
+)
+def test_any_kind_becomes_rgb(image, expected):
+    rgb = to_rgb(image)
+    assert rgb.mode == "RGB"
+    assert np.asarray(rgb).tolist() == [expected]
+
+
+# --- a photograph as stored --------------------------------------------------------------------------------------
+
+
+def tagged_rgb(path):
+    path.write_bytes(png(np.array([[[1, 2, 3], [4, 5, 6]]]), 2, 8, (b"tRNS", struct.pack(">HHH", 4, 5, 6))))
+
+
+def tagged_grey_16(path):
+    path.write_bytes(png(np.array([[[700], [9]]]), 0, 16, (b"tRNS", struct.pack(">H", 700))))
+
+
+PIXELS = {  # file name: (how it is made, pixels as stored)
+    "1.png": (lambda path: Image.fromarray(np.array([[False, True]])).save(path), [[[0], [255]]]),
+    "l.png": (lambda path: Image.fromarray(np.array([[7, 9]], np.uint8)).save(path), [[[7], [9]]]),
+    "la.png": (lambda path: Image.fromarray(np.array([[[7, 0], [9, 255]]], np.uint8)).save(path), [[[7, 0], [9, 255]]]),
+    "rgba.png": (
+        lambda path: Image.fromarray(np.array([[[7, 8, 9, 0], [1, 2, 3, 4]]], np.uint8)).save(path),
+        [[[7, 8, 9, 0], [1, 2, 3, 4]]],
+    ),
+    "p.png": (lambda path: palette_image().save(path), [[[10, 20, 30], [200, 100, 50]]]),
+    "p_one_transparent.png": (
+        lambda path: palette_image().save(path, transparency=1),
+        [[[10, 20, 30, 255], [200, 100, 50, 0]]],
+    ),
+    "p_alphas.png": (
+        lambda path: palette_image().save(path, transparency=b"\x80\x07"),
+        [[[10, 20, 30, 128], [200, 100, 50, 7]]],
+    ),
+    "rgb_trns.png": (tagged_rgb, [[[1, 2, 3, 255], [4, 5, 6, 0]]]),
+    "grey_16_trns.png": (tagged_grey_16, [[[700, 0], [9, 65535]]]),
+    "l_trns.png": (
+        lambda path: path.write_bytes(png(np.array([[[7], [9]]]), 0, 8, (b"tRNS", b"\0\x09"))),
+        [[[7, 255], [9, 0]]],
+    ),
+    "cmyk.tif": (lambda path: Image.new("CMYK", (2, 1), (0, 255, 255, 0)).save(path), [[[255, 0, 0]] * 2]),
+    "grey_16.tif": (lambda path: Image.fromarray(np.array([[7, 65535]], np.uint16)).save(path), [[[7], [65535]]]),
+    "grey_32.tif": (lambda path: Image.fromarray(np.array([[7, 65535]], np.int32)).save(path), [[[7], [65535]]]),
+    "rgb.bmp": (lambda path: Image.new("RGB", (2, 1), (1, 2, 3)).save(path), [[[1, 2, 3]] * 2]),
+}
+
+
+@pytest.mark.parametrize("name", PIXELS)
+def test_pixels_as_stored(tmp_path, name):
+    make, expected = PIXELS[name]
+    make(tmp_path / name)
+    assert read_photo(tmp_path / name).pixels.tolist() == expected
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(0, 1), (4, 2), (2, 3), (6, 4)])
+def test_16_bit_png_as_stored(tmp_path, colour, channels):
+    pixels = noise(5, 7, channels, np.uint16)
+    (tmp_path / "a.png").write_bytes(png(pixels, colour, 16, (b"eXIf", exif(6).tobytes().removeprefix(b"Exif\0\0"))))
+    photo = read_photo(tmp_path / "a.png")
+    assert photo.pixels.dtype == np.uint16
+    assert np.array_equal(photo.pixels, pixels)
+    assert photo.orientation == 6
+
+
+def test_more_bits_than_can_be_kept(tmp_path):
+    Image.fromarray(np.array([[70000]], np.int32)).save(tmp_path / "grey.tif")
+    cv2.imwrite(str(tmp_path / "colour.tif"), noise(4, 4, 3, np.uint16))
+    with pytest.raises(UserError, match=r"70000.*beyond 16 bits"):
+        read_photo(tmp_path / "grey.tif")
+    with pytest.raises(UserError, match="more than 8 bits"):
+        read_photo(tmp_path / "colour.tif")
+
+
+def test_profile_of_cmyk_goes_and_others_stay(tmp_path):
+    for mode, kept in (("CMYK", None), ("RGB", SRGB), ("L", SRGB)):
+        path = saved(Image.new(mode, (4, 4)), tmp_path / "a.jpg", icc_profile=SRGB)
+        assert read_photo(path).icc_profile == kept
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_rgb_by_hand(dtype, channels):
+    white = np.iinfo(dtype).max
+    pixels = np.array([[[0] * channels, [white] * channels]], dtype)
+    rgb = Photo(pixels).rgb()
+    assert rgb.dtype == np.float32
+    assert rgb.tolist() == [[[0, 0, 0], [1, 1, 1]]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_shown_as_upright_and_filled_where_shown(tmp_path, orientation):
+    pixels = noise(4, 6, 4)
+    path = saved(Image.fromarray(pixels), tmp_path / "a.png", exif=exif(orientation))
+    photo = read_photo(path)
+    assert np.array_equal(photo.pixels, pixels)  # as stored
+    assert np.array_equal(photo.rgb() * 255, to_rgb(open_image(path)))  # as shown
+    assert np.array_equal(photo.visible(), np.asarray(upright(open_image(path)))[..., 3] > 0)
+
+    mask = np.ones(photo.rgb().shape[:2], np.uint8)
+    mask[0, 1] = 0
+    colour = np.full((*mask.shape, 3), np.float32(0.2))
+    write_photo(photo.filled(colour, mask), tmp_path / "b.png")
+    before, after = (np.array(upright(open_image(file))) for file in (path, tmp_path / "b.png"))
+    assert after[0, 1].tolist() == [51, 51, 51, before[0, 1, 3]]
+    after[0, 1] = before[0, 1]
+    assert np.array_equal(after, before)
+    assert np.array_equal(photo.pixels, pixels)  # the photograph itself is as it was
+
+
+def test_grey_is_filled_with_luma():
+    photo = Photo(np.zeros((1, 1, 1), np.uint8))
+    assert photo.filled(np.array([[[1.0, 0, 0]]], np.float32), np.zeros((1, 1))).pixels.item() == 76  # 0.299 · 255
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("suffix", "dtype"), [(".png", np.uint8), (".png", np.uint16), (".TIF", np.uint8), (".webp", np.uint8)]
+)
+def test_what_is_written_is_read_again(tmp_path, suffix, dtype, channels):
+    # WebP has no grey: a grey image becomes RGB, and its profile could not stay.
+    profile = None if suffix == ".webp" and channels < 3 else SRGB
+    photo = Photo(noise(5, 9, channels, dtype), profile, 6)
+    path = tmp_path / "new folder" / f"a{suffix}"
+    write_photo(photo, path)
+    again = read_photo(path)
+    assert again.icc_profile == photo.icc_profile
+    if suffix == ".TIF":  # Pillow turns a TIFF as it reads it
+        again = Photo(np.rot90(again.pixels), orientation=6)
+    assert again.orientation == 6
+    assert again.pixels.dtype == dtype
+    assert np.array_equal(again.rgb(), photo.rgb())
+    assert np.array_equal(again.pixels[..., -1], photo.pixels[..., -1])
+    assert [item.name for item in path.parent.iterdir()] == [path.name]  # nothing temporary is left
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_16_bit_png_is_what_opencv_reads(tmp_path, channels):
+    photo = Photo(noise(5, 9, channels, np.uint16), SRGB, 3)
+    write_photo(photo, tmp_path / "a.png")
+    blue_first = cv2.imread(str(tmp_path / "a.png"), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(blue_first[..., [2, 1, 0, 3][:channels]], photo.pixels)
+
+
+def test_of_exif_orientation_alone_is_written(tmp_path):
+    block = exif(3)
+    block[0x010F] = "maker"
+    path = saved(Image.fromarray(noise(5, 9, 3)), tmp_path / "a.jpg", exif=block)
+    write_photo(read_photo(path), tmp_path / "b.png")
+    assert dict(open_image(tmp_path / "b.png").getexif()) == {ORIENTATION: 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "photo", "lost"),
+    [
+        ("a.jpg", Photo(np.zeros((1, 1, 4), np.uint8)), "alpha"),
+        ("a.webp", Photo(np.zeros((1, 1, 1), np.uint8), b"profile"), "profile"),
+        ("a.tif", Photo(np.zeros((1, 1, 3), np.uint16)), "16 bits"),
+    ],
+)
+def test_what_a_format_cannot_keep_is_refused(tmp_path, name, photo, lost):
+    with pytest.raises(UserError, match=lost):
+        check_keeps(tmp_path / name, photo)
+    check_keeps(tmp_path / "a.png", photo)
+
+
+def test_what_cannot_be_written_is_said_in_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="can't be written"):
+        write_photo(Photo(np.zeros((1, 1, 3), np.uint8)), tmp_path / "file" / "a.png")
+    with pytest.raises(UserError, match=r"can't be written.*16383"):
+        write_photo(Photo(np.zeros((1, 20000, 3), np.uint8)), tmp_path / "a.webp")
+
+
+# --- whatever a file holds, it is an image or a UserError --------------------------------------------------------
+
+
+def encoded(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+SEEDS = [
+    encoded(Image.fromarray(noise(6, 5, 3)), "JPEG", exif=exif(6), icc_profile=SRGB),
+    encoded(Image.fromarray(noise(6, 5, 4)), "PNG", exif=exif(8)),
+    encoded(palette_image(), "PNG", transparency=1),
+    encoded(palette_image(), "GIF"),
+    encoded(Image.fromarray(noise(6, 5, 2)), "TIFF", compression="tiff_deflate"),
+    encoded(Image.fromarray(noise(6, 5, 3)), "WEBP", exif=exif(3)),
+    encoded(Image.fromarray(noise(6, 5, 3)), "BMP"),
+    png(noise(6, 5, 3, np.uint16), 2, 16, (b"tRNS", b"\0\1\0\2\0\3")),
+    png(noise(6, 5, 2, np.uint16), 4, 16),
+]
+
+
+@st.composite
+def damaged_files(draw):
+    """An image file with a few bytes changed and perhaps its end cut off, or just any bytes."""
+    if draw(st.integers(0, 9)) == 0:
+        return draw(st.binary(max_size=60))
+    data = bytearray(draw(st.sampled_from(SEEDS)))
+    for _ in range(draw(st.integers(0, 6))):
+        data[draw(st.integers(0, min(len(data), 400) - 1))] = draw(st.integers(0, 255))
+    return bytes(data[: draw(st.integers(1, len(data)))]) if draw(st.booleans()) else bytes(data)
+
+
+@settings(
+    max_examples=250,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=damaged_files())
+def test_any_file_is_an_image_or_a_user_error(tmp_path, data):
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    for read in (read_photo, lambda path: to_rgb(open_image(path)), lambda path: read_mask(path, "black")):
+        try:
+            read(path)
+        except UserError as error:
+            assert "\n" not in str(error)
+    assert path.read_bytes() == data

@@ -1,0 +1,79 @@
+"""YAML reduced to what a config needs: sections, lists, texts, numbers, true and false, null.
+
+By the rules of YAML 1.2: 2e-4 is a number, and yes, 1:30, 010 and 2024-01-01 are texts. (PyYAML's own rules, those
+of 1.1, make them a text, true, 90, 8 and a date.) Refused are tags such as !!python/object, and a key that stands
+twice in one section.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from utils.errors import UserError
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """The value of a YAML text. UserError, with `source` before the place, where it is not valid."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{source}{where}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:  # a character that is not allowed
+        raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError(f"{source}: not valid YAML: nested too deeply") from None
+    except ValueError:  # Python's int refuses them
+        raise UserError(f"{source}: not valid YAML: a number of thousands of digits") from None
+
+
+def format_yaml(tree: dict[str, Any]) -> str:
+    """Nested dicts of plain values as YAML that `parse_yaml` and any other reader take for the same."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=1000)
+
+
+class _Loader(yaml.SafeLoader):
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        if getattr(event, "tag", None):
+            raise _fault(f"the tag {event.tag!r} means nothing here", event)
+        return super().compose_node(parent, index)
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise _fault(f"the key {key.value!r} stands here twice", key)
+            seen.add(key.value)
+        return node
+
+
+def _fault(problem: str, place: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=place.start_mark)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts a text in quotes that this or another reader of YAML would take for something else."""
+
+
+_DIGITS = "[0-9][0-9_]*"
+_FLOAT = (
+    rf"[-+]?({_DIGITS}\.[0-9_]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?{_DIGITS}[eE][-+]?[0-9]+"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+)
+# What a text without quotes can be, with the characters that it can start with; nothing of PyYAML's own.
+_Loader.yaml_implicit_resolvers = {}
+for _kind, _pattern, _first_characters in (
+    ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", "true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", "[-+]?(0|[1-9][0-9_]*)", list("-+0123456789")),
+    ("float", _FLOAT, list("-+.0123456789")),
+    ("merge", "<<", ["<"]),
+):
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), _first_characters)
