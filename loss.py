@@ -55,12 +55,12 @@ class InpaintingLoss(nn.Module):
 
 def perceptual(psi: Sequence[Tensor], psi_gt: Sequence[Tensor]) -> Tensor:
     """Σ_p ‖Ψ_p − Ψ_p(I_gt)‖₁ / N_Ψp, one of the two halves of Eq. 4."""
-    return torch.stack([F.l1_loss(p, gt) for p, gt in zip(psi, psi_gt)]).sum()
+    return torch.stack([F.l1_loss(p, gt) for p, gt in zip(psi, psi_gt, strict=True)]).sum()
 
 
 def style(psi: Sequence[Tensor], psi_gt: Sequence[Tensor]) -> Tensor:
     """Σ_p 1/C_p² ‖K_p (ΨᵀΨ − ΨᵀΨ(I_gt))‖₁, Eq. 5 or 6, averaged over the batch."""
-    return torch.stack([F.l1_loss(gram_matrix(p), gram_matrix(gt)) for p, gt in zip(psi, psi_gt)]).sum()
+    return torch.stack([F.l1_loss(gram_matrix(p), gram_matrix(gt)) for p, gt in zip(psi, psi_gt, strict=True)]).sum()
 
 
 def gram_matrix(features: Tensor) -> Tensor:

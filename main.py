@@ -66,6 +66,7 @@ def train(config: Config, run: RunFolder, resume: bool = False, init_from: str |
 
     # Network, loss, optimizer.
     device = pick_device(config.run.device)
+    torch.backends.cudnn.deterministic = True  # so that a resumed run equals a straight one on CUDA too
     torch.manual_seed(config.run.seed)
     net = PConvUNet(config.model.depth, config.model.base_channels)
     if init_from:
@@ -109,7 +110,7 @@ def train(config: Config, run: RunFolder, resume: bool = False, init_from: str |
             image, mask = image.to(device, non_blocking=True), mask.to(device, non_blocking=True)
             output = net(image, mask)
             total, terms = criterion(output, image, mask)
-            values = dict(zip(["total", *terms], torch.stack([total, *terms.values()]).tolist()))
+            values = dict(zip(["total", *terms], torch.stack([total, *terms.values()]).tolist(), strict=True))
             stop_unless_finite(values, step + 1, run)
             optimizer.zero_grad(set_to_none=True)
             total.backward()
@@ -119,7 +120,8 @@ def train(config: Config, run: RunFolder, resume: bool = False, init_from: str |
             # What is told of it, kept of it.
             images_seen += len(image)
             bar.update()
-            bar.set_postfix(loss=f"{values['total']:.3f}", lr=f"{lr:g}", refresh=False)
+            speed = f"{(bar.format_dict['rate'] or 0) * len(image):.1f} images/s"
+            bar.set_postfix_str(f"loss {values['total']:.3f}, lr {lr:g}, {speed}", refresh=False)
             if step % config.train.log_every == 0 or step == total_steps:
                 now = time.perf_counter()
                 log(run, board, step, "train", {**values, "lr": lr, "images_per_second": images_seen / (now - since)})
@@ -129,7 +131,8 @@ def train(config: Config, run: RunFolder, resume: bool = False, init_from: str |
                 log(run, board, step, "val", metrics)
                 board.add_image("val/pictures", picture, step, dataformats="HWC")
                 run.save_picture(step, picture)
-                bar.write(f"step {step}: held-out " + ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+                shown = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+                bar.write(f"step {step}: held-out {shown}")
             if step % config.train.save_every == 0 or step == total_steps or stop:
                 save()
             if stop:
@@ -153,12 +156,11 @@ def begin_finetuning(net: PConvUNet, batches: DataLoader[Pair]) -> None:
     net.freeze_encoder_batch_norm()
 
 
-def evaluate(
-    net: PConvUNet, pairs: DataLoader[Pair], device: torch.device
-) -> tuple[dict[str, float], np.ndarray]:
+def evaluate(net: PConvUNet, pairs: DataLoader[Pair], device: torch.device) -> tuple[dict[str, float], np.ndarray]:
     """Mean metrics of the composites over the held-out pairs, and a sheet of the first of them, uint8 (H,W,3)."""
     import numpy as np
     import torch
+    from tqdm import tqdm
 
     from utils.composite import composite
     from utils.metrics import picture_metrics
@@ -168,10 +170,10 @@ def evaluate(
     rows: list[list[np.ndarray]] = []
     net.eval()
     with torch.no_grad():
-        for images, masks in pairs:
+        for images, masks in tqdm(pairs, desc="evaluating", unit="batch", leave=False):
             outputs = net(images.to(device), masks.to(device)).float().cpu().clamp(0, 1)
             composites = composite(images, outputs, masks)
-            for batch in zip(images, masks, outputs, composites):
+            for batch in zip(images, masks, outputs, composites, strict=True):
                 image, mask, output, comp = (tensor.permute(1, 2, 0).numpy() for tensor in batch)  # (H,W,C)
                 scores.append(picture_metrics(comp, image))
                 if len(rows) < PICTURES:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from utils.errors import UserError, message_of, reports_user_errors
+from utils.files import write_atomically
 
 if TYPE_CHECKING:  # numpy, cv2 and Pillow are imported where they are used: --help and wrong arguments answer at once
     from PIL import Image, ImageDraw
@@ -143,8 +144,6 @@ def make_masks(config: Config, force: bool, processes: int | None) -> None:
         (TRAIN, Path(masks.train_dir), masks.train_count, "masks.train_dir"),
         (VAL, Path(masks.val_dir), masks.val_count, "masks.val_dir"),
     ]
-    if sets[0][1].resolve() == sets[1][1].resolve():
-        raise UserError(f"masks.train_dir and masks.val_dir are the same folder: {sets[0][1].resolve()}; name another")
     for _, folder, _, key in sets:
         check_folder(folder, force, f"set {key} to another")
     for purpose, folder, count, key in sets:
@@ -181,7 +180,8 @@ def make_benchmark(folder: Path, config: Config, per_bin: int, size: int, force:
     lines = [
         f"{name},{ratio:.6f},{bin_text},{border}" for (name, bin_text, border), ratio in zip(rows, ratios, strict=True)
     ]
-    write_whole(folder / INDEX, "\n".join(["file,ratio,bin,border", *lines]) + "\n")
+    text = "\n".join(["file,ratio,bin,border", *lines]) + "\n"
+    write_atomically(folder / INDEX, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def file_name(number: int) -> str:
@@ -231,7 +231,8 @@ def fill_folder(folder: Path, jobs: Sequence[MaskJob], settings: dict[str, Any],
     folder.mkdir(parents=True, exist_ok=True)
     job = jobs[0]
     record = {"made_by": "masks.py", "seed": job.seed, "size": job.size, "style": job.style, "count": len(jobs)}
-    write_whole(folder / RECORD, json.dumps({**record, **settings}, indent=2) + "\n")
+    text = json.dumps({**record, **settings}, indent=2) + "\n"
+    write_atomically(folder / RECORD, lambda part: part.write_text(text, encoding="utf-8"))
     for path in folder.iterdir():
         if OWN_NAME.fullmatch(path.name):
             path.unlink()
@@ -244,7 +245,10 @@ def fill_folder(folder: Path, jobs: Sequence[MaskJob], settings: dict[str, Any],
 
 
 def write_job(job: MaskJob) -> float:
-    """Draw a mask and write its file, which has its name only when it is whole. Returns the hole ratio."""
+    """Draw a mask and write its file, which has its name only when it is whole. Returns the hole ratio.
+
+    Not by `write_atomically`: it waits for the disk, which takes longer than to draw a mask anew.
+    """
     from data.holes import draw_mask
     from data.order import generator
     from utils.masks import hole_ratio, write_mask
@@ -254,13 +258,6 @@ def write_job(job: MaskJob) -> float:
     write_mask(part, mask)
     os.replace(part, job.path)
     return hole_ratio(mask)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file that has its name only when it is whole."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 # --- processes -------------------------------------------------------------------------------------------------

@@ -71,8 +71,9 @@ def _check(image: Tensor, mask: Tensor) -> None:
     n, _, h, w = image.shape
     if mask.shape != (n, 1, h, w) or not mask.is_floating_point():
         raise ValueError(f"mask must be float {(n, 1, h, w)} for this image, got {tuple(mask.shape)} of {mask.dtype}")
-    if not ((mask == 0) | (mask == 1)).all():
-        raise ValueError(f"mask must be 1 (valid) or 0 (hole), got values from {mask.min():g} to {mask.max():g}")
+    others = mask[(mask != 0) & (mask != 1)]
+    if len(others):
+        raise ValueError(f"mask must be 1 (valid) or 0 (hole), got {others[0]:g}")
     known = image.masked_fill(mask.to(image.device) == 0, 0)
     if not (known.min() >= 0 and known.max() <= 1):  # so that NaN fails, too
         raise ValueError(f"image must be in [0,1] where valid, got values from {known.min():g} to {known.max():g}")
@@ -158,15 +159,16 @@ def read_checked_mask(path: Path, hole: HoleColour) -> np.ndarray:
 
     mask, between = read_mask(path, hole)
     other = "white" if hole == "black" else "black"
+    advice = f"if its holes are {other}, add --hole {other}"
     ratio = hole_ratio(mask)
     if ratio == 0:
-        raise UserError(f"mask {path} has no {hole} pixel, so no hole; if its holes are {other}, add --hole {other}")
-    if ratio == 1:
-        raise UserError(f"mask {path} is all hole ({hole}); if its holes are {other}, add --hole {other}")
+        raise UserError(f"mask {path} has no {hole} pixel, so no hole; {advice}")
+    if ratio == 1:  # so is a mask of 0 and 1 instead of 0 and 255
+        raise UserError(f"mask {path} is all hole ({hole}): none of its pixels is nearer to {other}; {advice}")
     if between > _MUCH_GREY:
         warn(f"warning: {100 * between:.1f} % of mask {path} is neither black nor white; cut at half")
     if ratio > _MOSTLY_HOLE:
-        warn(f"hint: {100 * ratio:.0f} % of mask {path} is hole ({hole}); if its holes are {other}, add --hole {other}")
+        warn(f"hint: {100 * ratio:.0f} % of mask {path} is hole ({hole}); {advice}")
     return mask
 
 
@@ -213,6 +215,8 @@ def images_of(path: Path, option: str) -> list[Path]:
 
     if not path.exists():
         raise UserError(f"{option}: no such file or folder: {path}")
+    if not path.is_dir() and not path.is_file():
+        raise UserError(f"{option}: must be a file or a folder, not a pipe or a device: {path}")
     images = list_images(path) if path.is_dir() else [path]
     if not images:
         raise UserError(f"{option}: no images ({', '.join(IMAGE_SUFFIXES)}) in the folder {path}")

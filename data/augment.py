@@ -8,24 +8,25 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-# Width over height of a random crop, as torchvision's RandomResizedCrop.
-_ASPECT = (3 / 4, 4 / 3)
+# Width over height of a random crop, from 3:4 to 4:3, as torchvision's RandomResizedCrop: its logarithm.
+_LOG_ASPECT = (math.log(3 / 4), math.log(4 / 3))
 
 
 def random_crop(image: Image.Image, size: int, scale: tuple[float, float], rng: np.random.Generator) -> Image.Image:
     """A random part of an RGB image at size×size px, mirrored half of the time.
 
-    scale: share of the picture's area that the part takes, from lowest to highest.
+    scale: share of the picture's area that the part takes, from lowest to highest; less where a part of the
+    drawn shape would not fit into the picture.
     """
     width, height = image.size
     area = width * height * rng.uniform(*scale)
-    aspect = math.exp(rng.uniform(*np.log(_ASPECT)))
-    crop_width = min(width, max(1, round(math.sqrt(area * aspect))))
-    crop_height = min(height, max(1, round(math.sqrt(area / aspect))))
+    aspect = math.exp(rng.uniform(*_LOG_ASPECT))
+    across, down = math.sqrt(area * aspect), math.sqrt(area / aspect)
+    fit = min(1.0, width / across, height / down)
+    crop_width, crop_height = max(1, round(across * fit)), max(1, round(down * fit))
     left = int(rng.integers(width - crop_width + 1))
     top = int(rng.integers(height - crop_height + 1))
-    box = (left, top, left + crop_width, top + crop_height)
-    crop = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    crop = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + crop_width, top + crop_height))
     return ImageOps.mirror(crop) if rng.random() < 0.5 else crop
 
 
@@ -44,7 +45,7 @@ def fit_mask(mask: np.ndarray, size: int) -> np.ndarray:
 
 
 def augment_mask(mask: np.ndarray, size: int, dilate: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Dilate, rotate, shift, crop a mask at random (§4.1); returns (size,size), 0 or 1.
+    """Dilate the holes, then rotate, shift, zoom and mirror a mask at random (§4.1); returns (size,size), 0 or 1.
 
     mask: uint8 (H,W), 1 = valid, 0 = hole. dilate: smallest and largest side of the square that holes are
     dilated with, px of a mask of 512 px. What comes from outside the mask is its mirror image. A mask that
@@ -53,15 +54,23 @@ def augment_mask(mask: np.ndarray, size: int, dilate: tuple[int, int], rng: np.r
     short = min(mask.shape)
     side = round(int(rng.integers(dilate[0], dilate[1] + 1)) * short / 512)
     # Eroding what is valid dilates what is not.
-    eroded = cv2.erode(mask, np.ones((side, side), np.uint8)) if side > 1 else mask
-    angle = rng.uniform(0, 2 * math.pi)
-    window = short * rng.uniform(0.7, 1.0)  # px of the mask that the side of the crop takes
-    centre = (np.array(mask.shape[::-1]) - 1) / 2 + rng.uniform(-0.5, 0.5, 2) * (np.array(mask.shape[::-1]) - window)
-    mirrored = -1 if rng.random() < 0.5 else 1
-    step = window / size
-    turn = step * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    turn[:, 0] *= mirrored
-    to_mask = np.column_stack([turn, centre - turn @ np.full(2, (size - 1) / 2)])  # from output px to mask px
+    dilated = cv2.erode(mask, np.ones((side, side), np.uint8)) if side > 1 else mask
+    to_mask = _random_similarity(mask.shape, size, rng)
     flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
-    changed = cv2.warpAffine(eroded, to_mask, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+    changed = cv2.warpAffine(dilated, to_mask, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
     return changed if changed.any() else fit_mask(mask, size)
+
+
+def _random_similarity(shape: tuple[int, ...], size: int, rng: np.random.Generator) -> np.ndarray:
+    """Where the pixels (x, y, 1) of a size×size crop lie in a mask of shape (H,W): a matrix (2,3).
+
+    The crop is a square of any direction, with a side of 0.7 to 1 times the mask's shorter one.
+    """
+    angle = rng.uniform(0, 2 * math.pi)
+    window = min(shape) * rng.uniform(0.7, 1.0)  # px of the mask
+    extent = np.array(shape[::-1])
+    centre = (extent - 1) / 2 + rng.uniform(-0.5, 0.5, 2) * (extent - window)
+    mirrored = -1 if rng.random() < 0.5 else 1
+    turn = window / size * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    turn[:, 0] *= mirrored
+    return np.column_stack([turn, centre - turn @ np.full(2, (size - 1) / 2)])

@@ -29,7 +29,7 @@ _LATEST = 12.0  # the delay of contours that may cross the edge where they shoul
 _RATIOS = (0.055, 0.15, 0.25, 0.35, 0.45, 0.55)
 _CLUMPING = (0.2, 1.0, 1.8, 3.3, 3.5, 5.0)  # how far pieces crowd in the same parts of the image; 0 = not at all
 _GAPS = (0.6, 0.4, 0.25, 0.2, 0.25, 0.25)  # width of the gaps in the lines, as a level of noise of unit variance
-_DILATION = (0.18, 0.20, 0.23, 0.27, 0.30, 0.58)  # mean side of the square that dilates, as a share of 9 to 49 px
+_DILATION = (0.18, 0.20, 0.23, 0.27, 0.30, 0.63)  # mean side of the square that dilates, as a share of 9 to 49 px
 
 # Draws a piece at a share of its full extent, from 0 to 1, into a canvas: uint8, 1 = hole.
 Piece = Callable[[np.ndarray, float], None]

@@ -87,5 +87,5 @@ def _located(names: list[str], path: Path, split: str) -> list[str]:
     rooted = names[0].startswith("/") and not os.path.exists(names[0])
     found = [os.path.join(path.parent, name.lstrip("/") if rooted else name) for name in names]
     if not os.path.isfile(found[0]):
-        raise UserError(f"data.{split}: {path}: its first image does not exist: {found[0]}; paths are relative to the list")
+        raise UserError(f"data.{split}: no image {found[0]}, the first of {path}; paths are relative to the list")
     return found

@@ -7,7 +7,7 @@ import numpy as np
 # What a random stream is for. A number once given stays, or old runs can't be repeated.
 CROPS, SHUFFLE, VALIDATION_MASKS = 1, 2, 3
 
-# Four would do for many items. Few need more: with four, some orders of three images come 1.5 times as often as others.
+# Four would do for many items; with four, the orders of ten images and fewer are not equally likely.
 _ROUNDS = 8
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -41,16 +42,14 @@ class TrainingSamples(Dataset[Pair]):
         self.dilate = config.masks.dilate if config.masks.augment else None
 
     def __getitem__(self, number: int) -> Pair:
-        rng = generator(self.seed, CROPS, number)
+        rng = generator(CROPS, number, self.seed)
         epoch, position = divmod(number, len(self.images))
-        path = self.images[shuffled(position, len(self.images), (self.seed, SHUFFLE, epoch))]
-        image = random_crop(to_rgb(open_image(path)), self.size, self.crop_scale, rng)
-        mask, _ = read_mask(self.masks[int(rng.integers(len(self.masks)))], self.hole)
-        if self.dilate is None:
-            mask = fit_mask(mask, self.size)
-        else:
-            mask = augment_mask(mask, self.size, self.dilate, rng)
-        return to_tensors(image, mask)
+        image_path = self.images[shuffled(position, len(self.images), (SHUFFLE, epoch, self.seed))]
+        image = random_crop(to_rgb(open_image(image_path)), self.size, self.crop_scale, rng)
+        mask_path = self.masks[int(rng.integers(len(self.masks)))]
+        mask, _ = read_mask(mask_path, self.hole)
+        mask = augment_mask(mask, self.size, self.dilate, rng) if self.dilate else fit_mask(mask, self.size)
+        return to_tensors(image, _not_all_hole(mask, mask_path, self.hole))
 
 
 class ValidationPairs(Dataset[Pair]):
@@ -71,19 +70,27 @@ class ValidationPairs(Dataset[Pair]):
 
     def __getitem__(self, index: int) -> Pair:
         count = len(self.images)
-        path = self.images[index * count // self.count if count > self.count else index % count]
-        image = centre_crop(to_rgb(open_image(path)), self.size)
+        image_path = self.images[index * count // self.count if count > self.count else index % count]
+        image = centre_crop(to_rgb(open_image(image_path)), self.size)
         # Mask folders are often sorted by hole ratio: shuffled, a few images meet all ratios.
         turn, position = divmod(index, len(self.masks))
-        chosen = self.masks[shuffled(position, len(self.masks), (VALIDATION_MASKS, turn))]
-        mask, _ = read_mask(chosen, self.hole)
-        return to_tensors(image, fit_mask(mask, self.size))
+        mask_path = self.masks[shuffled(position, len(self.masks), (VALIDATION_MASKS, turn))]
+        mask, _ = read_mask(mask_path, self.hole)
+        return to_tensors(image, _not_all_hole(fit_mask(mask, self.size), mask_path, self.hole))
+
+
+def _not_all_hole(mask: np.ndarray, path: Path, hole: HoleColour) -> np.ndarray:
+    """The mask itself, cropped to the training's size. UserError where it has no valid pixel: nothing to fill from."""
+    if not mask.any():
+        size = f"{mask.shape[1]}×{mask.shape[0]} px"
+        raise UserError(f"mask {path}: cropped to {size} it is all hole; remove it, or change masks.hole ({hole} now)")
+    return mask
 
 
 def to_tensors(image: Image.Image, mask: np.ndarray) -> Pair:
     """An RGB image and a mask (H,W) of 0 and 1 in the project's form: see Pair."""
-    pixels = np.asarray(image, dtype=np.float32) / 255
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), torch.from_numpy(mask).float().unsqueeze(0)
+    pixels = np.divide(np.asarray(image).transpose(2, 0, 1), 255, dtype=np.float32, order="C")  # (3,H,W)
+    return torch.from_numpy(pixels), torch.from_numpy(mask).float().unsqueeze(0)
 
 
 class StepBatches:
@@ -122,7 +129,7 @@ def validation_batches(pairs: ValidationPairs, config: Config) -> DataLoader[Pai
     return DataLoader(pairs, batch_size=config.train.batch_size, **_loading(config))
 
 
-def _loading(config: Config) -> dict[str, object]:
+def _loading(config: Config) -> dict[str, Any]:
     """DataLoader's arguments. A generator of its own: an iteration must not draw from torch's global one."""
     return {
         "num_workers": config.data.workers,

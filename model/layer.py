@@ -48,7 +48,7 @@ class PartialConv2d(nn.Conv2d):
         masks = [mask] if isinstance(mask, Tensor) else list(mask)
         self._check(parts, masks)
         # masked_fill rather than a product: 0 · NaN would be NaN.
-        masked = [part.masked_fill(m == 0, 0) for part, m in zip(parts, masks)]
+        masked = [part.masked_fill(m == 0, 0) for part, m in zip(parts, masks, strict=True)]
         ratio, updated_mask = self._update(parts, masks)
         y = F.conv2d(torch.cat(masked, 1), self.weight, None, self.stride, self.padding, self.dilation)
         scaled = y * ratio  # in float32 where y is a half type: the ratio may be beyond float16
@@ -66,7 +66,8 @@ class PartialConv2d(nn.Conv2d):
             dtype = torch.promote_types(parts[0].dtype, torch.float32)
             # A one-channel mask stands for as many copies as its features have channels.
             counts = [
-                m.to(dtype).sum(1, keepdim=True) * (part.shape[1] // m.shape[1]) for part, m in zip(parts, masks)
+                m.to(dtype).sum(1, keepdim=True) * (part.shape[1] // m.shape[1])
+                for part, m in zip(parts, masks, strict=True)
             ]
             valid = torch.stack(counts).sum(0)  # (N,1,H,W): valid channels at each pixel
             window = valid.new_ones(1, 1, *self.kernel_size)
@@ -78,7 +79,7 @@ class PartialConv2d(nn.Conv2d):
     def _check(self, parts: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
         if len(parts) != len(masks):
             raise ValueError(f"each x needs its mask, got {len(parts)} of x and {len(masks)} masks")
-        for part, m in zip(parts, masks):
+        for part, m in zip(parts, masks, strict=True):
             if part.ndim != 4 or m.ndim != 4:
                 raise ValueError(f"x and mask must be 4-dimensional, got {tuple(part.shape)} and {tuple(m.shape)}")
             n, c, h, w = part.shape

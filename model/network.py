@@ -38,12 +38,12 @@ class Block(nn.Module):
             nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor | list[Tensor], mask: Tensor | list[Tensor]) -> tuple[Tensor, Tensor]:
-        y, mask = self.conv(x, mask)
+        y, updated_mask = self.conv(x, mask)
         if self.bn is not None:
             y = self.bn(y)
         if self.slope is not None:
             y = F.leaky_relu(y, self.slope) if self.slope > 0 else F.relu(y)
-        return y, mask
+        return y, updated_mask
 
 
 class PConvUNet(nn.Module):

@@ -74,7 +74,7 @@ def test_two_masks_after_a_concat_weigh_as_many_as_their_channels():
     assert layer(x, [off, off])[0].item() == 0
 
 
-# --- against the textbook form -------------------------------------------------------------------------------------
+# --- against the textbook form -----------------------------------------------------------------------------------
 
 # Every kernel and stride of the network, and what else the layer allows.
 SHAPES = [(7, 2, 3, 1), (5, 2, 2, 1), (3, 2, 1, 1), (3, 1, 1, 1), (3, 1, 2, 2), (1, 1, 0, 1), (4, 3, 1, 1)]
@@ -124,7 +124,7 @@ def test_without_holes_inside_it_is_an_ordinary_convolution():
     assert torch.allclose(layer(x, torch.ones(1, 1, 8, 8))[0], expected, rtol=1e-12)
 
 
-# --- properties ----------------------------------------------------------------------------------------------------
+# --- properties --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("junk", [float("nan"), float("inf"), -float("inf"), 1e30])

@@ -108,9 +108,7 @@ def test_total_is_the_papers_weighted_sum():
     total, terms = InpaintingLoss(identity, WEIGHTS)(output, image, mask)
     assert tuple(terms) == TERMS
     assert all(term.ndim == 0 for term in terms.values())
-    by_hand = (
-        terms["valid"] + 6 * terms["hole"] + 0.05 * terms["perceptual"] + 120 * terms["style"] + 0.1 * terms["tv"]
-    )
+    by_hand = terms["valid"] + 6 * terms["hole"] + 0.05 * terms["perceptual"] + 120 * terms["style"] + 0.1 * terms["tv"]
     assert total.item() == pytest.approx(by_hand.item())
 
 

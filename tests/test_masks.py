@@ -95,11 +95,10 @@ def test_holes_keep_the_border(style, size):
 
 def test_a_hole_is_made_of_solid_parts():
     """The last pixels that make the ratio exact move the outlines; they are no row of pixels somewhere else."""
-    for seed in range(40):
+    for seed in range(20):
         for style in STYLES:
-            hole = 1 - draw(256, style, 0.02 + 0.014 * seed, seed=seed)
-            solid = cv2.morphologyEx(hole, cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
-            assert np.count_nonzero(hole > solid) < 0.02 * np.count_nonzero(hole)
+            hole = 1 - draw(512, style, 0.01 + 0.029 * seed, seed=seed)
+            assert np.count_nonzero(hole != cv2.medianBlur(hole, 3)) < 0.03 * np.count_nonzero(hole)
 
 
 def test_a_mask_is_a_function_of_its_generator():
@@ -272,14 +271,6 @@ def test_mistakes_are_one_clear_line(tmp_path, monkeypatch, capsys, arguments, w
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert words in error
-    assert contents(tmp_path) == {}
-
-
-def test_one_folder_under_two_names_is_refused(tmp_path, capsys):
-    (tmp_path / "train").mkdir()
-    (tmp_path / "val").symlink_to(tmp_path / "train")
-    assert fill(tmp_path) == 1
-    assert "the same folder" in capsys.readouterr().err
     assert contents(tmp_path) == {}
 
 

@@ -109,7 +109,7 @@ def test_misuse_is_named(image_shape, mask_shape, message):
         PConvUNet(4, 4)(torch.rand(image_shape), torch.ones(mask_shape))
 
 
-# --- encoder batch norm ----------------------------------------------------------------------------------------------
+# --- encoder batch norm ------------------------------------------------------------------------------------------
 
 
 def test_frozen_encoder_batch_norm_stays_and_the_decoders_goes_on():
@@ -121,9 +121,13 @@ def test_frozen_encoder_batch_norm_stays_and_the_decoders_goes_on():
     optimizer = torch.optim.Adam(net.parameters(), 0.1, weight_decay=0.1)
     net(*inputs()).square().mean().backward()
     optimizer.step()
-    encoder = [f"encoder.{i}.bn.{name}" for i in (1, 2, 3) for name in ("weight", "bias", "running_mean", "running_var")]
+    encoder = [
+        f"encoder.{i}.bn.{name}" for i in (1, 2, 3) for name in ("weight", "bias", "running_mean", "running_var")
+    ]
     for name, value in net.state_dict().items():
-        assert torch.equal(value, before[name]) == (name in encoder or name.startswith("encoder") and "num_b" in name), name
+        assert torch.equal(value, before[name]) == (
+            name in encoder or name.startswith("encoder") and "num_b" in name
+        ), name
     assert net.freeze_encoder_batch_norm(False).encoder[1].bn.training
 
 
@@ -141,7 +145,7 @@ def test_settling_takes_the_mean_over_the_batches():
     assert all(torch.equal(v, decoder_before[k]) for k, v in net.state_dict().items() if k.startswith("decoder"))
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- files -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["checkpoint", "state_dict", "safetensors"])

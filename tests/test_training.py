@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -159,7 +160,7 @@ def test_a_run_shorter_than_save_every_still_saves(folder, tmp_path):
     assert [line["step"] for line in records(run)] == [STEPS, STEPS]
 
 
-# --- what a run computes is a function of its config -----------------------------------------------------------------
+# --- what a run computes is a function of its config -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("step", [0, 3, 5, 6])  # 5: the switch to fine-tuning is still to come; 6: it is behind
@@ -273,7 +274,7 @@ def test_the_loss_stays_level_across_the_switch(tmp_path, folder):
     assert np.mean(losses[90:]) < 1.5 * before
 
 
-# --- mistakes --------------------------------------------------------------------------------------------------------
+# --- mistakes ----------------------------------------------------------------------------------------------------
 
 
 def fails(capsys, *args):
@@ -316,8 +317,6 @@ def test_resume_with_another_model_is_refused(straight, tmp_path, capsys):
     ],
 )
 def test_a_start_that_fails_writes_nothing(folder, tmp_path, capsys, change, message):
-    import re
-
     (tmp_path / "empty").mkdir()
     line = fails(capsys, *arguments(folder, tmp_path / "run", change.format(tmp_path)))
     assert re.search(message, line)

@@ -1,1 +1,1 @@
-"""What every other part stands on: config, files, masks, metrics, checkpoints. Imports nothing of the project but itself."""
+"""What every other part stands on: config, files, masks, metrics, checkpoints. Imports only itself."""

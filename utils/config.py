@@ -166,8 +166,9 @@ def _schema(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _schema(hint, f"{prefix}{name}.")
 
 
-_SECTIONS = {path: hint for path, hint in _schema(Config) if dataclasses.is_dataclass(hint)}
-_KEYS = {path: hint for path, hint in _schema(Config) if path not in _SECTIONS}
+_SCHEMA = dict(_schema(Config))
+_SECTIONS = {path: hint for path, hint in _SCHEMA.items() if dataclasses.is_dataclass(hint)}
+_KEYS = {path: hint for path, hint in _SCHEMA.items() if path not in _SECTIONS}
 
 
 # --- values that are each possible, but not together -----------------------------------------------------------
@@ -321,7 +322,7 @@ def _checked(given: dict[str, Given], faults: list[str]) -> dict[str, Any]:
 def _missing(given: dict[str, Given], source: str) -> Iterator[str]:
     """A fault for each section that has no keys, and each key that a section lacks."""
     begun = {start for path in given for start in itertools.accumulate(path.split("."), "{}.{}".format)}
-    for path, hint in _schema(Config):
+    for path, hint in _SCHEMA.items():
         parent = path.rpartition(".")[0]
         if path not in begun and parent not in given and (not parent or parent in begun):
             yield f"{source}: {path}: missing; it must be {_allowed(hint)}"
@@ -440,14 +441,13 @@ def _names(schema: Any) -> str:
 
 def _nearest(path: str) -> str:
     """The known name that an unknown one most likely means: alike in spelling, or of the same last part elsewhere."""
-    known = [*_SECTIONS, *_KEYS]
     parent, _, last = path.rpartition(".")
-    siblings = [name for name in known if name.rpartition(".")[0] == parent]
+    siblings = [name for name in _SCHEMA if name.rpartition(".")[0] == parent]
     close = (
-        difflib.get_close_matches(path, known, n=1, cutoff=0.8)
-        or [name for name in known if name.rpartition(".")[2] == last]
+        difflib.get_close_matches(path, _SCHEMA, n=1, cutoff=0.8)
+        or [name for name in _SCHEMA if name.rpartition(".")[2] == last]
         or difflib.get_close_matches(path, siblings, n=1, cutoff=0.7)
-        or [name for name in known if len(last) > 1 and last in name.rpartition(".")[2]]
+        or [name for name in _SCHEMA if len(last) > 1 and last in name.rpartition(".")[2]]
     )
     if close:
         return f"did you mean {close[0]}?"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 
 class UserError(ValueError):
@@ -20,7 +21,13 @@ def message_of(error: BaseException) -> str:
     return str(error).rstrip().rsplit("UserError: ", 1)[-1]
 
 
-def reports_user_errors(main: Callable[[Sequence[str] | None], int]) -> Callable[[Sequence[str] | None], int]:
+class Script(Protocol):
+    """A script's main: from the words of the command line (None: the process's own) to the exit code."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int: ...
+
+
+def reports_user_errors(main: Callable[[Sequence[str] | None], int]) -> Script:
     """Decorate a script's `main(argv) -> exit code`: what the user can mend becomes one line on stderr and code 1."""
 
     @functools.wraps(main)

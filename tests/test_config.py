@@ -1,0 +1,411 @@
+"""The config: what is read, what is refused and in which words, and that no text at all ends in a traceback."""
+
+import dataclasses
+import itertools
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils.config import DEFAULT_CONFIG, Config, config_to_dict, load_config, save_config
+from utils.errors import UserError
+
+DEFAULT_TEXT = DEFAULT_CONFIG.read_text(encoding="utf-8")
+CONFIGS = [DEFAULT_CONFIG, *sorted((DEFAULT_CONFIG.parent / "configs").glob("*.yml"))]
+SECTIONS = [field.name for field in dataclasses.fields(Config)]
+KEYS = [
+    f"{section}.{key}" if not isinstance(value, dict) else f"{section}.{key}.{inner}"
+    for section, keys in config_to_dict(load_config()).items()
+    for key, value in keys.items()
+    for inner in (value if isinstance(value, dict) else [None])
+]
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Loads a config of the given text (or bytes)."""
+
+    def load_text(text, *overrides):
+        path = tmp_path / "some.yml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
+        return load_config(path, overrides)
+
+    return load_text
+
+
+def faults(*overrides, path=DEFAULT_CONFIG):
+    """The lines of the message that a config is refused with."""
+    with pytest.raises(UserError) as error:
+        load_config(path, overrides)
+    return str(error.value).split("\n")
+
+
+def fault(*overrides):
+    """The message that config.yml with these overrides is refused with: it must be of one line."""
+    lines = faults(*overrides)
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def with_line(key, value):
+    """The text of config.yml with another value in the line of a key, whose name must stand there once."""
+    text, count = re.subn(rf"(?m)^( +{key}:) [^#\n]*", rf"\1 {value} ", DEFAULT_TEXT)
+    assert count == 1
+    return text
+
+
+# --- what is read ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_config_of_the_project_loads(path):
+    assert isinstance(load_config(path), Config)
+
+
+def test_default_config_holds_what_its_issue_says():
+    config = load_config()
+    assert (config.data.image_size, config.model.depth, config.train.batch_size) == (256, 7, 18)
+    assert (config.train.initial_steps, config.train.finetune_steps) == (200_000, 100_000)
+    assert (config.optim.initial_lr, config.optim.finetune_lr) == (2e-4, 5e-5)
+    assert dataclasses.astuple(config.loss.weights) == (1, 6, 0.05, 120, 0.1)
+
+
+def test_values_have_the_types_of_the_schema():
+    config = load_config(overrides=["loss.weights.tv=1", "data.crop_scale=[1, 1]", "masks.dilate=[0, 1e1]"])
+    assert type(config.loss.weights.tv) is float
+    assert config.data.crop_scale == (1.0, 1.0)
+    assert all(type(end) is float for end in config.data.crop_scale)
+    assert all(type(side) is int for side in config.masks.dilate)
+
+
+@pytest.mark.parametrize(("text", "value"), [("2e-4", 2e-4), ("2E-4", 2e-4), ("1.5e3", 1500), (".5", 0.5), ("1_0", 10)])
+def test_numbers_as_people_write_them(load, text, value):
+    assert load(with_line("initial_lr", text)).optim.initial_lr == value
+    assert load_config(overrides=[f"optim.initial_lr={text}"]).optim.initial_lr == value
+
+
+@pytest.mark.parametrize("text", ["1e5", "100000", "100_000", "1.0e5", "100000.0"])
+def test_a_whole_number_may_be_written_as_a_float(load, text):
+    steps = load(with_line("initial_steps", text)).train.initial_steps
+    assert steps == 100_000
+    assert type(steps) is int
+
+
+def test_home_and_variables_are_expanded_in_every_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("PLACE", "disk")
+    for key in ("run.dir", "data.train", "data.val", "masks.train_dir", "masks.val_dir", "loss.vgg16"):
+        section, name = key.split(".")
+        for text, expanded in (("~/a", "/home/me/a"), ("/x/$PLACE/a", "/x/disk/a"), ("${PLACE}s", "disks")):
+            assert getattr(getattr(load_config(overrides=[f"{key}={text}"]), section), name) == expanded
+
+
+def test_overrides_win_and_the_last_of_one_key_counts(load):
+    config = load(DEFAULT_TEXT, "train.batch_size=3", "loss.weights.tv=2", "train.batch_size=5")
+    assert (config.train.batch_size, config.loss.weights.tv) == (5, 2)
+    assert config.loss.weights.style == 120
+
+
+def test_an_override_mends_the_file(load):
+    assert load(with_line("seed", "none"), "run.seed=3").run.seed == 3
+    assert load(DEFAULT_TEXT.replace("  seed:", "  # seed:"), "run.seed=3").run.seed == 3
+
+
+def test_an_override_can_give_several_keys_of_a_section():
+    config = load_config(overrides=["loss={weights: {valid: 2, tv: 0}}"])
+    assert dataclasses.astuple(config.loss.weights) == (2, 6, 0.05, 120, 0)
+
+
+@pytest.mark.parametrize("name", ["1e3", "2024", "yes", "null", "1:30", "a b", "a: b", "#1", "@x", "[x", "a=b", "\\x"])
+def test_a_path_on_the_command_line_is_taken_as_it_is(name):
+    assert load_config(overrides=[f"run.dir={name}"]).run.dir == name
+
+
+def test_aliases_merge_keys_and_a_byte_order_mark(load):
+    text = with_line("initial_lr", "&lr 3e-4").replace("  finetune_lr: 5e-5", "  finetune_lr: *lr")
+    text = re.sub(r"  weights:.*", "  weights:\n    <<: {tv: 9, valid: 9}", text).replace("    tv:", "    # tv:")
+    config = load("\ufeff" + text)
+    assert config.optim.initial_lr == config.optim.finetune_lr == 3e-4
+    assert (config.loss.weights.tv, config.loss.weights.valid) == (9, 1)
+
+
+# --- what is refused, in which words ---------------------------------------------------------------------------
+
+
+BAD_OVERRIDES = [
+    ("train.batch_sise=4", ["train.batch_sise", "unknown key", "4", "did you mean train.batch_size?"]),
+    ("batch_size=4", ["batch_size", "unknown", "did you mean train.batch_size?"]),
+    ("optim.lr=1", ["optim.lr", "unknown", "did you mean optim.initial_lr?"]),
+    ("mask.hole=white", ["mask.hole", "unknown", "did you mean masks.hole?"]),
+    ("masks.image_size=64", ["masks.image_size", "unknown", "did you mean data.image_size?"]),
+    ("loss.weight.tv=1", ["loss.weight.tv", "unknown", "did you mean loss.weights.tv?"]),
+    ("run.zzzz=1", ["run.zzzz", "unknown", "keys here are dir, seed, device"]),
+    ("zzzz=1", ["zzzz", "unknown", "sections here are run, data, masks"]),
+    ("run.dir.x=1", ["run.dir.x", "unknown", "did you mean run.dir?"]),
+    ("trian={batch_size: 3}", ["trian", "unknown section", "did you mean train?"]),
+    ("a..b=1", ["a.''.b", "unknown"]),
+    ("run=5", ["run: 5 must be a section with the keys dir, seed, device"]),
+    ("loss.weights=[1, 6]", ["loss.weights: [1, 6] must be a section with the keys valid, hole"]),
+    ("train.batch_size=many", ["train.batch_size: 'many' must be a whole number from 1"]),
+    ("train.batch_size='4'", ["train.batch_size: '4' must be a whole number"]),
+    ("train.batch_size=4.5", ["train.batch_size: 4.5 must be a whole number"]),
+    ("train.batch_size=0", ["train.batch_size: 0 must be a whole number from 1"]),
+    ("train.batch_size=true", ["train.batch_size: true must be a whole number"]),
+    ("train.batch_size=", ["train.batch_size: null must be a whole number"]),
+    ("train.batch_size=[4]", ["train.batch_size: [4] must be a whole number"]),
+    ("train.initial_steps=-1", ["train.initial_steps: -1 must be a whole number of at least 0"]),
+    ("train.initial_steps=1e400", ["train.initial_steps: inf must be a whole number"]),
+    ("run.seed=1:30", ["run.seed: '1:30' must be a whole number"]),  # 90 in YAML 1.1
+    ("run.seed=010", ["run.seed: '010' must be a whole number"]),  # 8 in YAML 1.1
+    ("run.seed=2024-01-01", ["run.seed: '2024-01-01' must be a whole number"]),
+    ("run.seed=9223372036854775808", ["run.seed: 9223372036854775808", "from 0 to 9223372036854775807"]),
+    ("run.seed=" + "9" * 5000, ["run.seed", "thousands of digits"]),
+    ("optim.initial_lr=.nan", ["optim.initial_lr: nan must be a number above 0"]),
+    ("optim.initial_lr=.inf", ["optim.initial_lr: inf must be a number"]),
+    ("optim.initial_lr=" + "9" * 400, ["optim.initial_lr: 999", "must be a number above 0"]),
+    ("optim.initial_lr=0", ["optim.initial_lr: 0 must be a number above 0"]),
+    ("optim.momentum=1", ["optim.momentum: 1 must be a number from 0 to less than 1"]),
+    ("optim.name=adam", ["optim.name: 'adam' must be one of Adam, AdamW, SGD; did you mean Adam?"]),
+    ("masks.hole=grey", ["masks.hole: 'grey' must be one of black, white"]),
+    ("masks.augment=yes", ["masks.augment: 'yes' must be true or false"]),
+    ("masks.augment=1", ["masks.augment: 1 must be true or false"]),
+    ("run.device=gpu", ["run.device: 'gpu' must be", "auto, cpu, cuda or cuda:N"]),
+    ("data.crop_scale=0.5", ["data.crop_scale: 0.5 must be a list of 2 numbers from 0.01 to 1"]),
+    ("data.crop_scale=[0.1, 0.2, 0.3]", ["data.crop_scale", "a list of 2 numbers"]),
+    ("data.crop_scale=[0.9, 0.3]", ["data.crop_scale: [0.9, 0.3]", "the first no larger than the second"]),
+    ("data.crop_scale=[0.1, x]", ["data.crop_scale: [0.1, 'x']", "a list of 2 numbers"]),
+    ("masks.dilate=[0, 1.5]", ["masks.dilate: [0, 1.5]", "a list of 2 whole numbers"]),
+    ("run.dir=", ["run.dir: '' must be a text", "not empty"]),
+    ("run.dir=a\x00b", ["run.dir: 'a\\x00b' must be a text"]),
+    ("run.dir=a\nb", ["run.dir: 'a\\nb' must be a text"]),
+    ("run.dir=~nobody-at-all/x", ["~nobody-at-all, which is nobody's home"]),
+    ("run.dir=$NOT_SET_AT_ALL/x", ["'$NOT_SET_AT_ALL/x' names the environment variable $NOT_SET_AT_ALL", "not set"]),
+    ("run.dir=${NOT_SET_AT_ALL}", ["${NOT_SET_AT_ALL}", "not set"]),
+    ("train.batch_size", ["'train.batch_size' must have the form section.key=value"]),
+    ("=3", ["'=3' must have the form section.key=value"]),
+    ("train.batch_size=[", ["train.batch_size='['", "not valid YAML"]),
+    ("run.seed=!!python/object:os.system", ["the tag", "means nothing here"]),
+    ("run.\x1b[31m=3", ["run.'\\x1b[31m'", "unknown"]),
+]
+
+
+@pytest.mark.parametrize(("override", "parts"), BAD_OVERRIDES, ids=[override[:30] for override, _ in BAD_OVERRIDES])
+def test_each_kind_of_bad_override(override, parts):
+    message = fault(override)
+    assert message.startswith("command line: ")
+    assert message.isprintable()
+    assert len(message) < 400
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["train.batch_size=1", "data.image_size=128"], ["train.batch_size: 1", "batch norm", "model.depth = 7"]),
+        (["train.initial_steps=0", "train.finetune_steps=0"], ["train.initial_steps: 0", "nothing to train"]),
+        (["loss.weights={valid: 0, hole: 0, perceptual: 0, style: 0, tv: 0}"], ["loss.weights.valid: 0", "above 0"]),
+        (["data.image_size=200"], ["data.image_size: 200 must be a multiple of 128 = 2**model.depth", "try 256"]),
+        (["masks.val_dir=x", "masks.train_dir=y/../x/"], ["masks.val_dir: 'x' must be another folder"]),
+        (["model.depth=9"], ["data.image_size: 256 must be a multiple of 512", "try 512"]),
+    ],
+)
+def test_values_that_do_not_go_together(overrides, parts):
+    message = fault(*overrides)
+    for part in ["command line", *parts]:
+        assert part in message
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_must_be_there_and_of_its_type(load, key):
+    *_, name = key.split(".")
+    occurrences = [m.start() for m in re.finditer(rf"(?m)^ +{name}:", DEFAULT_TEXT)]
+    order = [k for k in KEYS if k.rpartition(".")[2] == name].index(key)
+    start = occurrences[order]
+    end = DEFAULT_TEXT.index("\n", start)
+    with pytest.raises(UserError) as error:
+        load(DEFAULT_TEXT[:start] + DEFAULT_TEXT[end + 1 :])
+    assert re.search(rf"some\.yml: {re.escape(key)}: missing; it must be (a|one of|true or)", str(error.value))
+    for value in ("null", "{a: 1}", "[[]]"):
+        with pytest.raises(UserError) as error:
+            load(DEFAULT_TEXT[:start] + " " * (len(key.split(".")) - 1) * 2 + f"{name}: {value}" + DEFAULT_TEXT[end:])
+        assert f"{key}: " in str(error.value)
+        assert " must be " in str(error.value)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_section_must_be_there(load, section):
+    with pytest.raises(UserError) as error:
+        load(re.sub(rf"(?ms)^{section}:.*?(?=^\w|\Z)", "", DEFAULT_TEXT))
+    message = str(error.value)
+    assert "\n" not in message  # its keys are not counted up one by one
+    assert f"some.yml: {section}: missing; it must be a section with the keys" in message
+
+
+def test_a_section_without_values(load):
+    text = re.sub(r"(?ms)^optim:.*?(?=^\w)", "optim:\n", DEFAULT_TEXT)
+    with pytest.raises(UserError, match=r"some\.yml: optim: null must be a section with the keys name, initial_lr"):
+        load(text)
+
+
+def test_all_faults_at_once_each_with_its_source(load):
+    text = with_line("seed", "x").replace("  depth: 7", "  dept: 7").replace("masks:", "mask:")
+    with pytest.raises(UserError) as error:
+        load(text, "train.batch_size=0", "data.workers=-1", "nonsense", "loss.weights.tv=[", "train.initial_steps=0",
+             "train.finetune_steps=0")  # fmt: skip
+    head, *lines = str(error.value).split("\n")
+    assert head == f"{len(lines)} faults in the config:"
+    sources = [re.sub(r"^.*/", "", line.strip()).split(": ")[:2] for line in lines]
+    assert sorted(map(tuple, sources)) == sorted(
+        [
+            ("some.yml", "run.seed"),
+            ("some.yml", "mask"),  # unknown, did you mean masks?
+            ("some.yml", "masks"),  # missing
+            ("some.yml", "model.dept"),
+            ("some.yml", "model.depth"),
+            ("command line", "train.batch_size"),
+            ("command line", "data.workers"),
+            ("command line", "'nonsense' must have the form section.key=value, as train.batch_size=4"),
+            ("command line", "loss.weights.tv='[' line 1, column 2"),
+            ("command line", "train.initial_steps"),  # nothing to train
+        ]
+    )
+
+
+def test_two_sources_of_values_that_do_not_go_together(load):
+    with pytest.raises(UserError, match=r"some\.yml and command line: data\.image_size: 256 must be a multiple of 512"):
+        load(DEFAULT_TEXT, "model.depth=9")
+
+
+# --- strange files ---------------------------------------------------------------------------------------------
+
+STRANGE = {
+    "empty": ("", "sections run, data.*found null"),
+    "a comment": ("# nothing\n", "found null"),
+    "a list": ("- run\n- data\n", r"found \['run', 'data'\]"),
+    "a text": ("run", "found 'run'"),
+    "a key twice": (DEFAULT_TEXT + "\nrun: {}\n", r"line \d+, column 1: .*'run' stands here twice"),
+    "a key twice in a section": (with_line("seed", "0\n  seed: 1"), "'seed' stands here twice"),
+    "a tab": ("run:\n\tdir: x\n", "line 2, column 1"),
+    "bytes": (bytes(range(256)), "not a text file in UTF-8"),
+    "UTF-16": (DEFAULT_TEXT.encode("utf-16"), "not a text file in UTF-8"),
+    "a zero byte": ("run: \x00", "not valid YAML: unacceptable character"),
+    "unfinished": ("run: [1, 2", "line 1, column 11"),
+    "two documents": ("run: 1\n---\nrun: 2\n", "another document"),
+    "an unknown alias": ("run: *a\n", "undefined alias"),
+    "a number as key": (DEFAULT_TEXT + "\n1: 2\n", "1: unknown key with the value 2"),
+    "null as key": (DEFAULT_TEXT + "\n~: 2\n", "null: unknown key"),
+    "a list as key": ("? [1, 2]\n: 3\n", "unhashable key"),
+    "a dotted key": (DEFAULT_TEXT + "\nrun.seed: 2\n", "'run.seed': unknown key with the value 2"),
+    "a key with a new line": (DEFAULT_TEXT + '\n"a\\nb": 2\n', r"'a\\nb': unknown key"),
+    "an object": ("run: !!python/object/apply:os.getcwd []\n", "the tag .* means nothing here"),
+    "a wrong tag": ("run: !!bool x\n", "the tag .* means nothing here"),
+    "lists in lists": ("run: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+    "sections in sections": ("run: " + "{a: " * 5000 + "}" * 5000, "nested too deeply"),
+    "a section in itself": ("run: &a\n  b: *a\n", "run.b: unknown section"),
+    "a section in itself by merging": ("run: &a\n  <<: *a\n", "run|recursi"),
+    "a bomb": ("a: &a [1,1,1,1,1,1,1,1]\n" + "".join(
+        f"{y}: &{y} [{','.join(['*' + x] * 8)}]\n" for x, y in itertools.pairwise("abcdefghijkl")), "l: unknown key"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_strange_files(load, name):
+    text, pattern = STRANGE[name]
+    with pytest.raises(UserError, match=pattern) as error:
+        load(text)
+    assert "some.yml" in str(error.value)
+    assert len(str(error.value)) < 5000
+    assert all(line.isprintable() for line in str(error.value).split("\n"))
+
+
+@pytest.mark.parametrize("name", [".", "none.yml", "a\x00b", "x" * 300])
+def test_files_that_can_not_be_read(tmp_path, name):
+    with pytest.raises(UserError, match="config"):
+        load_config(tmp_path / name)
+
+
+# --- written and read again ------------------------------------------------------------------------------------
+
+
+def same_after_saving(config, path):
+    save_config(config, path)
+    return load_config(path) == config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_a_saved_config_reads_back_the_same(path, tmp_path):
+    assert same_after_saving(load_config(path), tmp_path / "saved.yml")
+
+
+STRANGE_NAMES = [
+    "1e3", "1.5e3", "12", "0x1f", "010", "1_0", "yes", "No", "true", "null", "1:30", "2024-01-01", ".5", ".inf", "./~x",
+    "a: b", "a #b", "#", "- a", "'", '"', "\\", "[a]", "{a}", "&a", "*a", "!a", "%a", "@a", "`a", "|", ">", "?", "=",
+    "<<", "été", "写真", "🙂", "x\u2028x", "a\xa0b", "\ufeffx", "$", "a" * 200 + " b" * 100,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRANGE_NAMES)
+def test_texts_that_look_like_something_else_survive(tmp_path, name):
+    config = load_config(overrides=[f"run.dir={name}"])
+    assert config.run.dir == name
+    assert same_after_saving(config, tmp_path / "saved.yml")
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    name=st.text(min_size=1, max_size=30),
+    numbers=st.tuples(*[st.floats(0, 1e308)] * 2),
+    seed=st.integers(0, 2**63 - 1),
+    augment=st.booleans(),
+)
+def test_any_config_that_loads_reads_back_the_same(tmp_path_factory, name, numbers, seed, augment):
+    overrides = [f"run.dir={name}", f"loss.weights.hole={numbers[0]!r}", f"optim.weight_decay={numbers[1]!r}"]
+    try:
+        config = load_config(overrides=[*overrides, f"run.seed={seed}", f"masks.augment={str(augment).lower()}"])
+    except UserError:
+        return  # not a name
+    assert config.run.seed == seed
+    assert config.loss.weights.hole == numbers[0]
+    assert same_after_saving(config, tmp_path_factory.getbasetemp() / "saved.yml")
+
+
+# --- no text ends in a traceback -------------------------------------------------------------------------------
+
+SCRAPS = st.sampled_from([
+    "run:", "data", "seed: 1", "loss:\n  weights:", "\n", "\n  ", "- ", ": ", "[", "]", "{", "}", ", ", "&a ", "*a",
+    "<<: ", "!!int ", "!!bool x", "!!set ", "!!timestamp ", "|\n", ">\n", "'", '"', "\\", "#", "%", "@", "? ", "~",
+    "null", "1:30", "0x", "0b_", "1e5", ".nan", "2024-99-99", "\t", "\r", "---\n", "...\n", "=", "_", "9" * 50,
+    "\x00", "\ud800", "é", "$HOME",
+])  # fmt: skip
+YAML_ISH = st.lists(SCRAPS | st.text(max_size=3), max_size=12).map("".join)
+NAMES = st.sampled_from([*KEYS, *SECTIONS, "loss.weights", "run.", ".run", "", "."]) | st.text(max_size=8)
+
+
+def refusal(*arguments):
+    """The message that a config is refused with; None where it is one. Any other error is a fault."""
+    try:
+        assert isinstance(load_config(*arguments), Config)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=YAML_ISH, at=st.floats(0, 1))
+def test_any_file_gives_a_config_or_a_user_error(tmp_path_factory, text, at):
+    path = tmp_path_factory.getbasetemp() / "any.yml"
+    place = int(at * len(DEFAULT_TEXT))
+    for whole in (text, DEFAULT_TEXT[:place] + text + DEFAULT_TEXT[place:]):
+        path.write_bytes(whole.encode("utf-8", "surrogatepass"))
+        message = refusal(path)
+        assert message is None or str(path) in message
+
+
+@settings(max_examples=250, deadline=None)
+@given(overrides=st.lists(st.tuples(NAMES, YAML_ISH).map("=".join) | YAML_ISH, min_size=1, max_size=3))
+def test_any_override_gives_a_config_or_a_user_error(overrides):
+    message = refusal(DEFAULT_CONFIG, overrides)
+    assert message is None or "command line" in message
+    assert message is None or all(line.isprintable() for line in message.split("\n"))

@@ -1,0 +1,688 @@
+"""Images and masks: which files are found, how they are read, in what order they come, and what chance does to them."""
+
+import math
+import os
+import pickle
+import random
+from collections import Counter
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from data.augment import augment_mask, centre_crop, fit_mask, random_crop
+from data.listing import find_images
+from data.order import CROPS, generator, shuffled
+from data.samples import StepBatches, training_batches, training_samples, validation_batches, validation_pairs
+from utils.config import load_config
+from utils.errors import UserError, message_of
+from utils.masks import write_mask
+
+COLOURS = [(20 * i + 10, 240 - 20 * i, 7 * i) for i in range(11)]  # of the images of `world`: each has its own
+
+
+def save(path, colour=(200, 100, 50), size=(40, 30), mode="RGB", **options):
+    """Write an image of one colour; its folders too. Returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path, **options)
+    return path
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def some_masks(folder, count=5, size=48):
+    folder.mkdir(parents=True)
+    for i in range(count):
+        mask = np.ones((size, size), np.uint8)
+        mask[5 + 4 * i : 15 + 4 * i, 10 : 12 + 5 * i] = 0
+        write_mask(folder / f"{i}.png", mask)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with 11 images for training, each of its own colour, 4 for validation, and masks."""
+    root = tmp_path_factory.mktemp("world")
+    for i, colour in enumerate(COLOURS):
+        save(root / f"train/{i:02}.png", colour, size=(50 + i, 40))
+    for i in range(4):
+        (root / "val").mkdir(exist_ok=True)
+        Image.fromarray(noise(40, 60, i)).save(root / f"val/{i}.png")
+    some_masks(root / "masks/train")
+    some_masks(root / "masks/val")
+    return root
+
+
+def config_of(root, *overrides):
+    """The config of a small training with the images and masks below `root`."""
+    places = {
+        "data.train": root / "train",
+        "data.val": root / "val",
+        "masks.train_dir": root / "masks/train",
+        "masks.val_dir": root / "masks/val",
+    }
+    small = ("data.image_size=32", "model.depth=2", "train.batch_size=3", "data.workers=0", "data.val_pairs=6")
+    return load_config(overrides=[*(f"{key}={path}" for key, path in places.items()), *small, *overrides])
+
+
+def batches(config, first=0, last=5):
+    return list(training_batches(training_samples(config), config, first, last))
+
+
+def same(batches, others):
+    return len(batches) == len(others) and all(
+        torch.equal(one, other)
+        for batch, other_batch in zip(batches, others, strict=True)
+        for one, other in zip(batch, other_batch, strict=True)
+    )
+
+
+# --- which files -----------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_searched_to_any_depth(tmp_path):
+    wanted = ["a.jpg", "b/c/d/e/f.PNG", "b/g.JPeG", "h i/j k.webp", "l.bmp", "m.png"]
+    for name in wanted:
+        save(tmp_path / name)
+    for name in (".hidden.jpg", "b/._a.jpg", ".git/x.png", "b/.cache/x.png"):
+        save(tmp_path / name)
+    for name in ("notes.txt", "b/jpg", "x.npy"):
+        (tmp_path / name).write_text("no image")
+    (tmp_path / "folder.png").mkdir()
+    assert find_images(str(tmp_path), "train") == sorted(str(tmp_path / name) for name in wanted)
+
+
+def test_a_hidden_folder_that_is_named_is_searched(tmp_path):
+    image = save(tmp_path / ".photos/a.jpg")
+    assert find_images(str(tmp_path / ".photos"), "train") == [str(image)]
+
+
+def test_links_are_followed_each_real_folder_once(tmp_path):
+    root = tmp_path / "root"
+    save(root / "a/1.png")
+    save(tmp_path / "outside/2.png")
+    os.symlink(root, root / "a/back")  # a cycle
+    os.symlink(tmp_path / "outside", root / "x")
+    os.symlink(tmp_path / "outside", root / "y")
+    os.symlink(root / "a/1.png", root / "3.png")
+    os.symlink(root / "nowhere.png", root / "4.png")  # a link to nothing is no image
+    os.mkfifo(root / "5.png")  # a pipe neither: opening it would wait for ever
+    assert find_images(str(root), "train") == [str(root / name) for name in ("3.png", "a/1.png", "x/2.png")]
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    (tmp_path / "empty/below").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"data\.val: no images \(jpg, .*\) in the folder .*/empty or below"):
+        find_images(str(tmp_path / "empty"), "val")
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match=r"data\.train: no such folder or list: .*/none; name a folder"):
+        find_images(str(tmp_path / "none"), "train")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_must_not_be_read(tmp_path):
+    save(tmp_path / "a/1.png")
+    os.chmod(tmp_path / "a", 0)
+    with pytest.raises(UserError, match=r"data\.train: no permission to read .*/a"):
+        find_images(str(tmp_path), "train")
+
+
+LISTS = {
+    "plain": ("a.jpg\nb/c.png\n", ["a.jpg", "b/c.png"]),
+    "blank lines, no last line end": ("\n\na.jpg\n   \nb/c.png", ["a.jpg", "b/c.png"]),
+    "Windows": ("\ufeffa.jpg\r\nb/c.png 3\r\n", ["a.jpg", "b/c.png"]),
+    "labels": ("a.jpg 0\nb/c.png\t12\n", ["a.jpg", "b/c.png"]),
+    "Places365": ("/b/c.png 7\n/a.jpg 0\n", ["b/c.png", "a.jpg"]),
+    "spaces": ("my photo.jpg\nmy photo 2.jpg 5\nb/c.png \n", ["my photo.jpg", "my photo 2.jpg", "b/c.png"]),
+    "a name that ends in a number": ("d 5.JPG 17\nd 5.JPG\n", ["d 5.JPG", "d 5.JPG"]),
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_lists_of_paths(tmp_path, monkeypatch, kind):
+    text, names = LISTS[kind]
+    for name in names:
+        save(tmp_path / "place" / name)
+    (tmp_path / "place/list.txt").write_bytes(text.encode("utf-8"))
+    monkeypatch.chdir(tmp_path)  # relative to the list, not to where we are
+    assert find_images("place/list.txt", "train") == [os.path.join("place", name) for name in names]
+
+
+def test_a_list_of_absolute_paths(tmp_path):
+    paths = [str(save(tmp_path / f"away/{i}.png")) for i in range(3)]
+    (tmp_path / "list.txt").write_text("\n".join(paths))
+    assert find_images(str(tmp_path / "list.txt"), "train") == paths
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the list .*list.txt is empty"),
+        (b"\n \n", "the list .*list.txt is empty"),
+        (b"a.jpg\nnotes.txt\n", "line 2: not the path of an image: 'notes.txt'"),
+        (b"a.jpg\n12\n", "line 2: not the path of an image: '12'"),
+        (b"\xff\xd8\xff\xe0", "not a text file of paths"),  # someone named an image
+        (b"none.jpg\na.jpg\n", "no image .*/none.jpg, the first of .*list.txt; paths are relative to the list"),
+        (b"/none.jpg 1\n", "no image .*/none.jpg, the first of"),
+    ],
+)
+def test_faults_of_lists(tmp_path, content, message):
+    save(tmp_path / "a.jpg")
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(UserError, match=r"data\.train: .*" + message):
+        find_images(str(tmp_path / "list.txt"), "train")
+
+
+def test_the_sample_is_there():
+    train, val = find_images("sample", "train"), find_images("sample", "val")
+    assert (len(train), len(val)) == (3, 1)
+    assert not set(train) & set(val)
+    assert all(os.path.isfile(path) for path in train + val)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_folders_without_masks(world, tmp_path, split):
+    make = training_samples if split == "train" else validation_pairs
+    with pytest.raises(UserError, match=rf"masks\.{split}_dir: no such folder: .*/none; `python masks.py` .* makes"):
+        make(config_of(world, f"masks.{split}_dir={tmp_path / 'none'}"))
+    (tmp_path / "notes.txt").write_text("no mask")
+    with pytest.raises(UserError, match=rf"masks\.{split}_dir: no masks in {tmp_path}; `python masks.py`"):
+        make(config_of(world, f"masks.{split}_dir={tmp_path}"))
+
+
+# --- order -----------------------------------------------------------------------------------------------------
+
+
+def order(count, *key):
+    return [shuffled(position, count, key) for position in range(count)]
+
+
+def test_shuffled_is_a_bijection():
+    for count in [*range(1, 301), 1023, 1024, 1025, 5000]:
+        assert sorted(order(count, 2, count, 7)) == list(range(count))
+
+
+def test_shuffled_is_a_bijection_of_millions():
+    for count in (1_803_460, 8_026_628, 2**40 + 1):
+        items = [shuffled(position, count, (2, 0, 0)) for position in [*range(2000), *range(count - 2000, count)]]
+        assert len(set(items)) == 4000
+        assert 0 <= min(items) < count / 100
+        assert count * 99 / 100 < max(items) < count
+
+
+@pytest.mark.parametrize(("position", "count"), [(-1, 5), (5, 5), (0, 0)])
+def test_no_position_outside_of_the_range(position, count):
+    with pytest.raises(ValueError, match="position must lie in"):
+        shuffled(position, count, (1,))
+
+
+def deviation(counts, cells):
+    """How far counts are from equal ones: chi-square, in standard deviations from its mean."""
+    mean = counts.total() / cells
+    chi = sum((count - mean) ** 2 for count in counts.values()) / mean + (cells - len(counts)) * mean
+    return (chi - (cells - 1)) / math.sqrt(2 * (cells - 1))
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 6, 8, 11, 16])
+def test_every_order_is_as_likely(count):
+    keys = range(2000)
+    first_two = Counter(tuple(shuffled(i, count, (2, key, 0)) for i in (0, 1)) for key in keys)
+    assert deviation(first_two, count * (count - 1)) < 4
+    last = Counter(shuffled(count - 1, count, (2, key, 0)) for key in keys)
+    assert deviation(last, count) < 4
+    if count <= 4:
+        assert deviation(Counter(tuple(order(count, 2, key, 0)) for key in keys), math.factorial(count)) < 4
+
+
+def test_neighbours_are_unrelated():
+    for count in (100, 1000):
+        items = np.array(order(count, 2, 1, 0))
+        other = np.array(order(count, 2, 2, 0))
+        straight = np.arange(count)
+        for one, two in ((items[1:], items[:-1]), (items, straight), (items, other), (items[2:], items[:-2])):
+            assert abs(np.corrcoef(one, two)[0, 1]) < 4 / math.sqrt(count)
+        assert np.mean(items[1:] - items[:-1] == 1) < 5 / count
+        assert np.mean(items == other) < 8 / count
+
+
+def test_generators_differ_by_purpose_number_and_seed():
+    keys = [(p, n, s) for p in (1, 2, 3) for n in (0, 1, 2, 2**31) for s in (0, 1, 5, 2**32 + 5, 2**63 - 1)]
+    draws = {generator(*key).integers(2**63) for key in keys}
+    assert len(draws) == len(keys)
+    assert generator(1, 2, 3).integers(2**63) == generator(1, 2, 3).integers(2**63)
+
+
+# --- samples ---------------------------------------------------------------------------------------------------
+
+
+def test_form_of_a_batch(world):
+    config = config_of(world)
+    for image, mask in [*batches(config), *validation_batches(validation_pairs(config), config)]:
+        assert image.shape == (3, 3, 32, 32)
+        assert mask.shape == (3, 1, 32, 32)
+        assert image.dtype == mask.dtype == torch.float32
+        assert image.is_contiguous()
+        assert 0 <= image.min() <= image.max() <= 1
+        assert set(mask.unique().tolist()) <= {0.0, 1.0}
+
+
+IMAGES = {
+    "grey": (lambda tmp: save(tmp / "a.png", 100, mode="L"), (100, 100, 100)),
+    "grey JPEG": (lambda tmp: save(tmp / "a.JPG", 100, mode="L", format="JPEG"), (100, 100, 100)),
+    "black and white": (lambda tmp: save(tmp / "a.png", 1, mode="1"), (255, 255, 255)),
+    "16 bits": (lambda tmp: Image.fromarray(np.full((30, 40), 25700, np.uint16)).save(tmp / "a.png"), (100, 100, 100)),
+    "CMYK": (lambda tmp: save(tmp / "a.jpg", (0, 128, 255, 0), mode="CMYK", quality=95), (255, 127, 0)),
+    "alpha": (lambda tmp: save(tmp / "a.png", (200, 100, 50, 9), mode="RGBA"), (200, 100, 50)),
+    "grey and alpha": (lambda tmp: save(tmp / "a.png", (100, 9), mode="LA"), (100, 100, 100)),
+    "WebP": (lambda tmp: save(tmp / "a.webp", lossless=True), (200, 100, 50)),
+    "BMP": (lambda tmp: save(tmp / "a.bmp"), (200, 100, 50)),
+    "tiny": (lambda tmp: save(tmp / "a.png", size=(1, 1)), (200, 100, 50)),
+    "a line": (lambda tmp: save(tmp / "a.png", size=(1, 1000)), (200, 100, 50)),
+}
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_any_kind_of_image_becomes_rgb(world, tmp_path, kind):
+    write, colour = IMAGES[kind]
+    write(tmp_path)
+    config = config_of(world, f"data.train={tmp_path}", f"data.val={tmp_path}")
+    for image, _ in (training_samples(config)[0], validation_pairs(config)[0]):
+        wanted = torch.tensor(colour).view(3, 1, 1) / 255
+        assert image.shape == (3, 32, 32)
+        assert (image - wanted).abs().max() < 0.015
+
+
+def test_a_palette_image_has_the_colours_of_its_palette(world, tmp_path):
+    image = Image.new("P", (40, 40), 3)
+    image.putpalette([value for i in range(256) for value in (i, 2 * i % 256, 200)])
+    image.save(tmp_path / "a.png", transparency=0)
+    pixels, _ = validation_pairs(config_of(world, f"data.val={tmp_path}"))[0]
+    assert torch.equal(pixels[:, 0, 0] * 255, torch.tensor([3.0, 6.0, 200.0]))
+
+
+def test_a_camera_that_was_held_sideways(world, tmp_path):
+    upright = Image.fromarray(noise(32, 32))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the viewer turns it by 90° clockwise
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    upright.save(tmp_path / "a/x.png")
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "b/x.png", exif=exif)
+    pairs = [validation_pairs(config_of(world, f"data.val={tmp_path / name}"))[0][0] for name in "ab"]
+    assert torch.equal(*pairs)
+
+
+def odd_masks(folder, hole):
+    """Masks as people have them: JPEG, grey edges, alpha, not square, larger and smaller, 16 bits; a third is hole."""
+    folder.mkdir(parents=True)
+    for i, (height, width) in enumerate([(100, 37), (31, 33), (32, 32), (200, 300)]):
+        grey = np.full((height, width), 255, np.uint8)
+        grey[height // 3 : 2 * height // 3] = 0
+        image = Image.fromarray(grey if hole == "black" else 255 - grey)
+        image.save(folder / f"{i}.jpg", quality=30)
+        image.resize((width + 5, height + 3), Image.Resampling.BICUBIC).save(folder / f"{i}_soft.png")
+        image.convert("RGBA").save(folder / f"{i}_rgba.png")
+        Image.fromarray(np.asarray(image).astype(np.uint16) * 257).save(folder / f"{i}_16.png")
+
+
+@pytest.mark.parametrize("augment", ["true", "false"])
+def test_masks_of_any_kind_come_out_0_or_1(world, tmp_path, augment):
+    results = {}
+    for hole in ("black", "white"):
+        folders = [tmp_path / hole / split for split in ("train", "val")]
+        for folder in folders:
+            odd_masks(folder, hole)
+        places = [f"masks.train_dir={folders[0]}", f"masks.val_dir={folders[1]}"]
+        config = config_of(world, *places, f"masks.hole={hole}", f"masks.augment={augment}", "data.val_pairs=16")
+        pairs, samples = validation_pairs(config), training_samples(config)
+        results[hole] = [pairs[i][1] for i in range(16)] + [samples[i][1] for i in range(40)]
+        for mask in results[hole]:
+            assert mask.shape == (1, 32, 32)
+            assert mask.dtype == torch.float32
+            assert set(mask.unique().tolist()) <= {0.0, 1.0}
+        assert 0.5 < torch.stack(results[hole][:16]).mean() < 0.75
+    # Black noise under JPEG is not white noise: a soft edge may fall by a pixel.
+    agreement = [(one == two).float().mean() for one, two in zip(results["black"], results["white"], strict=True)]
+    assert min(agreement) > 0.9
+
+
+def test_a_mask_of_the_right_size_is_not_touched(world):
+    mask = np.random.default_rng(0).integers(0, 2, (32, 32), np.uint8)
+    assert np.array_equal(fit_mask(mask, 32), mask)
+    wide = np.zeros((32, 50), np.uint8)
+    wide[:, 9:41] = mask
+    assert np.array_equal(fit_mask(wide, 32), mask)
+    assert np.array_equal(fit_mask(mask.repeat(2, 0).repeat(2, 1), 32), mask)
+
+
+def test_a_mask_without_a_valid_pixel_is_named(world, tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        write_mask(tmp_path / split / "bad.png", np.zeros((32, 32), np.uint8))
+    config = config_of(world, *(f"masks.{split}_dir={tmp_path / split}" for split in ("train", "val")))
+    for data in (training_samples(config), validation_pairs(config)):
+        with pytest.raises(UserError, match=r"mask .*bad\.png: .* all hole; .* masks\.hole \(black now"):
+            data[0]
+
+
+# --- a sample is a function of (seed, step, slot) --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reference(world):
+    """Batches 0 to 5, sample by sample, without a loader."""
+    samples = training_samples(config_of(world))
+    return [[torch.stack(column) for column in zip(*(samples[3 * step + slot] for slot in range(3)), strict=True)]
+            for step in range(6)]  # fmt: skip
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_batches_do_not_depend_on_workers_nor_on_where_they_start(world, reference, workers):
+    config = config_of(world, f"data.workers={workers}")
+    assert same(batches(config, 0, 6), reference)
+    assert same(batches(config, 4, 6), reference[4:])
+
+
+def test_batches_neither_read_nor_change_the_global_random_state(world, reference):
+    def state():
+        _, words, *rest = np.random.get_state()
+        return random.getstate(), words.tolist(), rest, torch.get_rng_state().tolist()
+
+    for workers in (0, 1):
+        config = config_of(world, f"data.workers={workers}")
+        random.seed(workers)
+        np.random.seed(workers)
+        torch.manual_seed(workers)
+        before = state()
+        assert same(batches(config, 0, 2), reference[:2])
+        list(validation_batches(validation_pairs(config), config))
+        assert state() == before
+
+
+def test_evaluations_in_between_change_nothing(world, reference):
+    config = config_of(world)
+    validation = validation_batches(validation_pairs(config), config)
+    first = list(validation)
+    seen = []
+    for batch in training_batches(training_samples(config), config, 0, 6):
+        seen.append(batch)
+        assert same(list(validation), first)
+    assert same(seen, reference)
+
+
+def test_numbers_of_the_samples_of_a_step():
+    assert list(StepBatches(2, 4, 3)) == [[6, 7, 8], [9, 10, 11]]
+    assert len(StepBatches(2, 4, 3)) == 2
+    assert list(StepBatches(5, 5, 3)) == []
+
+
+def test_other_seeds_steps_and_slots_give_other_samples(world, tmp_path):
+    Image.fromarray(noise(64, 64)).save(tmp_path / "one.png")  # always the same image: crops and masks must differ
+    kinds = {}
+    for seed in (0, 1, 2**40):
+        samples = training_samples(config_of(world, f"data.train={tmp_path}", f"run.seed={seed}"))
+        for number in range(30):
+            image, mask = samples[number]
+            kinds[seed, number] = image.numpy().tobytes(), mask.numpy().tobytes()
+    assert len({image for image, _ in kinds.values()}) == 90
+    assert len({mask for _, mask in kinds.values()}) >= 85
+
+
+def test_every_image_once_an_epoch_in_an_order_of_its_own(world):
+    samples = training_samples(config_of(world))
+    seen = []
+    for number in range(4 * len(COLOURS)):
+        colour = tuple(round(value * 255) for value in samples[number][0].mean((1, 2)).tolist())
+        seen.append(COLOURS.index(colour))
+    epochs = [tuple(seen[start : start + 11]) for start in range(0, 44, 11)]
+    assert all(sorted(epoch) == list(range(11)) for epoch in epochs)
+    assert len(set(epochs)) == 4
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_workers_of_every_start_method(world, reference, method):
+    before = torch.multiprocessing.get_start_method(allow_none=True)
+    config = config_of(world, "data.workers=1")
+    torch.multiprocessing.set_start_method(method, force=True)
+    try:
+        assert same(batches(config, 3, 4), reference[3:4])
+    finally:
+        torch.multiprocessing.set_start_method(before, force=True)
+
+
+def test_data_sets_can_be_pickled(world):
+    config = config_of(world)
+    for data in (training_samples(config), validation_pairs(config)):
+        assert same([pickle.loads(pickle.dumps(data))[1]], [data[1]])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_is_reported_in_one_line(world, tmp_path, workers):
+    good = save(tmp_path / "whole.jpg", size=(200, 200))
+    broken = tmp_path / "train/broken.jpg"
+    broken.parent.mkdir()
+    broken.write_bytes(good.read_bytes()[:-300])
+    config = config_of(world, f"data.train={broken.parent}", f"data.workers={workers}")
+    with pytest.raises(UserError) as error:
+        batches(config)
+    assert message_of(error.value).startswith(f"damaged image {broken}: ")
+    assert "\n" not in message_of(error.value)
+
+
+# --- validation pairs ------------------------------------------------------------------------------------------
+
+
+def test_validation_pairs_are_fixed(world):
+    pairs = validation_pairs(config_of(world))
+    reference = [torch.stack(column) for column in zip(*(pairs[i] for i in range(6)), strict=True)]
+    other = config_of(world, "run.seed=9", "train.batch_size=2", "data.workers=2", "masks.augment=false")
+    images, masks = zip(*validation_batches(validation_pairs(other), other), strict=True)
+    assert same([[torch.cat(images), torch.cat(masks)]], [reference])
+
+
+def test_more_images_than_pairs_are_spread_evenly(world):
+    pairs = validation_pairs(config_of(world, f"data.val={world / 'train'}", "data.val_pairs=4"))
+    colours = [tuple(round(value * 255) for value in pairs[i][0].mean((1, 2)).tolist()) for i in range(len(pairs))]
+    assert [COLOURS.index(colour) for colour in colours] == [0, 2, 5, 8]
+
+
+def test_fewer_images_meet_several_masks(world):
+    pairs = validation_pairs(config_of(world, "data.val_pairs=10"))
+    found = [tuple(tensor.numpy().tobytes() for tensor in pairs[i]) for i in range(10)]
+    images, masks = zip(*found, strict=True)
+    assert sorted(Counter(images).values()) == [2, 2, 3, 3]
+    assert list(Counter(masks).values()) == [2] * 5
+    assert len(set(found)) > 7
+
+
+# --- random crops ----------------------------------------------------------------------------------------------
+
+
+def ramp(width, height):
+    """Red tells how far right a pixel lies, green how far down, from 0 to 255."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([x, y, 0 * x], 2).round().astype(np.uint8))
+
+
+def box_of(crop):
+    """Where a crop of `ramp` came from: (left, top, right, bottom) from 0 to 1; left > right where it is mirrored."""
+    pixels = np.asarray(crop).astype(float) / 255
+    size = len(pixels)
+    red, green = pixels[..., 0].mean(0), pixels[..., 1].mean(1)
+    low, high = size // 8, size - 1 - size // 8  # the very edges are blurred
+    edges = []
+    for row in (red, green):
+        slope = (row[high] - row[low]) / (high - low)
+        edges.append((row[low] - slope * (low + 0.5), row[high] + slope * (low + 0.5)))
+    return edges[0][0], edges[1][0], edges[0][1], edges[1][1]
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (400, 400)])
+def test_a_random_crop_has_the_share_and_the_shape_that_it_should(width, height):
+    image, scale = ramp(width, height), (0.2, 0.5)
+    boxes = [box_of(random_crop(image, 64, scale, generator(CROPS, i, 0))) for i in range(200)]
+    left, top, right, bottom = np.array(boxes).T
+    mirrored = left > right
+    left, right = np.minimum(left, right), np.maximum(left, right)
+    shares = (right - left) * (bottom - top)
+    aspects = (right - left) * width / ((bottom - top) * height)
+    assert 0.19 < shares.min() < 0.23
+    assert 0.47 < shares.max() < 0.51
+    assert 0.74 < aspects.min() < 0.79
+    assert 1.26 < aspects.max() < 1.36
+    assert min(left.min(), top.min()) < 0.02
+    assert max(right.max(), bottom.max()) > 0.98
+    assert min(left.min(), top.min(), 1 - right.max(), 1 - bottom.max()) > -0.01
+    assert 70 < mirrored.sum() < 130
+
+
+def test_a_crop_is_not_squeezed_where_its_shape_does_not_fit():
+    for width, height in ((1000, 200), (200, 1000)):
+        for i in range(50):
+            left, top, right, bottom = box_of(random_crop(ramp(width, height), 64, (1, 1), generator(CROPS, i, 0)))
+            assert 0.72 < abs(right - left) * width / ((bottom - top) * height) < 1.39
+
+
+def test_small_crops_can_be_of_any_place():
+    places = Counter()
+    for i in range(400):
+        left, top, right, bottom = box_of(random_crop(ramp(300, 300), 16, (0.01, 0.02), generator(CROPS, i, 0)))
+        places[int((left + right) * 1.5), int((top + bottom) * 1.5)] += 1
+    assert len(places) == 9
+    assert min(places.values()) > 20
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    width=st.integers(1, 3) | st.integers(1, 1000),
+    height=st.integers(1, 3) | st.integers(1, 1000),
+    scale=st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)).map(sorted).map(tuple),
+    seed=st.integers(0, 10**6),
+)
+def test_a_crop_lies_within_any_image(width, height, scale, seed):
+    image = Image.new("RGB", (width, height), (10, 20, 30))
+    crop = random_crop(image, 8, scale, generator(CROPS, 0, seed))  # Pillow refuses a box that reaches outside
+    assert crop.size == (8, 8)
+    assert crop.getextrema() == ((10, 10), (20, 20), (30, 30))
+
+
+def test_centre_crop_is_the_largest_square_in_the_middle():
+    left, top, right, bottom = box_of(centre_crop(ramp(600, 300), 100))
+    assert (left, top, right, bottom) == pytest.approx((0.25, 0, 0.75, 1), abs=0.01)
+
+
+# --- random changes of masks -----------------------------------------------------------------------------------
+
+
+def augmented(mask, seed, size=256, dilate=(0, 0)):
+    return augment_mask(mask, size, dilate, generator(CROPS, seed, 0))
+
+
+def discs(size, *circles):
+    """A mask (size,size) with round holes: x, y, radius in px."""
+    mask = np.ones((size, size), np.uint8)
+    for x, y, radius in circles:
+        cv2.circle(mask, (x, y), radius, 0, -1)
+    return mask
+
+
+def test_augmentation_keeps_shapes():
+    """Three discs stay round, and their triangle stays similar: turned, moved, zoomed by 1/1 to 1/0.7, mirrored."""
+    circles = ((256, 226, 24), (300, 266, 16), (236, 286, 10))
+    mask = discs(512, *circles)
+    corners = np.array([circle[:2] for circle in circles], float)
+    zooms, angles, mirrored, places = [], [], [], []
+    for seed in range(300):
+        holes = (augmented(mask, seed) == 0).astype(np.uint8)
+        count, _, stats, centres = cv2.connectedComponentsWithStats(holes)
+        boxes = stats[1:]
+        if count != 4 or (boxes[:, :2] == 0).any() or (boxes[:, :2] + boxes[:, 2:4] == 256).any():
+            continue  # a disc cut off
+        largest_first = np.argsort(-boxes[:, 4])
+        found = centres[1:][largest_first]
+        sides = [np.linalg.norm(np.roll(points, 1, 0) - points, axis=1) for points in (found, corners)]
+        zoom = sides[0] / sides[1]
+        assert zoom.max() - zoom.min() < 0.03 * zoom.mean()
+        for (_, _, across, down, area), (_, _, radius) in zip(boxes[largest_first], circles, strict=True):
+            assert abs(across - down) <= 2
+            assert abs(across - (2 * radius + 1) * zoom.mean()) <= 2
+            assert area == pytest.approx(math.pi * (radius + 0.3) ** 2 * zoom.mean() ** 2, rel=0.15)
+        (x1, y1), (x2, y2) = found[1] - found[0], found[2] - found[0]
+        zooms.append(2 * zoom.mean())  # the crop has half the mask's pixels
+        mirrored.append(x1 * y2 < x2 * y1)
+        angles.append(math.atan2(y1, x1))
+        places.append(found.mean(0))
+    assert len(zooms) > 200
+    assert 0.98 < min(zooms) < 1.05
+    assert 1.35 < max(zooms) < 1 / 0.7 + 0.03
+    assert 0.4 < np.mean(mirrored) < 0.6
+    assert min(np.histogram(angles, 8, (-math.pi, math.pi))[0]) > 8
+    assert np.ptp(places, axis=0).min() > 60
+
+
+def test_dilation_adds_hole_and_takes_none_away():
+    mask = discs(512, (200, 250, 30), (320, 300, 3))
+    for seed in range(40):
+        plain, dilated = augmented(mask, seed), augmented(mask, seed, dilate=(20, 20))
+        assert (dilated <= plain).all()
+        assert dilated.sum() < plain.sum()
+
+
+@pytest.mark.parametrize("size", [256, 512])
+def test_dilation_is_by_a_square_of_so_many_px_at_512(size):
+    speck = np.ones((size, size), np.uint8)
+    speck[size // 2, size // 2] = 0
+    areas = []
+    for seed in range(60):
+        holes = (augmented(speck, seed, size=512, dilate=(18, 18)) == 0).astype(np.uint8)
+        areas.append(int(holes.sum()))
+        (_, (across, down), _) = cv2.minAreaRect(cv2.findNonZero(holes))
+        assert abs(across - down) <= 2  # a square, turned
+    assert 18**2 * 0.9 < min(areas) < max(areas) < 18**2 / 0.7**2 * 1.1
+
+
+def test_dilation_is_drawn_from_its_range():
+    speck = np.ones((512, 512), np.uint8)
+    speck[256, 256] = 0
+    sides = [math.sqrt((augmented(speck, seed, 512, (9, 49)) == 0).sum()) for seed in range(200)]
+    assert 8 < min(sides) < 15
+    assert 45 < max(sides) < 49 / 0.7 + 2
+    assert np.std(sides) > 9
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    height=st.integers(1, 3) | st.integers(1, 90),
+    width=st.integers(1, 3) | st.integers(1, 90),
+    size=st.sampled_from([4, 32, 64]),
+    dilate=st.sampled_from([(0, 0), (0, 9), (9, 49), (512, 512)]),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 10**6),
+)
+def test_an_augmented_mask_is_0_or_1_and_never_all_hole(height, width, size, dilate, share, seed):
+    mask = (np.random.default_rng(seed).random((height, width)) < share).astype(np.uint8)
+    result = augmented(mask, seed, size, dilate)
+    assert result.shape == (size, size)
+    assert result.dtype == np.uint8
+    assert set(np.unique(result)) <= {0, 1}
+    assert result.any() or not fit_mask(mask, size).any()
+
+
+def test_a_mask_that_dilation_would_close_is_only_fitted():
+    mask = np.zeros((64, 64), np.uint8)
+    mask[30:34, 30:34] = 1
+    for seed in range(30):
+        assert np.array_equal(augmented(mask, seed, 64, (200, 200)), mask)
+
+
+def test_an_augmented_mask_of_no_hole_stays_so():
+    for seed in range(20):
+        assert augmented(np.ones((50, 80), np.uint8), seed, 64, (9, 49)).all()
