@@ -68,7 +68,7 @@ def gram_matrix(features: Tensor) -> Tensor:
 
     The factor is applied before the product: raw features of a half type would overflow.
     """
-    n, c, h, w = features.shape
+    _n, c, h, w = features.shape
     with torch.autocast(features.device.type, enabled=False):
         psi = features.to(torch.promote_types(features.dtype, torch.float32)).flatten(2)  # (N,C,H·W)
         return psi / (c * h * w) @ psi.transpose(1, 2)

@@ -52,7 +52,8 @@ def test_outside_the_image_is_hole():
 
 def test_where_nothing_is_valid_output_is_zero_without_bias():
     y, updated = ones_layer(padding=1, bias=3.0)(torch.ones(1, 1, 5, 5), torch.zeros(1, 1, 5, 5))
-    assert y.eq(0).all() and updated.eq(0).all()
+    assert y.eq(0).all()
+    assert updated.eq(0).all()
 
 
 def test_hole_shrinks_by_the_window():
@@ -86,7 +87,7 @@ def random_mask(*shape, share=0.4, seed=0):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("mask_channels", [1, 3])
-@pytest.mark.parametrize("kernel,stride,padding,dilation", SHAPES)
+@pytest.mark.parametrize(("kernel", "stride", "padding", "dilation"), SHAPES)
 def test_equals_textbook(kernel, stride, padding, dilation, mask_channels, bias):
     torch.manual_seed(0)
     layer = PartialConv2d(3, 5, kernel, stride, padding, dilation, bias).double()
@@ -113,7 +114,8 @@ def test_two_masks_equal_textbook_with_full_channels():
     full = torch.cat([m.expand_as(part) for part, m in zip(x, masks)], 1)
     expected, expected_mask = textbook_partial_conv(torch.cat(x, 1), full, layer.weight, layer.bias, 1, 1)
     y, updated = layer(x, masks)
-    assert torch.allclose(y, expected, rtol=1e-12, atol=1e-12) and torch.equal(updated, expected_mask)
+    assert torch.allclose(y, expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(updated, expected_mask)
 
 
 def test_without_holes_inside_it_is_an_ordinary_convolution():
@@ -136,7 +138,8 @@ def test_what_lies_in_a_hole_never_matters(junk):
     y, _ = layer(spoiled, mask)
     assert torch.equal(y, layer(x, mask)[0])
     y.sum().backward()
-    assert torch.isfinite(layer.weight.grad).all() and spoiled.grad.masked_select(mask == 0).eq(0).all()
+    assert torch.isfinite(layer.weight.grad).all()
+    assert spoiled.grad.masked_select(mask == 0).eq(0).all()
 
 
 def test_state_dict_is_weight_and_bias_alone():
@@ -160,7 +163,7 @@ def test_mask_arithmetic_carries_no_gradient():
     assert not updated.requires_grad
 
 
-@pytest.mark.parametrize("dtype,tolerance", [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
 def test_half_types_are_finite_and_right(dtype, tolerance):
     """1024·9 ones can't be counted in a half type, and 1/(sum + 1e-8) is infinite in float16."""
     torch.manual_seed(0)
@@ -169,7 +172,8 @@ def test_half_types_are_finite_and_right(dtype, tolerance):
     mask[..., :4, :4] = 0
     expected, _ = layer(x, mask)
     y, updated = layer.to(dtype)(x.to(dtype), mask.to(dtype))
-    assert y.dtype == dtype and torch.isfinite(y).all()
+    assert y.dtype == dtype
+    assert torch.isfinite(y).all()
     assert (y.float() - expected).abs().max() < tolerance * expected.abs().max()
     assert set(updated.unique().tolist()) <= {0.0, 1.0}
 
@@ -182,11 +186,13 @@ def test_autocast_keeps_mask_arithmetic_exact():
     with torch.autocast("cpu", torch.bfloat16):
         y, autocast_mask = layer(x, mask)
         autocast_ratio, _ = layer._update([x], [mask])
-    assert y.dtype == torch.bfloat16 and torch.equal(updated, autocast_mask) and torch.equal(ratio, autocast_ratio)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(updated, autocast_mask)
+    assert torch.equal(ratio, autocast_ratio)
 
 
 @pytest.mark.parametrize(
-    "x_shape,mask_shape,message",
+    ("x_shape", "mask_shape", "message"),
     [
         ((1, 3, 8, 8), (1, 1, 8, 7), r"mask must be \(1, 1, 8, 8\) or \(1, 3, 8, 8\).*\(1, 1, 8, 7\)"),
         ((1, 3, 8, 8), (1, 2, 8, 8), r"mask must be"),

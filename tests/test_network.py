@@ -25,7 +25,7 @@ def inputs(n=2, size=32, seed=0, dtype=torch.float32):
     return image, mask
 
 
-@pytest.mark.parametrize("depth,norms,weights", [(7, 12, 25_770_961), (8, 14, 32_848_849)])
+@pytest.mark.parametrize(("depth", "norms", "weights"), [(7, 12, 25_770_961), (8, 14, 32_848_849)])
 def test_is_the_papers_table(depth, norms, weights):
     net = PConvUNet(depth)
     convolutions = layers(net, PartialConv2d)
@@ -97,7 +97,7 @@ def test_he_initialisation_keeps_the_scale():
 
 
 @pytest.mark.parametrize(
-    "image_shape,mask_shape,message",
+    ("image_shape", "mask_shape", "message"),
     [
         ((1, 3, 48, 40), (1, 1, 48, 40), "multiples of 16 .* got 48×40"),
         ((1, 1, 32, 32), (1, 1, 32, 32), r"image must be \(N,3,H,W\)"),
@@ -115,7 +115,8 @@ def test_misuse_is_named(image_shape, mask_shape, message):
 def test_frozen_encoder_batch_norm_stays_and_the_decoders_goes_on():
     net = PConvUNet(4, 4)
     assert net.freeze_encoder_batch_norm() is net
-    assert net.train() is net and net.eval() is net
+    assert net.train() is net
+    assert net.eval() is net
     net.train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     optimizer = torch.optim.Adam(net.parameters(), 0.1, weight_decay=0.1)
@@ -126,7 +127,7 @@ def test_frozen_encoder_batch_norm_stays_and_the_decoders_goes_on():
     ]
     for name, value in net.state_dict().items():
         assert torch.equal(value, before[name]) == (
-            name in encoder or name.startswith("encoder") and "num_b" in name
+            name in encoder or (name.startswith("encoder") and "num_b" in name)
         ), name
     assert net.freeze_encoder_batch_norm(False).encoder[1].bn.training
 
@@ -141,7 +142,8 @@ def test_settling_takes_the_mean_over_the_batches():
     with torch.no_grad():
         means = [first.conv(*net.encoder[0](*batch))[0].mean((0, 2, 3)) for batch in batches]
     assert torch.allclose(first.bn.running_mean, torch.stack(means).mean(0), atol=1e-6)
-    assert first.bn.momentum == 0.1 and net.training
+    assert first.bn.momentum == 0.1
+    assert net.training
     assert all(torch.equal(v, decoder_before[k]) for k, v in net.state_dict().items() if k.startswith("decoder"))
 
 
@@ -206,7 +208,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
     assert not (tmp_path / "made").exists()
 
 
-# --- VGG-16 ------------------------------------------------------------------------------------------------------------
+# --- VGG-16 -----------------------------------------------------------------------------------------------------
 
 
 def test_vgg_gives_three_frozen_pools_of_the_normalised_image():
