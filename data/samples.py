@@ -6,7 +6,9 @@ of evaluations, or of when a run was interrupted.
 
 from __future__ import annotations
 
+import os
 import signal
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,15 @@ from data.augment import augment_mask, centre_crop, fit_mask, random_crop
 from data.listing import find_images
 from data.order import CROPS, SHUFFLE, VALIDATION_MASKS, generator, shuffled
 from utils.config import Config
-from utils.errors import UserError
+from utils.errors import UserError, message_of
 from utils.images import list_images, open_image, to_rgb
 from utils.masks import HoleColour, read_mask
+
+# How long a worker still serves after SIGTERM.
+_LAST_SECONDS = 3
+
+# data.workers is the user's choice, and slower at worst: no warning where the machine has fewer cores.
+warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
 
 Pair = tuple[Tensor, Tensor]  # image float32 (3,H,W) in [0,1]; mask float32 (1,H,W), 1 = valid, 0 = hole
 
@@ -108,6 +116,20 @@ class StepBatches:
             yield list(range(step * self.batch_size, (step + 1) * self.batch_size))
 
 
+class Batches(DataLoader[Pair]):
+    """A DataLoader that passes on a worker's UserError as the one line that it is."""
+
+    def __iter__(self) -> Iterator[Pair]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+            return
+        except UserError as error:
+            message = message_of(error)
+            # By the frames of its traceback the error holds itself, and the iterator, whose workers would stay.
+            error.__traceback__ = None
+        raise UserError(message)
+
+
 def training_samples(config: Config) -> TrainingSamples:
     """The samples of data.train with the masks of masks.train_dir. UserError where either is missing or empty."""
     return TrainingSamples(find_images(config.data.train, "train"), _find_masks(config, "train"), config)
@@ -118,15 +140,15 @@ def validation_pairs(config: Config) -> ValidationPairs:
     return ValidationPairs(find_images(config.data.val, "val"), _find_masks(config, "val"), config)
 
 
-def training_batches(samples: TrainingSamples, config: Config, first_step: int, last_step: int) -> DataLoader[Pair]:
+def training_batches(samples: TrainingSamples, config: Config, first_step: int, last_step: int) -> Batches:
     """The batches of steps first_step … last_step − 1: image (B,3,H,W) and mask (B,1,H,W)."""
     batches = StepBatches(first_step, last_step, config.train.batch_size)
-    return DataLoader(samples, batch_sampler=batches, **_loading(config))
+    return Batches(samples, batch_sampler=batches, **_loading(config))
 
 
-def validation_batches(pairs: ValidationPairs, config: Config) -> DataLoader[Pair]:
+def validation_batches(pairs: ValidationPairs, config: Config) -> Batches:
     """All validation pairs in order, in batches."""
-    return DataLoader(pairs, batch_size=config.train.batch_size, **_loading(config))
+    return Batches(pairs, batch_size=config.train.batch_size, **_loading(config))
 
 
 def _loading(config: Config) -> dict[str, Any]:
@@ -140,9 +162,16 @@ def _loading(config: Config) -> dict[str, Any]:
 
 
 def _start_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Ctrl-C reaches all processes of a terminal, and SIGTERM often all of a job. The main one decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave_soon)
     cv2.setNumThreads(0)  # one thread a worker
+
+
+def _leave_soon(*_: object) -> None:
+    """End this process, but not before the main one has its last batch: it finishes its step and saves."""
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))  # torch takes any other exit for a crash
+    signal.alarm(_LAST_SECONDS)
 
 
 def _find_masks(config: Config, split: str) -> list[Path]:

@@ -1,10 +1,15 @@
 """Images and masks: which files are found, how they are read, in what order they come, and what chance does to them."""
 
 import math
+import multiprocessing
 import os
 import pickle
 import random
+import signal
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -23,6 +28,7 @@ from utils.config import load_config
 from utils.errors import UserError, message_of
 from utils.masks import write_mask
 
+PROJECT = Path(__file__).resolve().parent.parent
 COLOURS = [(20 * i + 10, 240 - 20 * i, 7 * i) for i in range(11)]  # of the images of `world`: each has its own
 
 
@@ -269,9 +275,9 @@ def test_form_of_a_batch(world):
         assert image.shape == (3, 3, 32, 32)
         assert mask.shape == (3, 1, 32, 32)
         assert image.dtype == mask.dtype == torch.float32
-        assert image.is_contiguous()
         assert 0 <= image.min() <= image.max() <= 1
         assert set(mask.unique().tolist()) <= {0.0, 1.0}
+    assert all(tensor.is_contiguous() for tensor in training_samples(config)[0])
 
 
 IMAGES = {
@@ -354,13 +360,15 @@ def test_masks_of_any_kind_come_out_0_or_1(world, tmp_path, augment):
     assert min(agreement) > 0.9
 
 
-def test_a_mask_of_the_right_size_is_not_touched(world):
+def test_masks_are_fitted_with_nearest_neighbour(world):
     mask = np.random.default_rng(0).integers(0, 2, (32, 32), np.uint8)
     assert np.array_equal(fit_mask(mask, 32), mask)
     wide = np.zeros((32, 50), np.uint8)
     wide[:, 9:41] = mask
     assert np.array_equal(fit_mask(wide, 32), mask)
     assert np.array_equal(fit_mask(mask.repeat(2, 0).repeat(2, 1), 32), mask)
+    halved = fit_mask(mask, 16)  # nearest neighbour: every second pixel as it is, no mean of several
+    assert any(np.array_equal(halved, mask[y::2, x::2]) for y in (0, 1) for x in (0, 1))
 
 
 def test_a_mask_without_a_valid_pixel_is_named(world, tmp_path):
@@ -473,8 +481,43 @@ def test_a_broken_image_is_reported_in_one_line(world, tmp_path, workers):
     config = config_of(world, f"data.train={broken.parent}", f"data.workers={workers}")
     with pytest.raises(UserError) as error:
         batches(config)
-    assert message_of(error.value).startswith(f"damaged image {broken}: ")
-    assert "\n" not in message_of(error.value)
+    assert str(error.value).startswith(f"damaged image {broken}: ")
+    assert "\n" not in str(error.value)
+    assert message_of(error.value) == str(error.value)
+    assert not multiprocessing.active_children()
+
+
+def test_a_broken_image_ends_a_script_with_that_line_alone(world, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    script = f"""
+from data.samples import training_batches, training_samples
+from tests.test_data import config_of
+from utils.errors import reports_user_errors
+import pathlib, sys
+
+@reports_user_errors
+def main(argv):
+    config = config_of(pathlib.Path({str(world)!r}), "data.train={tmp_path}", "data.workers=3")
+    for batch in training_batches(training_samples(config), config, 0, 9):
+        pass
+
+sys.exit(main([]))
+"""
+    run = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    assert run.stderr == f"error: not an image, or of a kind that Pillow can't read: {tmp_path}/broken.jpg\n"
+    assert run.returncode == 1
+
+
+def test_workers_serve_the_last_step_after_a_signal_to_all_processes(world, reference):
+    config = config_of(world, "data.workers=2")
+    loader = iter(training_batches(training_samples(config), config, 0, 6))
+    seen = [next(loader), next(loader)]  # both workers have begun
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGTERM)
+        os.kill(worker.pid, signal.SIGINT)
+    seen.extend(loader)
+    assert same(seen, reference)
+    assert not multiprocessing.active_children()
 
 
 # --- validation pairs ------------------------------------------------------------------------------------------
