@@ -112,12 +112,14 @@ def _drawn_until(pieces: Iterator[Piece], area: int) -> np.ndarray:
         draw(canvas, 1.0)
         if cv2.countNonZero(canvas) < area:
             continue
-        low, high = 0.0, 1.0
+        low, high = 0.0, 1.0  # at `high` the area is covered
         for _ in range(8):
             middle = (low + high) / 2
             canvas = before.copy()
             draw(canvas, middle)
             low, high = (middle, high) if cv2.countNonZero(canvas) < area else (low, middle)
+        canvas = before
+        draw(canvas, high)
         break
     return canvas
 
@@ -252,12 +254,15 @@ def _edge_delay(dilation: int) -> np.ndarray:
 
 
 def _earliest(order: np.ndarray, area: int) -> np.ndarray:
-    """About `area` pixels of the lowest order, as 1: all up to an order, or all before it, whichever is nearer."""
+    """About `area` pixels of the lowest order, as 1: all up to an order, or all before it, whichever is nearer.
+
+    Never none of them, and never such as no line reaches.
+    """
     limit = np.partition(order.ravel(), area - 1)[area - 1]
     before, upto = order < limit, order <= limit
-    if limit == _NEVER or area - np.count_nonzero(before) < np.count_nonzero(upto) - area:
-        return before.astype(np.uint8)
-    return upto.astype(np.uint8)
+    missing, surplus = area - np.count_nonzero(before), np.count_nonzero(upto) - area
+    take_before = limit == _NEVER or (missing < surplus and before.any())
+    return (before if take_before else upto).astype(np.uint8)
 
 
 def _noise(rng: np.random.Generator, cells: int) -> np.ndarray:

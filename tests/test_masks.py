@@ -83,6 +83,13 @@ def test_every_ratio_is_reached(style, size):
         assert np.count_nonzero(mask == 0) == max(1, round(ratio * size * size))
 
 
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize(("size", "ratio"), [(512, 4e-6), (512, 1e-4), (64, 0.95), (4, 0.01), (1, 0.6)])
+def test_ratios_far_outside_of_the_bins_end_too(style, size, ratio):
+    for seed in range(5):
+        assert np.count_nonzero(draw(size, style, ratio, seed=seed) == 0) == max(1, round(ratio * size * size))
+
+
 @pytest.mark.parametrize("style", ALL_STYLES)
 @pytest.mark.parametrize("size", [64, 512])
 def test_holes_keep_the_border(style, size):
