@@ -13,28 +13,22 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from utils.errors import UserError, message_of, reports_user_errors
+from utils.errors import UserError, reports_user_errors
 from utils.files import write_atomically
 
 if TYPE_CHECKING:  # numpy, cv2 and Pillow are imported where they are used: --help and wrong arguments answer at once
-    from PIL import Image, ImageDraw
-
     from utils.config import Config
     from utils.masks import HoleColour
 
 RECORD = "masks.json"  # lies in every folder that masks.py fills: how the masks were made, and that it was masks.py
 INDEX = "index.csv"  # of a benchmark
 OWN_NAME = re.compile(r"\d{6,}\.png|\.\d{6,}\.png\.part")  # masks, and what a killed run left of one
-
-# Purposes of data.order.generator, beside those that stand there. A number once given stays.
-TRAIN, VAL, BENCHMARK = 101, 102, 110  # a benchmark has a number for each bin and border, from 110 to 121
 
 BORDER = 50 / 512  # of the size: what the holes of half of the benchmark keep from the image's edge (paper §4.1)
 CHUNK = 16  # masks that a process takes at a time
@@ -138,11 +132,12 @@ class MaskJob(NamedTuple):
 def make_masks(config: Config, force: bool, processes: int | None) -> None:
     """Fill the training and the validation folder. Neither is touched where one of them may not be."""
     from data.holes import spread_ratio
+    from data.order import TRAIN_MASKS, VAL_MASKS
 
     masks, size, seed = config.masks, config.data.image_size, config.run.seed
     sets = [
-        (TRAIN, Path(masks.train_dir), masks.train_count, "masks.train_dir"),
-        (VAL, Path(masks.val_dir), masks.val_count, "masks.val_dir"),
+        (TRAIN_MASKS, Path(masks.train_dir), masks.train_count, "masks.train_dir"),
+        (VAL_MASKS, Path(masks.val_dir), masks.val_count, "masks.val_dir"),
     ]
     for _, folder, _, key in sets:
         check_folder(folder, force, f"set {key} to another")
@@ -158,6 +153,7 @@ def make_masks(config: Config, force: bool, processes: int | None) -> None:
 def make_benchmark(folder: Path, config: Config, per_bin: int, size: int, force: bool, processes: int | None) -> None:
     """Make a test set as the paper's (§4.1), with `per_bin` masks for each bin with a border and as many without."""
     from data.holes import spread_ratio
+    from data.order import BENCHMARK_MASKS
     from utils.masks import HOLE_BINS, bin_name
 
     check_folder(folder, force, "name another", (RECORD, INDEX))
@@ -167,7 +163,7 @@ def make_benchmark(folder: Path, config: Config, per_bin: int, size: int, force:
     rows = []
     for index, (low, high) in enumerate(HOLE_BINS):
         for border in (wide, 0):
-            purpose = BENCHMARK + 2 * index + (border == 0)
+            purpose = BENCHMARK_MASKS + 2 * index + (border == 0)
             # Small images have a wide border: there the last bin ends where a mask still has a shape.
             high_here = min(high, 0.97 * room) if border else high
             for i in range(per_bin):
@@ -323,32 +319,9 @@ def _on_signal(number: signal.Signals, handler: Any) -> Iterator[None]:
 # --- looking at masks ------------------------------------------------------------------------------------------
 
 
-class Measured(NamedTuple):
-    """One mask file, or why it could not be read."""
-
-    path: Path
-    fault: str | None = None
-    ratio: float = 0.0
-    holes: int = 0
-    radius: float = 0.0  # of the largest inscribed circle, share of the shorter side
-    grey: float = 0.0  # share of pixels that are neither black nor white
-    size: tuple[int, int] = (0, 0)  # width, height in px
-
-
-def measure(job: tuple[Path, HoleColour]) -> Measured:
-    from utils.masks import count_holes, hole_ratio, inscribed_radius, read_mask
-
-    path, hole = job
-    try:
-        mask, grey = read_mask(path, hole)
-    except UserError as error:
-        return Measured(path, message_of(error))
-    size = (mask.shape[1], mask.shape[0])
-    return Measured(path, None, hole_ratio(mask), count_holes(mask), inscribed_radius(mask), grey, size)
-
-
 def show_stats(folder: Path, hole: HoleColour, out: Path, processes: int | None) -> int:
     """Print what the masks of a folder are like and draw a histogram. Exit code 1 where a file can't be read."""
+    from data.mask_stats import describe, draw_histogram, measure
     from utils.images import list_images
 
     paths = list_images(folder)
@@ -371,122 +344,6 @@ def show_stats(folder: Path, hole: HoleColour, out: Path, processes: int | None)
         draw_histogram(masks, hole, folder).save(out)
         print(f"histogram: {out}")
     return 0 if len(masks) == len(found) else 1
-
-
-def describe(masks: Sequence[Measured], hole: HoleColour) -> str:
-    """Sizes, polarity, grey files, and a table with a line for each bin of hole ratios."""
-    from utils.masks import HOLE_BINS, bin_name, hole_bin
-
-    sizes = Counter(mask.size for mask in masks).most_common()
-    shown = ", ".join(f"{width}x{height} ({count})" for (width, height), count in sizes[:5])
-    grey = sum(mask.grey > 0 for mask in masks)
-    very_grey = sum(mask.grey > 0.01 for mask in masks)
-    lines = [
-        f"sizes: {shown}" + (f" and {len(sizes) - 5} more" if len(sizes) > 5 else ""),
-        f"not binary: {grey / len(masks):.1%} of the files ({grey}) have grey pixels,"
-        f" {very_grey / len(masks):.1%} ({very_grey}) more than 1 % of them",
-        polarity(masks, hole),
-        "",
-        "hole ratio  masks   share  holes  largest inscribed circle (radius / side)",
-    ]
-    bins: list[list[Measured]] = [[] for _ in HOLE_BINS]
-    outside: list[Measured] = []
-    for mask in masks:
-        index = hole_bin(mask.ratio)
-        (outside if index is None else bins[index]).append(mask)
-    for index, members in enumerate(bins):
-        line = f"{bin_name(index):10}{len(members):7}{len(members) / len(masks):8.1%}"
-        if members:
-            line += f"{_mean([m.holes for m in members]):7.1f}  {_mean([m.radius for m in members]):.3f}"
-        lines.append(line)
-    lines.append(f"{'outside':10}{len(outside):7}{len(outside) / len(masks):8.1%}")
-    return "\n".join(lines)
-
-
-def polarity(masks: Sequence[Measured], hole: HoleColour) -> str:
-    """Which colour the holes seem to have: holes take less than half of most masks, so the rarer colour it is."""
-    black = _mean([mask.ratio for mask in masks])
-    if hole == "white":
-        black = 1 - black
-    text = f"polarity: {1 - black:.1%} white, {black:.1%} black"
-    if 0.4 <= black <= 0.6:
-        return f"{text}; too even to tell which is the hole"
-    seems = "black" if black < 0.5 else "white"
-    if seems == hole:
-        return f"{text}; holes are probably {seems}, as masks.hole says"
-    return f"{text}; holes are probably {seems.upper()}, but masks.hole says {hole}: try masks.hole={seems}"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-# --- the histogram ---------------------------------------------------------------------------------------------
-
-WIDTH, HEIGHT, MARGIN = 1000, 720, 60  # px of the picture
-PLOT_TOP, PLOT_BOTTOM = 90, 370  # px, the ends of the vertical axis
-THUMBNAIL = 130  # px
-PAPER, INK, FAINT = "#ffffff", "#20262e", "#c9d1da"
-COLOURS = ("#9ecae1", "#3182bd")  # of the bars, by turns of the bins
-COLOUR_OUTSIDE = "#b0b0b0"
-
-
-def draw_histogram(masks: Sequence[Measured], hole: HoleColour, folder: Path) -> Image.Image:
-    """The hole ratios in steps of 0.01 with the edges of the bins, and two masks of each bin."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    from utils.masks import HOLE_BINS, bin_name, hole_bin
-
-    picture = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
-    draw = ImageDraw.Draw(picture)
-    font, large = ImageFont.load_default(14), ImageFont.load_default(20)
-    draw.text((MARGIN, 20), f"Hole ratios of {len(masks)} masks", INK, large)
-    draw.text((MARGIN, 48), str(folder), INK, font)
-    draw_bars(draw, [mask.ratio for mask in masks], font)
-    column = (WIDTH - 2 * MARGIN) / len(HOLE_BINS)
-    for index in range(len(HOLE_BINS)):
-        left = round(MARGIN + index * column + (column - THUMBNAIL) / 2)
-        members = sorted((mask for mask in masks if hole_bin(mask.ratio) == index), key=lambda mask: mask.ratio)
-        draw.text((left, PLOT_BOTTOM + 34), f"{bin_name(index)}: {len(members)}", INK, font)
-        for row, member in enumerate(members[:: max(1, len(members) - 1)][:2]):  # the least and the greatest
-            top = PLOT_BOTTOM + 56 + row * (THUMBNAIL + 8)
-            picture.paste(thumbnail(member.path, hole), (left, top))
-            draw.rectangle((left - 1, top - 1, left + THUMBNAIL, top + THUMBNAIL), outline=FAINT)
-    return picture
-
-
-def draw_bars(draw: ImageDraw.ImageDraw, ratios: Sequence[float], font: Any) -> None:
-    """The axes, the edges of the bins, and a bar for each 0.01 of the hole ratio."""
-    from utils.masks import HOLE_BINS, hole_bin
-
-    bars = Counter(max(0, math.ceil(round(ratio * 100, 6)) - 1) for ratio in ratios)  # bar k is (k, k + 1] hundredths
-    last = max(61, *bars) + 1
-    tallest = max(bars.values())
-    step = (WIDTH - 2 * MARGIN) / last
-    for share in (0.5, 1.0):
-        y = PLOT_BOTTOM - share * (PLOT_BOTTOM - PLOT_TOP)
-        draw.line((MARGIN, y, WIDTH - MARGIN, y), FAINT)
-        draw.text((MARGIN - 8, y), f"{share * tallest:g}", INK, font, anchor="rm")
-    for edge in sorted({edge for ends in HOLE_BINS for edge in ends}):
-        x = MARGIN + edge * 100 * step
-        draw.line((x, PLOT_TOP - 8, x, PLOT_BOTTOM + 6), FAINT)
-        draw.text((x, PLOT_BOTTOM + 16), f"{edge:g}", INK, font, anchor="mm")
-    for bar, count in bars.items():
-        index = hole_bin((bar + 0.5) / 100)
-        top = PLOT_BOTTOM - count / tallest * (PLOT_BOTTOM - PLOT_TOP)
-        colour = COLOUR_OUTSIDE if index is None else COLOURS[index % 2]
-        draw.rectangle((MARGIN + bar * step + 1, top, MARGIN + (bar + 1) * step - 1, PLOT_BOTTOM), colour)
-    draw.line((MARGIN, PLOT_BOTTOM, WIDTH - MARGIN, PLOT_BOTTOM), INK)
-
-
-def thumbnail(path: Path, hole: HoleColour) -> Image.Image:
-    """A mask file at THUMBNAIL px, the hole black."""
-    from PIL import Image
-
-    from utils.masks import read_mask
-
-    mask, _ = read_mask(path, hole)
-    return Image.fromarray(mask * 255).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import numpy as np
 
 # What a random stream is for. A number once given stays, or old runs can't be repeated.
 CROPS, SHUFFLE, VALIDATION_MASKS = 1, 2, 3
+TRAIN_MASKS, VAL_MASKS = 101, 102
+BENCHMARK_MASKS = 110  # and on to 121: one for each bin and border
 
 # Four would do for many items; with four, the orders of ten images and fewer are not equally likely.
 _ROUNDS = 8
