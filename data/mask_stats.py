@@ -94,8 +94,6 @@ COLOUR_OUTSIDE = "#b0b0b0"
 
 def draw_histogram(masks: Sequence[Measured], hole: HoleColour, folder: Path) -> Image.Image:
     """The hole ratios in steps of 0.01 with the edges of the bins, and two masks of each bin."""
-    from utils.masks import HOLE_BINS, bin_name, hole_bin
-
     picture = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     draw = ImageDraw.Draw(picture)
     font, large = ImageFont.load_default(14), ImageFont.load_default(20)
@@ -138,7 +136,5 @@ def draw_bars(draw: ImageDraw.ImageDraw, ratios: Sequence[float], font: Any) -> 
 
 def thumbnail(path: Path, hole: HoleColour) -> Image.Image:
     """A mask file at THUMBNAIL px, the hole black."""
-    from utils.masks import read_mask
-
     mask, _ = read_mask(path, hole)
     return Image.fromarray(mask * 255).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
