@@ -87,7 +87,7 @@ class DataConfig:
     train: PathText
     val: PathText
     val_pairs: Positive
-    image_size: Annotated[int, within(4, 4096)]
+    image_size: Annotated[int, within(16, 4096)]
     crop_scale: Annotated[tuple[float, float], rising(0.01, 1)]
     workers: Annotated[int, within(0, 256)]
 
