@@ -178,17 +178,21 @@ def test_half_types_are_finite_and_right(dtype, tolerance):
     assert set(updated.unique().tolist()) <= {0.0, 1.0}
 
 
-def test_autocast_keeps_mask_arithmetic_exact():
-    torch.manual_seed(0)
+def test_counting_is_exact_in_half_types_and_under_autocast():
+    """257·k valid channels in a window can't be told in a half type; the ratio is 9/k, for k of 9 pixels valid."""
     layer = PartialConv2d(257, 4, 3, padding=1)
     x, mask = torch.randn(1, 257, 8, 8), random_mask(1, 1, 8, 8, share=0.7).float()
-    ratio, updated = layer._update([x], [mask])
+    valid = F.avg_pool2d(mask, 3, stride=1, padding=1, divisor_override=1)
+    expected = torch.where(valid > 0, 9 / valid.clamp(min=1), 0)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        ratio, updated = layer._update([x.to(dtype)], [mask.to(dtype)])
+        assert ratio.dtype == torch.float32
+        assert torch.allclose(ratio, expected, rtol=1e-6)
+        assert torch.equal(updated, (valid > 0).float())
     with torch.autocast("cpu", torch.bfloat16):
-        y, autocast_mask = layer(x, mask)
-        autocast_ratio, _ = layer._update([x], [mask])
+        y, _ = layer(x, mask)
+        assert torch.allclose(layer._update([x], [mask])[0], expected, rtol=1e-6)
     assert y.dtype == torch.bfloat16
-    assert torch.equal(updated, autocast_mask)
-    assert torch.equal(ratio, autocast_ratio)
 
 
 @pytest.mark.parametrize(

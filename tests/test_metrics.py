@@ -33,6 +33,22 @@ def test_ssim_of_two_flat_pictures_by_hand():
     assert ssim(a, b) == pytest.approx((2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4))
 
 
+def test_ssim_of_one_window_by_hand():
+    """Of 11×11 px all but the centre is border: one window, weighed by a Gaussian of sigma 1.5."""
+    rng = np.random.default_rng(1)
+    a, b = rng.random((2, 11, 11))
+    distance = np.arange(-5, 6) ** 2
+    weights = np.exp(-(distance[:, None] + distance) / (2 * 1.5**2))
+    weights /= weights.sum()
+    mean_a, mean_b = (weights * a).sum(), (weights * b).sum()
+    var_a, var_b = (weights * (a - mean_a) ** 2).sum(), (weights * (b - mean_b) ** 2).sum()
+    covariance = (weights * (a - mean_a) * (b - mean_b)).sum()
+    c1, c2 = 0.01**2, 0.03**2
+    expected = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    expected /= (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
+    assert ssim(np.stack([a] * 3, 2), np.stack([b] * 3, 2)) == pytest.approx(expected)
+
+
 def test_a_perfect_picture():
     _, truth = pictures()
     assert picture_metrics(truth, truth) == {"l1_percent": 0, "psnr": PSNR_CEILING, "ssim": pytest.approx(1)}
