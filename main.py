@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.errors import UserError, reports_user_errors
@@ -53,7 +54,7 @@ def train(config: Config, run: RunFolder, resume: bool = False, init_from: str |
 
     from data.samples import training_batches, training_samples, validation_batches, validation_pairs
     from loss import InpaintingLoss
-    from model import PConvUNet, VGG16Features
+    from model import VGG16Features
     from utils.checkpoint import save_weights
     from utils.config import config_to_dict
     from utils.device import pick_device
@@ -68,10 +69,7 @@ def train(config: Config, run: RunFolder, resume: bool = False, init_from: str |
     device = pick_device(config.run.device)
     torch.backends.cudnn.deterministic = True  # so that a resumed run equals a straight one on CUDA too
     torch.manual_seed(config.run.seed)
-    net = PConvUNet(config.model.depth, config.model.base_channels)
-    if init_from:
-        load_initial_weights(net, init_from)
-    net.to(device).train()
+    net = starting_network(config, run.last if resume else init_from).to(device).train()
     criterion = InpaintingLoss(VGG16Features(config.loss.vgg16), asdict(config.loss.weights)).to(device)
     optimizer = make_optimizer(config.optim, net)
 
@@ -83,7 +81,7 @@ def train(config: Config, run: RunFolder, resume: bool = False, init_from: str |
         run.save_checkpoint({**state, "step": step, "config": config_to_dict(config)}, config.train.keep_checkpoints)
 
     if resume:
-        step = restore(run, net, optimizer)
+        step = restore(run, optimizer)
         run.rewind(step)
         if step > first_steps:
             net.freeze_encoder_batch_norm()
@@ -189,29 +187,34 @@ def log(run: RunFolder, board: SummaryWriter, step: int, kind: str, values: dict
         board.add_scalar(f"{kind}/{name}", value, step)
 
 
-def restore(run: RunFolder, net: PConvUNet, optimizer: torch.optim.Optimizer) -> int:
-    """Take up the run's last checkpoint; returns the steps it has behind it."""
+def starting_network(config: Config, source: str | Path | None) -> PConvUNet:
+    """A new network, or that of the file `source`: another project's then computes as it did there.
+
+    UserError where its size is not the config's.
+    """
+    from model import PConvUNet, load_model
+
+    size = (config.model.depth, config.model.base_channels)
+    if source is None:
+        return PConvUNet(*size)
+    net = load_model(source)
+    if (net.depth, net.base_channels) != size:
+        raise UserError(
+            f"{source}: its model.depth is {net.depth} and its model.base_channels {net.base_channels},"
+            f" the config says {size[0]} and {size[1]}; they must be the same"
+        )
+    return net
+
+
+def restore(run: RunFolder, optimizer: torch.optim.Optimizer) -> int:
+    """Take up the optimizer of the run's last checkpoint; returns the steps that the run has behind it."""
     checkpoint = run.load_last()
     try:
-        net.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
     except (RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{run.last} does not fit its config; model and optim.name can't change: {reason}") from None
+        raise UserError(f"{run.last} does not fit its config; optim.name can't change: {reason}") from None
     return int(checkpoint["step"])
-
-
-def load_initial_weights(net: PConvUNet, path: str) -> None:
-    """Start from the weights of a file. UserError where they are another architecture's."""
-    from model import load_model
-
-    start = load_model(path)
-    if (start.depth, start.base_channels) != (net.depth, net.base_channels):
-        raise UserError(
-            f"--init-from {path}: its model.depth is {start.depth} and its model.base_channels {start.base_channels},"
-            f" the config says {net.depth} and {net.base_channels}; they must be the same"
-        )
-    net.load_state_dict(start.state_dict())
 
 
 def make_optimizer(optim: OptimConfig, net: PConvUNet) -> torch.optim.Optimizer:
@@ -243,7 +246,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--config", metavar="FILE", help="the config (config.yml beside this script)")
     parser.add_argument("--resume", metavar="RUN_DIR", help="go on with the run in this folder, by its own config")
-    parser.add_argument("--init-from", metavar="CHECKPOINT", help="start from the weights of this file")
+    parser.add_argument(
+        "--init-from", metavar="CHECKPOINT", help="start from the weights of this file, ours or another project's"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values instead of the config's")
     args = parser.parse_args(argv)
     if args.resume and (args.config or args.init_from):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
 
-from model.network import PConvUNet, architecture_of
+from model.foreign import in_our_form, network_for
+from model.network import PConvUNet
 from utils.checkpoint import read_tensors
 from utils.errors import UserError
 
@@ -14,14 +16,18 @@ from utils.errors import UserError
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> PConvUNet:
     """The network of a training checkpoint or of a weights file, in evaluation mode, on `device`.
 
-    The architecture comes from the file. UserError where the file is missing, damaged, or not one of a
-    PConvUNet, or where a key is missing, unexpected or of another shape.
+    The architecture comes from the file. Files of the projects that model/foreign.py knows will do as well; a line
+    on stderr says so. UserError where the file is missing, damaged, or not one of a PConvUNet, or where a key is
+    missing, unexpected or of another shape.
     """
-    state = read_tensors(path)
+    tensors = read_tensors(path)
     try:
-        net = PConvUNet(**architecture_of(state))
+        state, project = in_our_form(tensors)
+        net = network_for(state)
         net.load_state_dict(state)
     except (ValueError, RuntimeError) as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[:3])
         raise UserError(f"not the weights of a PConvUNet: {path}: {reason[:300]}") from None
+    if project:
+        print(f"{path}: weights of {project}, converted on load", file=sys.stderr)
     return net.to(device).eval()

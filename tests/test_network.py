@@ -203,7 +203,7 @@ class _MakesAFolder:
 
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
     torch.save({"model": _MakesAFolder(str(tmp_path / "made"))}, tmp_path / "evil.pt")
-    with pytest.raises(UserError, match="safely"):
+    with pytest.raises(UserError, match="neither a training checkpoint nor a weights file"):
         load_model(tmp_path / "evil.pt")
     assert not (tmp_path / "made").exists()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,13 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.files import write_atomically
+from utils.tensors_only import load_tensors_only
 
 # Keys of a training checkpoint: state_dict, state_dict, completed steps, the resolved config as plain values.
 CHECKPOINT_KEYS = ("model", "optimizer", "step", "config")
+
+# Where a checkpoint, ours or another project's, keeps the tensors of its network.
+NETWORK_KEYS = ("model", "state_dict", "generator")
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
@@ -37,26 +42,40 @@ def save_weights(path: Path, state_dict: dict[str, Tensor]) -> None:
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors by name of a weights file or, of a training checkpoint, those of its network. On the CPU.
+    """The tensors by name of a weights file or, of a checkpoint, those of its network. On the CPU.
 
+    Also of files with pickled objects beside the tensors, which are passed over; no code of a file is run.
     UserError where the file is missing, damaged, or holds no tensors by name.
     """
-    tensors = _load(Path(path))
-    if isinstance(tensors, dict) and isinstance(tensors.get("model"), dict):
-        tensors = tensors["model"]
-    if not isinstance(tensors, dict) or not tensors or not all(isinstance(item, Tensor) for item in tensors.values()):
+    tensors = _load(Path(path), pass_over_objects=True)
+    for key in NETWORK_KEYS:
+        if isinstance(tensors, dict) and isinstance(tensors.get(key), dict):
+            tensors = tensors[key]
+    if not isinstance(tensors, dict) or not tensors or not all(map(_is_named_tensor, tensors.items())):
         raise UserError(f"neither a training checkpoint nor a weights file: {path}")
     return tensors
 
 
-def _load(path: Path) -> Any:
-    """Whatever a safetensors or torch file holds; tensors and plain values alone, no code is run."""
+def _is_named_tensor(item: tuple[Any, Any]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
+
+
+def _load(path: Path, pass_over_objects: bool = False) -> Any:
+    """Whatever a safetensors or torch file holds; tensors and plain values alone, no code is run.
+
+    A file with other objects is refused, or they become something inert.
+    """
     if not path.is_file():
         raise UserError(f"no such file: {path}" if not path.is_dir() else f"a folder, where a file is needed: {path}")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # torch's word for objects that it would have to make
+            if not pass_over_objects:
+                raise
+            return load_tensors_only(path)
     except PermissionError:
         raise UserError(f"no permission to read {path}") from None
     except Exception as error:  # unpickling raises nearly anything

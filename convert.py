@@ -1,0 +1,71 @@
+"""Convert a network's file into another form. `python convert.py --help` says how."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.errors import UserError, reports_user_errors
+
+FORMS = {
+    ".safetensors": "our weights file",
+    ".onnx": "ONNX, image and mask in, composite out",
+    ".pt2": "a program of torch.export, image and mask in, composite out",
+}
+
+
+@reports_user_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    check_output(args.input, args.output)
+
+    from model import load_model
+    from utils.checkpoint import save_weights
+
+    net = load_model(args.input)  # says so if the file is another project's
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    suffix = args.output.suffix
+    if suffix == ".safetensors":
+        save_weights(args.output, net.state_dict())
+    else:
+        from model.export import export_onnx, export_program
+
+        export = export_onnx if suffix == ".onnx" else export_program
+        export(net, args.output)
+    size = f"{net.depth} levels, {net.base_channels} base channels"
+    print(f"{args.output}: {FORMS[suffix]}, {size}, from {args.input}")
+    return 0
+
+
+def check_output(source: Path, output: Path) -> None:
+    """UserError where the output's form is none of ours, or where writing it would lose a file's contents."""
+    if output.suffix not in FORMS:
+        raise UserError(f"OUT must end in {', '.join(FORMS)}, which says the form to write: {output}")
+    if output.is_dir():
+        raise UserError(f"a folder of this name is in the way of OUT: {output}")
+    if output.exists() and source.exists() and os.path.samefile(source, output):
+        raise UserError(f"OUT {output} is the file IN {source} and would be lost; name another")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    forms = "; ".join(f"{suffix}: {form}" for suffix, form in FORMS.items())
+    parser = argparse.ArgumentParser(
+        description="Convert a network's file into another form.",
+        epilog="example: python convert.py 1000000.pth weights/places2.safetensors",
+    )
+    parser.add_argument("input", type=_path, metavar="IN", help="a checkpoint or weights, ours or another project's")
+    parser.add_argument("output", type=_path, metavar="OUT", help=f"the file to write ({forms})")
+    return parser.parse_args(argv)
+
+
+def _path(text: str) -> Path:
+    if not text:  # Path("") would be the current folder
+        raise argparse.ArgumentTypeError("an empty name")
+    return Path(os.path.expanduser(text))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""Other projects' weights: recognised by their keys, brought into our form, with what their networks do differently."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model.layer import PartialConv2d
+from model.network import Block, PConvUNet, architecture_of
+from model.vgg import IMAGENET_MEAN, IMAGENET_STD
+
+
+@dataclass(frozen=True)
+class Project:
+    """How a project names its tensors, and how its network differs from the paper's."""
+
+    name: str
+    conv: str  # a convolution's key: side is enc or dec, level 1 the largest picture's
+    norm: str | None  # a batch norm's key; None where none is ever applied
+    unused: str  # pattern of the keys that its network does not compute with
+    levels: int  # the most that its network uses
+    mean: tuple[float, float, float] = (0, 0, 0)  # its network sees and gives (image − mean)/std
+    std: tuple[float, float, float] = (1, 1, 1)
+    one_bias: bool = False  # dec_1 alone has a bias
+    no_sum_1: bool = False  # Eq. 1 without the factor sum(1)
+    ratio_twice: bool = False  # dec_1 multiplies by sum(1)/sum(M) once more, the bias too
+
+    def key(self, side: str, level: int, part: str, name: str) -> str:
+        """Its name for a tensor. part: conv or bn; name: weight, bias, …"""
+        form = self.conv if part == "conv" or self.norm is None else self.norm
+        return form.format(side=side, level=level, name=name)
+
+    def depth(self, state_dict: Mapping[str, Tensor]) -> int:
+        """Levels of its network with these tensors; 0 where they are not its."""
+        levels = range(1, self.levels + 1)
+        return max((level for level in levels if self.key("enc", level, "conv", "weight") in state_dict), default=0)
+
+
+# 32 levels are more than any picture has.
+PROJECTS = (
+    Project(
+        "naoto0804/pytorch-inpainting-with-partial-conv",
+        conv="{side}_{level}.conv.input_conv.{name}",
+        norm="{side}_{level}.bn.{name}",
+        unused=r"\.mask_conv\.",
+        levels=32,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        one_bias=True,
+        no_sum_1=True,
+    ),
+    Project(
+        "yashk2000/SneakySketchers or tanimutomo/partialconv",
+        conv="{side}_{level}.conv.{name}",
+        norm=None,
+        unused=r"^(enc|dec)_8\.",  # always in the file; its size of 256×256 uses seven
+        levels=7,
+        one_bias=True,
+        ratio_twice=True,
+    ),
+    Project(
+        "open-mmlab/mmagic",
+        conv="{side}oder.{side}{level}.conv.{name}",
+        norm="{side}oder.{side}{level}.bn.{name}",
+        unused=r"\.weight_mask_updater$|^(?!encoder\.|decoder\.)",  # the second: parts of its losses
+        levels=32,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    ),
+)
+
+
+class RatioTwiceConv2d(PartialConv2d):
+    """The partial convolution with its result, bias included, multiplied by sum(1)/sum(M) once more."""
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor | Sequence[Tensor], mask: Tensor | Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Arguments, results and errors as of PartialConv2d."""
+        y, updated_mask = super().forward(x, mask)
+        parts = [x] if isinstance(x, Tensor) else x
+        masks = [mask] if isinstance(mask, Tensor) else mask
+        ratio, _ = self._update(parts, masks)
+        return (y * ratio).to(y.dtype), updated_mask
+
+
+class ForeignUNet(PConvUNet):
+    """A PConvUNet that computes as another project's network does.
+
+    Its state_dict says how: `mean` and `std` of what the network sees and gives, `ratio_twice`, and without
+    batch_norm no keys of one. So checkpoints of a run that started from foreign weights say it, too.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, depth: int, base_channels: int, batch_norm: bool, ratio_twice: bool) -> None:
+        super().__init__(depth, base_channels)
+        self.register_buffer("mean", torch.zeros(1, 3, 1, 1))
+        self.register_buffer("std", torch.ones(1, 3, 1, 1))
+        self.register_buffer("ratio_twice", torch.tensor(ratio_twice))
+        if ratio_twice:
+            self.decoder[-1].conv = RatioTwiceConv2d(base_channels + 3, 3, 3, padding=1)
+        for block in [*self.encoder, *self.decoder]:
+            if isinstance(block, Block) and block.bn is not None and not batch_norm:
+                block.bn = None
+                block.conv.bias = nn.Parameter(torch.zeros(block.conv.out_channels))
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        """Arguments, result and errors as of PConvUNet: image and result on the scale of [0,1]."""
+        self._check(image, mask)  # first, as mean and std would make three channels of one
+        return super().forward((image - self.mean) / self.std, mask) * self.std + self.mean
+
+
+def network_for(state_dict: Mapping[str, Tensor]) -> PConvUNet:
+    """A network with random weights that this state_dict, in our form, fits. ValueError where there is none."""
+    size = architecture_of(state_dict)
+    if "ratio_twice" not in state_dict:
+        return PConvUNet(**size)
+    batch_norm = any(".bn." in key for key in state_dict)
+    return ForeignUNet(**size, batch_norm=batch_norm, ratio_twice=bool(state_dict["ratio_twice"]))
+
+
+def in_our_form(state_dict: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], str | None]:
+    """A state_dict that network_for takes, and the project it came from: None, and as it was, unless recognised.
+
+    ValueError where a project's key is missing, unexpected or of another shape.
+    """
+    # What torch's DataParallel and mmagic put in front of the network's names.
+    theirs = {key.removeprefix("module.").removeprefix("generator."): tensor for key, tensor in state_dict.items()}
+    project = next((project for project in PROJECTS if project.depth(theirs)), None)
+    if project is None:
+        return state_dict, None
+    try:
+        return _convert(theirs, project), project.name
+    except ValueError as error:
+        raise ValueError(f"its keys are those of {project.name}, but {error}") from None
+
+
+def _convert(theirs: dict[str, Tensor], project: Project) -> dict[str, Tensor]:
+    """Our form of a project's tensors, which are taken out of `theirs`."""
+    depth = project.depth(theirs)
+    first_key = project.key("enc", 1, "conv", "weight")
+    first = theirs.get(first_key)
+    if first is None or first.ndim != 4:
+        raise ValueError(f"{first_key} is missing or of another shape")
+    with torch.device("meta"):  # keys and shapes alone
+        wanted = ForeignUNet(depth, first.shape[0], project.norm is not None, project.ratio_twice).state_dict()
+
+    mean, std = (torch.tensor(values).float().view(1, 3, 1, 1) for values in (project.mean, project.std))
+    ours = {"mean": mean, "std": std, "ratio_twice": torch.tensor(project.ratio_twice)}
+    for key in [key for key in wanted if key not in ours]:
+        side, index, part, name = key.split(".")
+        level = int(index) + 1 if side == "encoder" else depth - int(index)
+        their_key = project.key(side[:3], level, part, name)
+        tensor = theirs.pop(their_key, None)
+        no_bias = project.one_bias and (part, name) == ("conv", "bias") and (side, level) != ("decoder", 1)
+        if tensor is None and (no_bias or name == "num_batches_tracked"):  # the latter is younger than some files
+            tensor = torch.zeros_like(wanted[key], device="cpu")
+        if tensor is None:
+            raise ValueError(f"{their_key} is missing")
+        if tensor.shape != wanted[key].shape:
+            raise ValueError(f"{their_key} is {tuple(tensor.shape)}, not {tuple(wanted[key].shape)}")
+        if project.no_sum_1 and (part, name) == ("conv", "weight"):
+            tensor = tensor.float() / tensor[0].numel()  # our layer multiplies by sum(1)
+        ours[key] = tensor
+    unexpected = [key for key in theirs if not re.search(project.unused, key)]
+    if unexpected:
+        raise ValueError(f"{unexpected[0]} is unexpected")
+    return ours
