@@ -1,4 +1,5 @@
 # make demo   train a small network on sample photographs and repair a picture with it
+# make evaluate   measure the demo's network and the classical methods, with tables, plots and pictures
 # make test   run the tests          make lint   ruff and mypy          make clean   forget the environment
 # The environment lies in .venv and is made once; VENV=DIR takes another, PYTHON=... another Python (3.10 or later).
 
@@ -7,8 +8,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := configs/demo.yml
 RUN := runs/demo
+MASKS := datasets/masks_evaluation
+EVALUATION := runs/evaluation
 
-.PHONY: demo test lint clean
+.PHONY: demo evaluate test lint clean
 
 $(VENV)/installed: requirements.txt
 	@echo "Installing requirements.txt into $(VENV): a few minutes, several GB with torch."
@@ -34,6 +37,16 @@ demo: $(VENV)/installed
 	@echo "The repaired picture is $(RUN)/chelsea_repaired.png, what the network saw docs/chelsea_mask.png;"
 	@echo "sheets of the held-out picture during training are in $(RUN)/samples."
 	@echo "Curves: $(BIN)/tensorboard --logdir runs"
+
+$(RUN)/weights.safetensors:
+	$(MAKE) demo
+
+# An evaluation starts anew each time, too.
+evaluate: $(VENV)/installed $(RUN)/weights.safetensors
+	$(BIN)/python masks.py --benchmark $(MASKS) --per-bin 4 --size 128 masks.style=contours --force
+	rm -rf $(EVALUATION)
+	$(BIN)/python evaluate.py --images sample --masks $(MASKS) --model demo=$(RUN)/weights.safetensors \
+		--baseline all --out $(EVALUATION)
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q

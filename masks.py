@@ -27,10 +27,8 @@ if TYPE_CHECKING:  # numpy, cv2 and Pillow are imported where they are used: --h
     from utils.masks import HoleColour
 
 RECORD = "masks.json"  # lies in every folder that masks.py fills: how the masks were made, and that it was masks.py
-INDEX = "index.csv"  # of a benchmark
 OWN_NAME = re.compile(r"\d{6,}\.png|\.\d{6,}\.png\.part")  # masks, and what a killed run left of one
 
-BORDER = 50 / 512  # of the size: what the holes of half of the benchmark keep from the image's edge (paper §4.1)
 CHUNK = 16  # masks that a process takes at a time
 WORTH_A_PROCESS = 64  # masks; for fewer, another process takes longer to start than it saves
 
@@ -154,10 +152,10 @@ def make_benchmark(folder: Path, config: Config, per_bin: int, size: int, force:
     """Make a test set as the paper's (§4.1), with `per_bin` masks for each bin with a border and as many without."""
     from data.holes import spread_ratio
     from data.order import BENCHMARK_MASKS
-    from utils.masks import HOLE_BINS, bin_name
+    from utils.masks import HOLE_BINS, INDEX, bin_name, border_width
 
     check_folder(folder, force, "name another", (RECORD, INDEX))
-    wide = math.ceil(BORDER * size)
+    wide = border_width(size)
     room = (size - 2 * wide) ** 2 / size**2
     jobs: list[MaskJob] = []
     rows = []

@@ -30,9 +30,9 @@ def random_crop(image: Image.Image, size: int, scale: tuple[float, float], rng: 
     return ImageOps.mirror(crop) if rng.random() < 0.5 else crop
 
 
-def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """The largest centred square of an RGB image at size×size px."""
-    return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+def centre_crop(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The largest centred part of an RGB image that has this shape, at width×height px."""
+    return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
 
 
 def fit_mask(mask: np.ndarray, size: int) -> np.ndarray:

@@ -77,14 +77,18 @@ class ValidationPairs(Dataset[Pair]):
         return self.count
 
     def __getitem__(self, index: int) -> Pair:
-        count = len(self.images)
-        image_path = self.images[index * count // self.count if count > self.count else index % count]
-        image = centre_crop(to_rgb(open_image(image_path)), self.size)
-        # Mask folders are often sorted by hole ratio: shuffled, a few images meet all ratios.
-        turn, position = divmod(index, len(self.masks))
-        mask_path = self.masks[shuffled(position, len(self.masks), (VALIDATION_MASKS, turn))]
+        image_path, mask_path = self.paths(index)
+        image = centre_crop(to_rgb(open_image(image_path)), self.size, self.size)
         mask, _ = read_mask(mask_path, self.hole)
         return to_tensors(image, _not_all_hole(fit_mask(mask, self.size), mask_path, self.hole))
+
+    def paths(self, index: int) -> tuple[str, Path]:
+        """The files of the image and of the mask of a pair."""
+        count = len(self.images)
+        image = self.images[index * count // self.count if count > self.count else index % count]
+        # Mask folders are often sorted by hole ratio: shuffled, a few images meet all ratios.
+        turn, position = divmod(index, len(self.masks))
+        return image, self.masks[shuffled(position, len(self.masks), (VALIDATION_MASKS, turn))]
 
 
 def _not_all_hole(mask: np.ndarray, path: Path, hole: HoleColour) -> np.ndarray:
@@ -132,12 +136,12 @@ class Batches(DataLoader[Pair]):
 
 def training_samples(config: Config) -> TrainingSamples:
     """The samples of data.train with the masks of masks.train_dir. UserError where either is missing or empty."""
-    return TrainingSamples(find_images(config.data.train, "train"), _find_masks(config, "train"), config)
+    return TrainingSamples(find_images(config.data.train, "data.train"), _find_masks(config, "train"), config)
 
 
 def validation_pairs(config: Config) -> ValidationPairs:
     """The pairs of data.val and masks.val_dir. UserError where either is missing or empty."""
-    return ValidationPairs(find_images(config.data.val, "val"), _find_masks(config, "val"), config)
+    return ValidationPairs(find_images(config.data.val, "data.val"), _find_masks(config, "val"), config)
 
 
 def training_batches(samples: TrainingSamples, config: Config, first_step: int, last_step: int) -> Batches:

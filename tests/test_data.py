@@ -101,12 +101,12 @@ def test_a_folder_is_searched_to_any_depth(tmp_path):
     for name in ("notes.txt", "b/jpg", "x.npy"):
         (tmp_path / name).write_text("no image")
     (tmp_path / "folder.png").mkdir()
-    assert find_images(str(tmp_path), "train") == sorted(str(tmp_path / name) for name in wanted)
+    assert find_images(str(tmp_path), "data.train") == sorted(str(tmp_path / name) for name in wanted)
 
 
 def test_a_hidden_folder_that_is_named_is_searched(tmp_path):
     image = save(tmp_path / ".photos/a.jpg")
-    assert find_images(str(tmp_path / ".photos"), "train") == [str(image)]
+    assert find_images(str(tmp_path / ".photos"), "data.train") == [str(image)]
 
 
 def test_links_are_followed_each_real_folder_once(tmp_path):
@@ -119,18 +119,18 @@ def test_links_are_followed_each_real_folder_once(tmp_path):
     os.symlink(root / "a/1.png", root / "3.png")
     os.symlink(root / "nowhere.png", root / "4.png")  # a link to nothing is no image
     os.mkfifo(root / "5.png")  # a pipe neither: opening it would wait for ever
-    assert find_images(str(root), "train") == [str(root / name) for name in ("3.png", "a/1.png", "x/2.png")]
+    assert find_images(str(root), "data.train") == [str(root / name) for name in ("3.png", "a/1.png", "x/2.png")]
 
 
 def test_an_empty_folder_is_named(tmp_path):
     (tmp_path / "empty/below").mkdir(parents=True)
     with pytest.raises(UserError, match=r"data\.val: no images \(jpg, .*\) in the folder .*/empty or below"):
-        find_images(str(tmp_path / "empty"), "val")
+        find_images(str(tmp_path / "empty"), "data.val")
 
 
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match=r"data\.train: no such folder or list: .*/none; name a folder"):
-        find_images(str(tmp_path / "none"), "train")
+        find_images(str(tmp_path / "none"), "data.train")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
@@ -138,7 +138,7 @@ def test_a_folder_that_must_not_be_read(tmp_path):
     save(tmp_path / "a/1.png")
     os.chmod(tmp_path / "a", 0)
     with pytest.raises(UserError, match=r"data\.train: no permission to read .*/a"):
-        find_images(str(tmp_path), "train")
+        find_images(str(tmp_path), "data.train")
 
 
 LISTS = {
@@ -159,13 +159,13 @@ def test_lists_of_paths(tmp_path, monkeypatch, kind):
         save(tmp_path / "place" / name)
     (tmp_path / "place/list.txt").write_bytes(text.encode("utf-8"))
     monkeypatch.chdir(tmp_path)  # relative to the list, not to where we are
-    assert find_images("place/list.txt", "train") == [os.path.join("place", name) for name in names]
+    assert find_images("place/list.txt", "data.train") == [os.path.join("place", name) for name in names]
 
 
 def test_a_list_of_absolute_paths(tmp_path):
     paths = [str(save(tmp_path / f"away/{i}.png")) for i in range(3)]
     (tmp_path / "list.txt").write_text("\n".join(paths))
-    assert find_images(str(tmp_path / "list.txt"), "train") == paths
+    assert find_images(str(tmp_path / "list.txt"), "data.train") == paths
 
 
 @pytest.mark.parametrize(
@@ -184,11 +184,11 @@ def test_faults_of_lists(tmp_path, content, message):
     save(tmp_path / "a.jpg")
     (tmp_path / "list.txt").write_bytes(content)
     with pytest.raises(UserError, match=r"data\.train: .*" + message):
-        find_images(str(tmp_path / "list.txt"), "train")
+        find_images(str(tmp_path / "list.txt"), "data.train")
 
 
 def test_the_sample_is_there():
-    train, val = find_images("sample", "train"), find_images("sample", "val")
+    train, val = find_images("sample", "data.train"), find_images("sample", "data.val")
     assert (len(train), len(val)) == (3, 1)
     assert not set(train) & set(val)
     assert all(os.path.isfile(path) for path in train + val)
@@ -618,7 +618,7 @@ def test_a_crop_lies_within_any_image(width, height, scale, seed):
 
 
 def test_centre_crop_is_the_largest_square_in_the_middle():
-    left, top, right, bottom = box_of(centre_crop(ramp(600, 300), 100))
+    left, top, right, bottom = box_of(centre_crop(ramp(600, 300), 100, 100))
     assert (left, top, right, bottom) == pytest.approx((0.25, 0, 0.75, 1), abs=0.01)
 
 

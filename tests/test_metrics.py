@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from skimage import metrics
+from torchmetrics.functional import mean_absolute_error
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from utils.metrics import PSNR_CEILING, l1_percent, picture_metrics, psnr, ssim
+from utils.metrics import PSNR_CEILING, hole_metrics, l1_percent, picture_metrics, psnr, ssim
 from utils.pictures import COLUMNS, sheet
 
 
@@ -63,3 +66,58 @@ def test_sheet_shows_every_picture_where_its_title_says():
         for column in range(5):
             pixel = picture[16 + row * 36 + 16, column * 36 + 16]
             assert pixel.tolist() == [round((row * 5 + column) / 10 * 255)] * 3
+
+
+def test_the_hole_alone_by_hand():
+    truth = np.full((32, 32, 3), 0.25, np.float32)
+    mask = np.ones((32, 32), np.uint8)
+    mask[8:16, 8:24] = 0
+    changed = truth.copy()
+    changed[8:16, 8:16] += 0.5  # half of the hole
+    scores = hole_metrics(changed, truth, mask)
+    assert scores["hole_l1_percent"] == pytest.approx(25)
+    assert scores["hole_psnr"] == pytest.approx(-10 * np.log10(0.125))
+    assert l1_percent(changed, truth) == pytest.approx(25 * 8 * 16 / 32**2)
+
+
+def test_ssim_of_the_hole_is_the_mean_of_the_map_there():
+    composite, truth = pictures()
+    full = metrics.structural_similarity(
+        composite, truth, data_range=1, channel_axis=2, gaussian_weights=True, use_sample_covariance=False, full=True
+    )[1]
+    mask = np.ones((48, 40), np.uint8)
+    mask[0:7, 3:20] = 0  # windows that reach beyond the picture, too
+    assert hole_metrics(composite, truth, mask)["hole_ssim"] == pytest.approx(full[0:7, 3:20].mean())
+    assert ssim(composite, truth) == pytest.approx(full[5:-5, 5:-5].mean())
+
+
+def test_a_perfect_hole():
+    _, truth = pictures()
+    mask = np.ones((48, 40), np.uint8)
+    mask[10:20, 10:20] = 0
+    assert hole_metrics(truth, truth, mask) == {
+        "hole_l1_percent": 0,
+        "hole_psnr": PSNR_CEILING,
+        "hole_ssim": pytest.approx(1),
+    }
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.1, 0.4])
+def test_a_second_library_agrees(noise):
+    """torchmetrics, to 1e-4. Of its map of SSIM only what has its window in the picture: its own mean takes all."""
+    rng = np.random.default_rng(2)
+    truth = np.clip(np.cumsum(rng.normal(0.01, 0.1, (61, 47, 3)), axis=0), 0, 1).astype(np.float32)
+    composite = truth.copy()
+    composite[20:45, 10:30] = np.clip(truth + rng.normal(0, noise, truth.shape), 0, 1)[20:45, 10:30]
+    ours = picture_metrics(composite, truth)
+    x, y = (torch.from_numpy(picture).permute(2, 0, 1)[None].contiguous() for picture in (composite, truth))
+    _, ssim_map = structural_similarity_index_measure(
+        x, y, sigma=1.5, kernel_size=11, data_range=1.0, return_full_image=True
+    )
+    theirs = {
+        "l1_percent": 100 * float(mean_absolute_error(x, y)),
+        "psnr": float(peak_signal_noise_ratio(x, y, data_range=1.0)),
+        "ssim": float(ssim_map[..., 5:-5, 5:-5].mean()),
+    }
+    assert ours == pytest.approx(theirs, rel=0, abs=1e-4)
+    assert ours["ssim"] < 0.9999  # not the trivial case

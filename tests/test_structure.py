@@ -1,4 +1,4 @@
-"""Imports run one way: scripts → data, model, loss → utils."""
+"""Imports run one way: scripts → data, model, loss, evaluation → utils."""
 
 import ast
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
-SCRIPTS = ("main", "masks", "predict")
-PARTS = ("data", "model", "loss")
+SCRIPTS = ("main", "masks", "predict", "evaluate", "convert", "hubconf")
+PARTS = ("data", "model", "loss", "evaluation")
 FILES = [
     *(PROJECT / f"{name}.py" for name in (*SCRIPTS, "loss")),
-    *(path for folder in ("data", "model", "utils") for path in sorted((PROJECT / folder).rglob("*.py"))),
+    *(path for folder in ("data", "evaluation", "model", "utils") for path in sorted((PROJECT / folder).rglob("*.py"))),
 ]
 
 

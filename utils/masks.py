@@ -21,6 +21,12 @@ HoleColour = Literal["black", "white"]
 # Hole-to-image ratios of the paper's test set: the bin is (low, high].
 HOLE_BINS = ((0.01, 0.1), (0.1, 0.2), (0.2, 0.3), (0.3, 0.4), (0.4, 0.5), (0.5, 0.6))
 
+# Half of the test set's masks keep their holes away from the image's edge ("free"), half need not ("any").
+BORDERS = ("free", "any")
+
+# Beside the masks of a test set: file, ratio, bin, border in px; 0 where the holes may lie anywhere.
+INDEX = "index.csv"
+
 # A grey level this far from both black and white is no noise (JPEG rings by less around an edge).
 _NOISE = 32
 
@@ -42,6 +48,18 @@ def bin_name(index: int) -> str:
     """A bin of HOLE_BINS as text, such as "0.01-0.1"."""
     low, high = HOLE_BINS[index]
     return f"{low:g}-{high:g}"
+
+
+def border_width(size: int) -> int:
+    """What border-free holes keep from the edge of an image of this size, in px: 50 of 512 (paper §4.1)."""
+    return math.ceil(50 / 512 * size)
+
+
+def keeps_border(mask: np.ndarray) -> bool:
+    """Whether all holes of a mask (H,W), 0 = hole, keep clear of the image's edge."""
+    wide = border_width(min(mask.shape))
+    inner = mask[wide:-wide, wide:-wide]
+    return np.count_nonzero(mask == 0) == np.count_nonzero(inner == 0)
 
 
 def count_holes(mask: np.ndarray) -> int:

@@ -1,0 +1,221 @@
+"""LPIPS, FID and the Inception score: by torchmetrics (requirements-metrics.txt), with weights that are downloaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+
+from evaluation.summary import Estimate, Key, Row, groups
+from utils.errors import UserError
+from utils.files import write_atomically
+
+SMALLEST_LPIPS = 31  # px: below, AlexNet's pooling leaves nothing
+
+
+def load_lpips(device: torch.device | str) -> Callable[[Tensor, Tensor], float]:
+    """LPIPS (Zhang et al. 2018, AlexNet): the distance of two pictures (1,3,H,W) in [0,1], 0 where they are equal.
+
+    UserError where its packages or weights can't be had, and at a picture below SMALLEST_LPIPS.
+    """
+    try:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+        from torchvision.models import AlexNet_Weights
+    except ImportError as error:
+        raise _not_installed("LPIPS", error) from None
+    _fetch("LPIPS", AlexNet_Weights.DEFAULT.url)
+    network = LearnedPerceptualImagePatchSimilarity("alex").net.to(device)
+
+    def distance(composite: Tensor, truth: Tensor) -> float:
+        if min(composite.shape[2:]) < SMALLEST_LPIPS:
+            height, width = composite.shape[2:]
+            raise UserError(
+                f"LPIPS needs pictures of at least {SMALLEST_LPIPS} px; one is {width}x{height}: leave LPIPS out"
+                " or evaluate at a larger size"
+            )
+        with torch.inference_mode():
+            return float(network(composite.to(device), truth.to(device), normalize=True))
+
+    return distance
+
+
+def load_inception(device: torch.device | str) -> nn.Module:
+    """The Inception network of FID and Inception score, as SetMetrics takes it.
+
+    UserError where its packages or weights can't be had.
+    """
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+        from torchmetrics.image.fid import NoTrainInceptionV3
+    except ImportError as error:
+        raise _not_installed("FID and Inception score", error) from None
+    _fetch("FID and Inception score", URL_INCEPTION_V3)
+    return NoTrainInceptionV3("inception-v3-compat", ["2048"]).to(device)
+
+
+class SetMetrics:
+    """FID (Heusel et al. 2017) and Inception score (Salimans et al. 2016) by method, hole bin and border.
+
+    network: from 8-bit pictures, uint8 (N,3,H,W), to features (N,D); `network.fc.weight` (C,D) leads from these to
+    the logits of the Inception score. It sees each picture once, and its features are held: 8 KB a picture.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self._seen: dict[tuple[int, str], tuple[Row, str, np.ndarray]] = {}  # by pair and method: key of truth, (D,)
+        self._truths: dict[str, np.ndarray] = {}  # features (D,)
+
+    def __contains__(self, row: Row) -> bool:
+        """Whether the composite of this pair and method has been seen."""
+        return (row.pair, row.method) in self._seen
+
+    def update(self, row: Row, composite: Tensor, truth: Tensor) -> None:
+        """See a composite and its truth, both (1,3,H,W) in [0,1]; the truths of one image and size are one picture."""
+        key = f"{tuple(truth.shape[2:])} {row.image}"
+        if key not in self._truths:
+            self._truths[key] = self._features(truth)
+        self._seen[row.pair, row.method] = row, key, self._features(composite)
+
+    def compute(self) -> dict[Key, Estimate]:
+        """Both scores of each group that `summarise` would make, without intervals. Groups of one pair are left out.
+
+        Where there are several processes, all must call it: the first gets the scores of what all have seen, the
+        others get {}.
+        """
+        whole = self
+        if distributed.is_initialized():
+            whole = SetMetrics(self.network)
+            for state in _gathered(self._state()):
+                whole._add(state)
+        estimates: dict[Key, Estimate] = {}
+        for bin_, border, members in groups([whole._seen[key][0] for key in sorted(whole._seen)]):
+            for method in sorted({row.method for row in members}):
+                pairs = [row.pair for row in members if row.method == method]
+                if len(pairs) > 1:
+                    for metric, score in whole._scores(method, pairs).items():
+                        estimates[Key(method, metric, bin_, border)] = Estimate(score, None, None, len(pairs))
+        return estimates
+
+    def save(self, path: Path) -> None:
+        """Write what was seen, atomically, so that an evaluation can go on."""
+
+        def write(part: Path) -> None:
+            with part.open("wb") as file:  # a path would get another ending
+                np.savez(file, **self._state())
+
+        write_atomically(path, write)
+
+    def load(self, path: Path) -> None:
+        """Add what `save` wrote."""
+        with np.load(path) as state:
+            self._add(state)
+
+    def _features(self, picture: Tensor) -> np.ndarray:
+        """Features (D,) of a picture (1,3,H,W) in [0,1], rounded to 8 bits as its file would be."""
+        pixels = (picture.to(self._classes().device).clamp(0, 1) * 255).round().byte()
+        with torch.inference_mode():
+            return self.network(pixels)[0].float().cpu().numpy()
+
+    def _classes(self) -> Tensor:
+        """The weight (C,D) of the last layer. Its bias has no part in the Inception score, by custom."""
+        return self.network.get_parameter("fc.weight").detach()
+
+    def _scores(self, method: str, pairs: Sequence[int]) -> dict[str, float]:
+        seen = [self._seen[pair, method] for pair in pairs]
+        composites = torch.from_numpy(np.stack([features for _, _, features in seen])).double()
+        truths = torch.from_numpy(np.stack([self._truths[key] for _, key, _ in seen])).double()
+        logits = composites @ self._classes().cpu().double().T
+        return {"fid": frechet_distance(composites, truths), "inception_score": inception_score(logits)}
+
+    def _state(self) -> dict[str, Any]:
+        """What was seen, as plain arrays."""
+        return {
+            "rows": np.array(json.dumps([(*row[:-1], key) for row, key, _ in self._seen.values()])),
+            "composites": np.array([features for _, _, features in self._seen.values()], np.float32),
+            "truth_keys": np.array(json.dumps(list(self._truths))),
+            "truths": np.array(list(self._truths.values()), np.float32),
+        }
+
+    def _add(self, state: Mapping[str, np.ndarray]) -> None:
+        for (*row, key), features in zip(json.loads(state["rows"].item()), state["composites"], strict=True):
+            added = Row._make([*row, {}])
+            self._seen[added.pair, added.method] = added, key, features
+        self._truths.update(zip(json.loads(state["truth_keys"].item()), state["truths"], strict=True))
+
+
+def frechet_distance(first: Tensor, second: Tensor) -> float:
+    """Fréchet distance of the Gaussians through two sets of features (N,D), float64; 0 for equal sets."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    both = torch.cat([first, second])
+    if both.shape[0] < both.shape[1]:  # turned into the few directions they span: the same distance, far faster
+        basis = torch.linalg.qr(both.T).Q  # (D, number of rows)
+        first, second = first @ basis, second @ basis
+    metric = FrechetInceptionDistance(_Given(first.shape[1]), sync_on_compute=False)
+    metric.update(first, real=False)
+    metric.update(second, real=True)
+    return max(0.0, float(metric.compute()))  # rounding can lead below 0
+
+
+def inception_score(logits: Tensor) -> float:
+    """exp of the mean KL divergence of each picture's classes from those of all; logits (N,C). From 1 to C.
+
+    In one split: the ten of custom are meant for 50,000 pictures, and with them the score would depend on their order.
+    """
+    from torchmetrics.image.inception import InceptionScore
+
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # it shuffles, though in one split
+        warnings.simplefilter("ignore", UserWarning)  # that it keeps features; that one split has no deviation
+        torch.manual_seed(0)
+        metric = InceptionScore(_Given(logits.shape[1]), splits=1, sync_on_compute=False)
+        metric.update(logits)
+        return float(metric.compute()[0])
+
+
+class _Given(nn.Identity):
+    """Stands for a network where its features are at hand."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+
+def _gathered(own: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each process holds, on the first one; nothing on the others."""
+    parts: list[dict[str, Any]] | None = None
+    if distributed.get_rank() == 0:
+        parts = [{}] * distributed.get_world_size()
+    distributed.gather_object(own, parts)
+    return parts or []
+
+
+def _not_installed(metrics: str, error: ImportError) -> UserError:
+    return UserError(f"no packages for {metrics}: {error}; `pip install -r requirements-metrics.txt`")
+
+
+def _fetch(metrics: str, url: str) -> None:
+    """Download weights to where torch looks for them, unless they lie there. UserError where they can't be had.
+
+    The libraries would do so too, but print about it, and take a damaged file as it is.
+    """
+    name = url.rpartition("/")[2]
+    path = Path(torch.hub.get_dir(), "checkpoints", name)
+    digest = path.stem.rpartition("-")[2]  # the name ends in the first digits of its SHA-256
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), digest)
+        except (OSError, RuntimeError) as error:  # no network, no space, a download cut off
+            raise UserError(
+                f"no weights for {metrics}: {name} could not be downloaded ({error});"
+                f" get {url} and put it at {path}, or leave {metrics} out"
+            ) from None
+    if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(digest):
+        raise UserError(f"damaged or other weights for {metrics}: {path}; remove it, so that it is fetched anew")

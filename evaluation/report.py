@@ -1,0 +1,247 @@
+"""The summary of an evaluation as text: a table for the terminal, summary.md in the paper's layout, summary.json."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from evaluation.summary import ALL, BINS, Estimate, Key, Summary
+from utils.masks import BORDERS
+from utils.metrics import METRICS
+
+# The paper's own network, from its Table 1: Places2 at 512×512, the paper's masks of border "any". Only figures that
+# were checked against the paper stand here.
+PAPER = {
+    "l1_percent": {"0.1-0.2": "1.09", "0.2-0.3": "1.88", "0.3-0.4": "2.84"},
+    "psnr": {"0.1-0.2": "28.32", "0.2-0.3": "25.25", "0.3-0.4": "22.89"},
+    "ssim": {"0.1-0.2": "0.870", "0.2-0.3": "0.779", "0.3-0.4": "0.689"},
+}
+PAPER_BORDER = "any"
+
+_LETTERS = {"free": "N", "any": "B"}  # what the paper calls BORDERS
+_NONE = "–"  # in the place of a value
+_WIDTH = 120  # columns of a terminal
+_CELL = 11  # columns of a value there
+
+Column = tuple[str, str]  # bin, border
+Grid = dict[str, list[Estimate | None]]  # by method, for each column
+
+
+def terminal_table(summary: Summary, methods: Sequence[str]) -> str:
+    """For each metric the means of the methods by hole bin, borders together; at most 120 columns wide.
+
+    A star marks the best of a column, and whatever looks equal to it.
+    """
+    tables = []
+    for metric in _metrics(summary, methods):
+        columns, grid = _grid(summary, metric, methods, [ALL])
+        bests = [_best(metric, column) for column in zip(*grid.values(), strict=True)]
+        width = min(max(map(len, ("pairs", *grid))), _WIDTH - _CELL * len(columns))
+        lines = [_title(metric), " " * width + "".join(f"{bin_:>{_CELL - 1}} " for bin_, _ in columns)]
+        for method, estimates in grid.items():
+            line = f"{_shortened(method, width):{width}}"
+            for estimate, best in zip(estimates, bests, strict=True):
+                text = _number(metric, estimate)
+                line += f"{text:>{_CELL - 1}}{'*' if text == best else ' '}"
+            lines.append(line)
+        lines.append(f"{'pairs':{width}}" + "".join(f"{count:>{_CELL - 1}} " for count in _counts(grid)))
+        tables.append("\n".join(line.rstrip() for line in lines))
+    return "\n\n".join(tables)
+
+
+def summary_markdown(
+    summary: Summary, differences: Summary, methods: Sequence[str], settings: Mapping[str, str]
+) -> str:
+    """All means with their intervals, in the paper's layout, as Markdown for GitHub.
+
+    differences: of the other methods to the first one. settings: what was evaluated, in words.
+    """
+    parts = [
+        "# Evaluation",
+        "Means over pairs of an image and a mask, and under each its 95 % bootstrap interval. The columns are bins of"
+        " the mask's share of hole. N: holes that keep away from the image's edge; B: holes anywhere. Bold: the best"
+        " of a column.",
+    ]
+    metrics = _metrics(summary, methods)
+    if any(_quoted(metric, _grid(summary, metric, methods, BORDERS)[0]) for metric in metrics):
+        parts.append(
+            "*QUOTED* rows are the paper's own figures for its network, for reference: measured on Places2 at 512×512"
+            " with the paper's masks, so not comparable one to one. Only figures checked against the paper are quoted;"
+            f" the others stand as {_NONE}."
+        )
+    for metric in metrics:
+        parts.append(f"## {_title(metric)}")
+        borders = {border for _, border in _grid(summary, metric, methods, BORDERS)[0]}
+        if borders:
+            parts.append(_markdown_table(summary, metric, methods, BORDERS))
+        if len(borders) != 1:  # else it were the same table again
+            parts += ["N and B together:", _markdown_table(summary, metric, methods, [ALL])]
+    if _metrics(differences, methods):
+        parts += [
+            f"## Differences to {_escaped(methods[0])}",
+            f"Each method minus {_escaped(methods[0])}, pair by pair, over all bins and borders, with the 95 %"
+            " bootstrap interval. Bold: the interval leaves out 0.",
+            _difference_table(differences, methods),
+        ]
+    parts += ["## Settings", "\n".join(f"- {_escaped(key)}: {_escaped(value)}" for key, value in settings.items())]
+    return "\n\n".join(parts) + "\n"
+
+
+def summary_json(
+    summary: Summary, differences: Summary, methods: Sequence[str], settings: Mapping[str, str]
+) -> dict[str, Any]:
+    """The same as plain values for JSON:
+
+    methods: names, the first one is what differences are taken to
+    metrics: by name, label and higher_is_better
+    estimates, differences: lists of {method, metric, bin, border, mean, low, high, count}; bin and border may be "all",
+        and what is unknown is null
+    settings: as given
+    """
+    return {
+        "methods": list(methods),
+        "metrics": {
+            metric: {"label": METRICS[metric].label, "higher_is_better": METRICS[metric].higher_is_better}
+            for metric in _metrics(summary, methods)
+        },
+        "estimates": _records(summary, methods),
+        "differences": _records(differences, methods),
+        "settings": dict(settings),
+    }
+
+
+def _records(summary: Summary, methods: Sequence[str]) -> list[dict[str, Any]]:
+    keys = (
+        Key(method, metric, bin_, border)
+        for metric in METRICS
+        for method in methods
+        for bin_ in (*BINS, ALL)
+        for border in (*BORDERS, ALL)
+    )
+    return [
+        {field: _finite(value) for field, value in (key._asdict() | summary[key]._asdict()).items()}
+        for key in keys
+        if key in summary
+    ]
+
+
+def _finite(value: Any) -> Any:
+    """None for a number that JSON does not know."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _markdown_table(summary: Summary, metric: str, methods: Sequence[str], borders: Sequence[str]) -> str:
+    columns, grid = _grid(summary, metric, methods, borders)
+    bests = [_best(metric, column) for column in zip(*grid.values(), strict=True)]
+    lines = []
+    for method, estimates in grid.items():
+        cells = []
+        for estimate, best in zip(estimates, bests, strict=True):
+            text = _number(metric, estimate)
+            cells.append(f"**{text}**" if text == best else text)
+            cells[-1] += _interval(metric, estimate)
+        lines.append([_escaped(method), *cells])
+    lines.append(["pairs", *_counts(grid)])
+    if quoted := _quoted(metric, columns):
+        lines.append(["*PConv, QUOTED from the paper*", *quoted])
+    heads = [bin_ if border == ALL else f"{bin_}<br>{_LETTERS[border]}" for bin_, border in columns]
+    return _table(["method", *heads], lines)
+
+
+def _difference_table(differences: Summary, methods: Sequence[str]) -> str:
+    metrics = _metrics(differences, methods)
+    lines = []
+    for method in methods[1:]:
+        cells = []
+        for metric in metrics:
+            estimate = differences.get(Key(method, metric, ALL, ALL))
+            text = _number(metric, estimate, signed=True)
+            if _leaves_out_zero(estimate):
+                text = f"**{text}**"
+            cells.append(text + _interval(metric, estimate, signed=True))
+        lines.append([_escaped(method), *cells])
+    return _table(["method", *map(_title, metrics)], lines)
+
+
+def _table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, all columns but the first one flush right."""
+    rows = [heads, ["---", *["---:"] * (len(heads) - 1)], *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _metrics(summary: Summary, methods: Sequence[str]) -> list[str]:
+    """Those of METRICS that a method has a value of."""
+    known = {key.metric for key in summary if key.method in methods}
+    return [metric for metric in METRICS if metric in known]
+
+
+def _grid(summary: Summary, metric: str, methods: Sequence[str], borders: Sequence[str]) -> tuple[list[Column], Grid]:
+    """The columns of a table and its rows; columns and methods without any value are left out."""
+    known = {key for key in summary if key.metric == metric and key.method in methods and key.border in borders}
+    present = {(key.bin, key.border) for key in known}
+    columns = [(bin_, border) for bin_ in (*BINS, ALL) for border in borders if (bin_, border) in present]
+    named = [method for method in methods if any(key.method == method for key in known)]
+    return columns, {method: [summary.get(Key(method, metric, *column)) for column in columns] for method in named}
+
+
+def _best(metric: str, column: Sequence[Estimate | None]) -> str | None:
+    """The best mean of a column as it is shown; None where there is nothing to compare."""
+    means = [estimate.mean for estimate in column if estimate]
+    if len(means) < 2:
+        return None
+    return _rounded(metric, max(means) if METRICS[metric].higher_is_better else min(means))
+
+
+def _counts(grid: Grid) -> list[str]:
+    """The numbers of pairs of each column; a range where the methods' differ."""
+    counts = [{estimate.count for estimate in column if estimate} for column in zip(*grid.values(), strict=True)]
+    return [f"{min(column)}" if len(column) == 1 else f"{min(column)}-{max(column)}" for column in counts]
+
+
+def _leaves_out_zero(estimate: Estimate | None) -> bool:
+    if not estimate or estimate.low is None or estimate.high is None:
+        return False
+    return estimate.low > 0 or estimate.high < 0
+
+
+def _quoted(metric: str, columns: Sequence[Column]) -> list[str]:
+    """The paper's figures for these columns; empty where it has none."""
+    cells = [PAPER.get(metric, {}).get(bin_, _NONE) if border == PAPER_BORDER else _NONE for bin_, border in columns]
+    return cells if set(cells) - {_NONE} else []
+
+
+def _title(metric: str) -> str:
+    known = METRICS[metric]
+    return f"{known.label} ({'higher' if known.higher_is_better else 'lower'} is better)"
+
+
+def _number(metric: str, estimate: Estimate | None, signed: bool = False) -> str:
+    return _rounded(metric, estimate.mean, signed) if estimate else _NONE
+
+
+def _interval(metric: str, estimate: Estimate | None, signed: bool = False) -> str:
+    """The interval as a second line of a Markdown cell; empty where there is none."""
+    if not estimate or estimate.low is None or estimate.high is None:
+        return ""
+    low, high = (_rounded(metric, end, signed) for end in (estimate.low, estimate.high))
+    return f"<br>[{low},\u00a0{high}]"  # a space where a narrow column is not broken
+
+
+def _rounded(metric: str, value: float, signed: bool = False) -> str:
+    """A value with the digits of its metric; a difference with its sign and one digit more."""
+    digits = METRICS[metric].digits + signed
+    return f"{round(value, digits) + 0.0:{'+' if signed else ''}.{digits}f}"  # + 0.0: no minus before zero
+
+
+def _shortened(name: str, width: int) -> str:
+    """A name of at most so many letters; what is too long loses its middle."""
+    if len(name) <= width:
+        return name
+    return f"{name[: (width - 1) // 2]}…{name[len(name) - width // 2 :]}"
+
+
+def _escaped(text: str) -> str:
+    """A text as Markdown shows it unchanged, in one line."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(text.split()))

@@ -1,0 +1,119 @@
+"""Means over pictures with 95 % bootstrap intervals: per method, metric, hole bin and border."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.masks import BORDERS, HOLE_BINS, bin_name
+
+ALL = "all"  # of the bins, of the borders
+BINS = tuple(bin_name(index) for index in range(len(HOLE_BINS)))
+
+RESAMPLES = 2000
+_SEED = 2018  # of the resampling: the same rows always have the same intervals
+_CHUNK = 100  # resamples at a time, so that many images need little memory
+_INTERVAL = (2.5, 97.5)  # percentiles
+
+
+class Row(NamedTuple):
+    """The scores of one method for one pair: a row of results.csv."""
+
+    pair: int
+    image: str
+    mask: str
+    bin: str  # one of BINS; empty where the hole ratio lies in none
+    border: str  # one of BORDERS
+    ratio: float  # share of hole
+    method: str
+    scores: dict[str, float]  # by names of METRICS
+
+
+class Key(NamedTuple):
+    """What an estimate is of."""
+
+    method: str
+    metric: str
+    bin: str  # one of BINS, or ALL
+    border: str  # one of BORDERS, or ALL
+
+
+class Estimate(NamedTuple):
+    """A mean over pictures and its 95 % interval; no interval of a single image, or where a value is of a set (FID)."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    count: int  # type: ignore[assignment] # pairs; it hides a method of tuples
+
+
+Summary = Mapping[Key, Estimate]
+
+
+def summarise(rows: Iterable[Row]) -> dict[Key, Estimate]:
+    """The mean of every metric by method, bin and border, and over all bins, all borders. Empty groups are left out.
+
+    Intervals are percentiles of RESAMPLES bootstrap means. Images are drawn, each with all of its pairs: two
+    pairs of one image are not independent. The order of the rows changes nothing.
+    """
+    scored = sorted((row for row in rows if row.scores), key=lambda row: (row.pair, row.method))
+    estimates: dict[Key, Estimate] = {}
+    for bin_, border, members in groups(scored):
+        columns = sorted({(row.method, metric) for row in members for metric in row.scores})
+        for column, estimate in zip(columns, _bootstrap(members, columns), strict=True):
+            estimates[Key(*column, bin_, border)] = estimate
+    return estimates
+
+
+def differences(rows: Sequence[Row], first: str) -> dict[Key, Estimate]:
+    """Every other method minus the method `first`, pair by pair; the Key's method is the other one."""
+    of_first = {row.pair: row.scores for row in rows if row.method == first}
+    return summarise(
+        row._replace(scores={m: row.scores[m] - of_first[row.pair][m] for m in row.scores if m in of_first[row.pair]})
+        for row in rows
+        if row.method != first and row.pair in of_first
+    )
+
+
+def groups(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[Row]]]:
+    """(bin, border, rows of it): each of BINS and BORDERS alone, and ALL of them; those that hold rows."""
+    for bin_ in (*BINS, ALL):
+        of_bin = [row for row in rows if bin_ in (row.bin, ALL)]
+        for border in (*BORDERS, ALL):
+            members = [row for row in of_bin if border in (row.border, ALL)]
+            if members:
+                yield bin_, border, members
+
+
+def _bootstrap(rows: Sequence[Row], columns: Sequence[tuple[str, str]]) -> Iterator[Estimate]:
+    """Mean and interval of each column (method, metric) of these rows."""
+    image = {name: i for i, name in enumerate(dict.fromkeys(row.image for row in rows))}
+    place = {column: c for c, column in enumerate(columns)}
+    shape = len(image), len(columns)
+    cells = np.fromiter(
+        (image[row.image] * shape[1] + place[row.method, metric] for row in rows for metric in row.scores), np.int64
+    )
+    values = np.fromiter((value for row in rows for value in row.scores.values()), np.float64)
+    sums = np.bincount(cells, values, shape[0] * shape[1]).reshape(shape)  # over the pairs of each image
+    counts = np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
+    low, high = _intervals(sums, counts)
+    for c, count in enumerate(counts.sum(0)):
+        several = np.count_nonzero(counts[:, c]) > 1  # a single image says nothing of others
+        mean = float(sums[:, c].sum() / count)
+        yield Estimate(mean, float(low[c]) if several else None, float(high[c]) if several else None, int(count))
+
+
+def _intervals(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The intervals (2, columns), low and high ends, of sums and counts of pairs (images, columns)."""
+    images = len(sums)
+    rng = np.random.default_rng([_SEED, images])
+    rows = np.arange(_CHUNK)[:, None] * images
+    means = []
+    for _ in range(RESAMPLES // _CHUNK):
+        chosen = rng.integers(images, size=(_CHUNK, images)) + rows
+        drawn = np.bincount(chosen.ravel(), minlength=_CHUNK * images).reshape(_CHUNK, images).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a resample without any pair of a column has no mean
+            means.append((drawn @ sums) / (drawn @ counts))
+    return np.nanpercentile(np.concatenate(means), _INTERVAL, axis=0)

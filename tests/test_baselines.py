@@ -1,0 +1,75 @@
+"""The classical methods: what each makes of pictures where the answer is known."""
+
+import numpy as np
+import pytest
+
+import evaluate
+from evaluation.baselines import FILLS, biharmonic, mean_colour, version_of
+
+
+def ramp():
+    """A picture that rises evenly from left to right, each channel from elsewhere."""
+    across = np.linspace(0, 0.6, 40, dtype=np.float32)
+    return np.stack([np.tile(across + start, (32, 1)) for start in (0, 0.1, 0.3)], 2)
+
+
+def hole():
+    mask = np.ones((32, 40), np.uint8)
+    mask[8:20, 10:24] = 0
+    return mask
+
+
+def test_the_command_line_knows_every_baseline():
+    assert tuple(FILLS) == evaluate.BASELINES
+
+
+@pytest.mark.parametrize(
+    ("name", "worst"), [("telea", 2.1 / 255), ("navier-stokes", 0), ("biharmonic", 0), ("mean", 0)]
+)
+def test_a_flat_picture_is_filled_flat(name, worst):
+    flat = np.full((32, 40, 3), 0.2, np.float32)
+    filled = FILLS[name](np.where(hole()[..., None] > 0, flat, np.float32(0)), hole())
+    assert filled.dtype == np.float32
+    np.testing.assert_allclose(filled, flat, atol=worst + 1e-6)
+
+
+@pytest.mark.parametrize(("name", "worst"), [("biharmonic", 0.001), ("telea", 0.1), ("navier-stokes", 0.1)])
+def test_a_ramp_is_continued(name, worst):
+    """It solves the biharmonic equation exactly; the others come near (the mean colour is off by 0.15 and more)."""
+    known = np.where(hole()[..., None] > 0, ramp(), np.float32(0))
+    assert np.abs(FILLS[name](known, hole()) - ramp()).max() < worst
+    assert np.abs(mean_colour(known, hole()) - ramp()).max() > 0.1
+
+
+def test_mean_colour_by_hand():
+    image = np.zeros((4, 4, 3), np.float32)
+    image[0] = (0.4, 0.8, 0.2)
+    mask = np.ones((4, 4), np.uint8)
+    mask[3] = 0
+    filled = mean_colour(image, mask)
+    np.testing.assert_allclose(filled[3], np.broadcast_to(np.float32([0.4, 0.8, 0.2]) / 3, (4, 3)), rtol=1e-6)
+    np.testing.assert_array_equal(filled[:3], image[:3])
+
+
+@pytest.mark.parametrize("name", FILLS)
+def test_a_composite_keeps_the_valid_part_and_never_sees_the_hole(name):
+    rng = np.random.default_rng(0)
+    image = rng.random((32, 40, 3)).astype(np.float32)
+    other = np.where(hole()[..., None] > 0, image, rng.random((32, 40, 3)).astype(np.float32))
+    comp = evaluate.composite_of(FILLS[name], image, hole())
+    np.testing.assert_array_equal(comp[hole() > 0], image[hole() > 0])
+    np.testing.assert_array_equal(comp, evaluate.composite_of(FILLS[name], other, hole()))
+
+
+def test_biharmonic_stays_in_range():
+    image = np.zeros((32, 40, 3), np.float32)
+    image[:, ::2] = 1
+    filled = biharmonic(np.where(hole()[..., None] > 0, image, np.float32(0)), hole())
+    assert filled.min() >= 0
+    assert filled.max() <= 1
+
+
+def test_versions_name_the_library():
+    names = {name: version_of(name).split()[0] for name in FILLS}
+    assert names == {"telea": "OpenCV", "navier-stokes": "OpenCV", "biharmonic": "scikit-image", "mean": "NumPy"}
+    assert all(version_of(name).split()[1][0].isdigit() for name in FILLS)
