@@ -29,54 +29,10 @@ _MOSTLY_HIDDEN = 0.5
 
 
 def inpaint(model: PConvUNet, image: Tensor, mask: Tensor) -> Tensor:
-    """Fill the holes of images of any height and width; returns the composite (N,3,H,W) in [0,1].
+    """`model.inpaint`: fill the holes of images (N,3,H,W) in [0,1] of any size; mask (N,1,H,W), 1 = valid, 0 = hole."""
+    from model import inpaint as fill
 
-    image: float (N,3,H,W) in [0,1]; what lies in a hole never matters. mask: float (N,1,H,W), 1 = valid, 0 = hole.
-    Valid pixels come back bit for bit. The model runs on its own device in evaluation mode; the result lies
-    on the image's device. ValueError where shapes or values do not fit.
-    """
-    from utils.composite import composite
-
-    return composite(image, predict_whole(model, image, mask), mask.to(image.device))
-
-
-def predict_whole(model: PConvUNet, image: Tensor, mask: Tensor) -> Tensor:
-    """What the network makes of the whole picture, valid part too: (N,3,H,W) in [0,1]. Arguments as of inpaint."""
-    import torch
-    from torch.nn import functional as F
-
-    _check(image, mask)
-    weight = next(model.parameters())  # it has the type and the device that the model computes with
-    height, width = image.shape[-2:]
-    multiple = 2**model.depth
-    # Padding with mask 0 is simply a hole: outside the image the layer sees nothing either.
-    padding = (0, -width % multiple, 0, -height % multiple)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            output = model(F.pad(image, padding).to(weight), F.pad(mask, padding).to(weight))
-    finally:
-        model.train(was_training)
-    output = output[..., :height, :width]
-    if not output.isfinite().all():
-        raise UserError("the network's output is not finite: its training diverged or its file is damaged; use another")
-    return output.clamp(0, 1).to(image)
-
-
-def _check(image: Tensor, mask: Tensor) -> None:
-    """ValueError unless image and mask are as inpaint wants them."""
-    if image.ndim != 4 or image.shape[1] != 3 or image.numel() == 0 or not image.is_floating_point():
-        raise ValueError(f"image must be float (N,3,H,W) and not empty, got {tuple(image.shape)} of {image.dtype}")
-    n, _, h, w = image.shape
-    if mask.shape != (n, 1, h, w) or not mask.is_floating_point():
-        raise ValueError(f"mask must be float {(n, 1, h, w)} for this image, got {tuple(mask.shape)} of {mask.dtype}")
-    others = mask[(mask != 0) & (mask != 1)]
-    if len(others):
-        raise ValueError(f"mask must be 1 (valid) or 0 (hole), got {others[0]:g}")
-    known = image.masked_fill(mask.to(image.device) == 0, 0)
-    if not (known.min() >= 0 and known.max() <= 1):  # so that NaN fails, too
-        raise ValueError(f"image must be in [0,1] where valid, got values from {known.min():g} to {known.max():g}")
+    return fill(model, image, mask)
 
 
 @reports_user_errors
@@ -144,6 +100,8 @@ def repair(model: PConvUNet, image: Path, mask: Path, output: Path, hole: HoleCo
 def _predict_pixels(model: PConvUNet, rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """predict_whole for arrays: rgb (H,W,3) float32 in [0,1], mask (H,W) 0/1; returns (H,W,3)."""
     import torch
+
+    from model import predict_whole
 
     image_tensor = torch.from_numpy(rgb).permute(2, 0, 1)[None]  # (1,3,H,W)
     mask_tensor = torch.from_numpy(mask).float()[None, None]  # (1,1,H,W)

@@ -1,8 +1,17 @@
 """The layer, the network, the features that its loss sees, and loading from a file."""
 
+from model.inpainting import inpaint, predict_whole
 from model.layer import PartialConv2d
 from model.loading import load_model
 from model.network import PConvUNet, settle_encoder_batch_norm
 from model.vgg import VGG16Features
 
-__all__ = ["PConvUNet", "PartialConv2d", "VGG16Features", "load_model", "settle_encoder_batch_norm"]
+__all__ = [
+    "PConvUNet",
+    "PartialConv2d",
+    "VGG16Features",
+    "inpaint",
+    "load_model",
+    "predict_whole",
+    "settle_encoder_batch_norm",
+]

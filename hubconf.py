@@ -1,0 +1,86 @@
+"""Entry points of torch.hub: `torch.hub.load(FOLDER, "pconv_unet", source="local")`, from any folder.
+
+As with every project that is loaded so, its packages then have their names, `model` and `utils`, in the process.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # torch.hub takes every callable without a leading underscore for an entry point
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import torch
+    from torch import Tensor
+
+    from model import PConvUNet
+
+dependencies = ["torch", "safetensors"]
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_SHIPPED_WEIGHTS = os.path.join(_HERE, "weights", "pconv_photos_128.safetensors")
+
+
+def pconv_unet(
+    weights: str | Path | None = None,
+    pretrained: bool = True,
+    depth: int | None = None,
+    base_channels: int | None = None,
+    device: str | torch.device = "cpu",
+) -> PConvUNet:
+    """The network: net(image, mask) is the whole picture (N,3,H,W), for H and W that are multiples of 2**net.depth.
+
+    image: float32 (N,3,H,W), RGB in [0,1]; what lies in a hole never matters. mask: float32 (N,1,H,W), 1 = valid,
+    0 = hole. For pictures of any size see the entry point `inpainter`.
+
+    >>> net = torch.hub.load(FOLDER, "pconv_unet", source="local")                     # with the shipped weights
+    >>> net = torch.hub.load(FOLDER, "pconv_unet", source="local", weights="last.pt")  # with your own
+    >>> net = torch.hub.load(FOLDER, "pconv_unet", source="local", pretrained=False)   # untrained
+
+    weights: a checkpoint or a weights file, as predict.py takes it; the shipped one by default. It brings the
+    architecture with it, and the network is in evaluation mode.
+    pretrained: False for an untrained network, in training mode, of `depth` levels (7) with `base_channels` (64).
+    ValueError where the file can't be used, or where the arguments contradict each other.
+    """
+    _refuse_namesakes()
+    from model import PConvUNet, load_model
+
+    given = {"depth": depth, "base_channels": base_channels}
+    architecture = {name: value for name, value in given.items() if value is not None}
+    if pretrained and architecture:
+        raise ValueError(f"{' and '.join(architecture)} can't be chosen: weights bring theirs; or add pretrained=False")
+    if not pretrained and weights is not None:
+        raise ValueError(f"weights and pretrained=False contradict each other; leave one out, got {weights}")
+    if pretrained:
+        return load_model(weights or _SHIPPED_WEIGHTS, device)
+    return PConvUNet(**architecture).to(device)
+
+
+def inpainter(
+    weights: str | Path | None = None, device: str | torch.device = "cpu"
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function (image, mask) -> composite (N,3,H,W) in [0,1], for any height and width.
+
+    >>> inpaint = torch.hub.load(FOLDER, "inpainter", source="local")
+    >>> repaired = inpaint(image, mask)
+
+    image: float (N,3,H,W), RGB in [0,1]; what lies in a hole never matters. mask: float (N,1,H,W), 1 = valid,
+    0 = hole. Valid pixels come back bit for bit. weights, device: as of `pconv_unet`.
+    """
+    net = pconv_unet(weights, device=device)
+    from model import inpaint
+
+    return functools.partial(inpaint, net)
+
+
+def _refuse_namesakes() -> None:
+    """ImportError where another project's `model` or `utils` is loaded: one process can't hold both."""
+    for name in ("model", "utils"):
+        if name in sys.modules:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file is None or os.path.dirname(os.path.dirname(os.path.abspath(file))) != _HERE:
+                raise ImportError(f"another `{name}` is loaded, from {file}; load this project before it, or rename it")

@@ -1,0 +1,94 @@
+"""Networks as files that other tools run without this code: ONNX and torch.export's programs.
+
+Both take `image`, float32 (N,3,H,W) in [0,1], and `mask`, float32 (N,1,H,W), 1 = valid, 0 = hole, and return
+`composite`, (N,3,H,W) in [0,1], for any N, H and W of at least 1. Valid pixels come back bit for bit; what lies in a
+hole never matters.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from model.inpainting import predict_padded
+from model.network import PConvUNet
+from utils.composite import composite
+from utils.errors import UserError
+from utils.files import write_atomically
+
+DESCRIPTION = (
+    "Image inpainting with partial convolutions. image: float32 (N,3,H,W), RGB in [0,1]; mask: float32 (N,1,H,W), "
+    "1 = valid, 0 = hole; composite: (N,3,H,W) in [0,1], valid pixels as in image. Any N, H and W."
+)
+
+
+class Inpainter(nn.Module):
+    """`inpaint` as one graph: without its checks, which an exporter can't follow."""
+
+    def __init__(self, net: PConvUNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        return composite(image, predict_padded(self.net, image, mask).clamp(0, 1), mask)
+
+
+def export_onnx(net: PConvUNet, path: Path) -> None:
+    """Write the network as one ONNX file, weights inside, opset 20. UserError where a package is missing."""
+    try:
+        import onnxscript  # noqa: F401, for torch.onnx; it needs onnx in turn
+    except ImportError as error:
+        raise _missing(error) from None
+
+    onnx_program = torch.onnx.export(
+        to_program(net),
+        dynamo=True,
+        dynamic_shapes={"image": {0: "batch", 2: "height", 3: "width"}, "mask": None},  # names, for the mask's axes too
+        output_names=["composite"],
+        opset_version=20,
+        verbose=False,
+    )
+    assert onnx_program is not None
+    onnx_program.model.doc_string = DESCRIPTION
+    write_atomically(path, lambda temporary: onnx_program.save(temporary, external_data=False))
+
+
+def export_program(net: PConvUNet, path: Path) -> None:
+    """Write the network as a .pt2 file, for `torch.export.load(path).module()`. UserError where torch is too old."""
+    program = to_program(net)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # of a name torch would want that it ends in .pt2
+            torch.export.save(program, file)
+
+    write_atomically(path, write)
+
+
+def to_program(net: PConvUNet) -> ExportedProgram:
+    """The network's `Inpainter` traced for all sizes, in float32 on the CPU. The network is left as it is."""
+    try:
+        from torch.fx.experimental.dynamic_spec import ParamsSpec, ShapesSpec, ShapeVar, TensorSpec
+    except ImportError as error:  # before torch 2.14; its older ways to name sizes rule out the small ones
+        raise _missing(error) from None
+
+    inpainter = Inpainter(copy.deepcopy(net)).cpu().float().eval().requires_grad_(False)
+    n, h, w = (ShapeVar(name, min=1) for name in ("batch", "height", "width"))
+    sizes = ParamsSpec({"image": TensorSpec([n, 3, h, w]), "mask": TensorSpec([n, 1, h, w])})
+    example = torch.zeros(2, 3, 5, 7), torch.ones(2, 1, 5, 7)
+    with torch.no_grad():
+        program = torch.export.export(inpainter, example, dynamic_shapes=ShapesSpec(params=sizes))
+    program = program.run_decompositions({})  # decomposes nothing, but tidies: loading would warn of spare symbols
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it would tell the paths of this computer
+    return program
+
+
+def _missing(error: ImportError) -> UserError:
+    return UserError(
+        f"exporting needs torch 2.14, onnx and onnxscript, and {error.name} is missing;"
+        " `pip install -r requirements-export.txt` brings them"
+    )
