@@ -1,6 +1,7 @@
 # make demo   train a small network on sample photographs and repair a picture with it
 # make evaluate   measure the demo's network and the classical methods, with tables, plots and pictures
-# make test   run the tests          make lint   ruff and mypy          make clean   forget the environment
+# make test   run the tests          make test-slow   those that take minutes: kills, several processes, long runs
+# make lint   ruff and mypy          make clean   forget the environment
 # The environment lies in .venv and is made once; VENV=DIR takes another, PYTHON=... another Python (3.10 or later).
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ RUN := runs/demo
 MASKS := datasets/masks_evaluation
 EVALUATION := runs/evaluation
 
-.PHONY: demo evaluate test lint clean
+.PHONY: demo evaluate test test-slow lint clean
 
 $(VENV)/installed: requirements.txt
 	@echo "Installing requirements.txt into $(VENV): a few minutes, several GB with torch."
@@ -49,7 +50,10 @@ evaluate: $(VENV)/installed $(RUN)/weights.safetensors
 		--baseline all --out $(EVALUATION)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -q -m slow
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -58,7 +58,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("input", type=_path, metavar="IN", help="a checkpoint or weights, ours or another project's")
     parser.add_argument("output", type=_path, metavar="OUT", help=f"the file to write ({forms})")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if [] in (args.input, args.output):  # what argparse makes of a second `--`
+        parser.error("the following arguments are required: IN, OUT")
+    return args
 
 
 def _path(text: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
@@ -11,6 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: --help and argument errors a
 BASELINES = ("telea", "navier-stokes", "biharmonic", "mean")
 EXTRAS = ("lpips", "fid", "inception_score")  # by networks of others: requirements-metrics.txt
 PER_PICTURE = ("l1_percent", "psnr", "ssim", "hole_l1_percent", "hole_psnr", "hole_ssim", "perceptual")
-LONGEST_WAIT = 7  # days that a process waits for the slowest
+LONGEST_WAIT = timedelta(days=7)  # of a process for the slowest
 
 
 @reports_user_errors
@@ -46,17 +46,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     from data.listing import find_images, root_of
     from data.pairing import names_of, read_pair, read_pairs
     from evaluation.results import ResultsFolder
+    from utils.processes import device_of, processes, wait_for_all
 
     images = names_of(find_images(args.images, "--images")[: args.limit], root_of(args.images))
     out = ResultsFolder(args.out)
-    with processes() as (process, count):
+    with processes(LONGEST_WAIT) as (process, count):
         device = device_of(args.device)
         fills = load_fills(models, args.baseline, device)
 
         # The pairs: the first process makes them, or takes those of --pairs, and all read them from its file.
         if process == 0:
             begin(out, list(images), models, args)
-        wait_for_all(count)
+        wait_for_all()
         pairs = read_pairs(out.pairs)
 
         def read(pair: EvaluationPair) -> tuple[np.ndarray, np.ndarray]:
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         # The scores: each process takes every count-th pair, and of it what is missing.
         of_sets = score_pairs(out, pairs[process::count], read, fills, args.extra, device, process)
-        wait_for_all(count)
+        wait_for_all()
 
         # What they say.
         if process == 0:
@@ -331,46 +332,6 @@ def settings_of(args: argparse.Namespace, pairs: Sequence[EvaluationPair]) -> di
         "versions": ", ".join([f"torch {torch.__version__}", *(version_of(name) for name in ("telea", "biharmonic"))]),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
-
-
-# --- several processes -----------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def processes() -> Iterator[tuple[int, int]]:
-    """The number of this process and how many there are: those that torchrun started, else this one alone."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
-        yield 0, 1
-        return
-    from datetime import timedelta
-
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo", timeout=timedelta(days=LONGEST_WAIT))
-    try:
-        yield dist.get_rank(), count
-    finally:
-        dist.destroy_process_group()
-
-
-def wait_for_all(count: int) -> None:
-    if count > 1:
-        import torch.distributed as dist
-
-        dist.barrier()
-
-
-def device_of(name: str) -> torch.device:
-    """As --device says; with several processes on one machine each has a CUDA device of its own."""
-    import torch
-
-    from utils.device import pick_device
-
-    device = pick_device(name)
-    if device.type != "cuda":
-        return device
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 # --- the command line ------------------------------------------------------------------------------------------

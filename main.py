@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError, reports_user_errors
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and mistakes in the config are answered before
     import numpy as np
     import torch
-    from torch.utils.data import DataLoader
-    from torch.utils.tensorboard import SummaryWriter
+    from torch.optim.swa_utils import AveragedModel
 
-    from data.samples import Pair
+    from data.samples import Batches, Pair
     from model import PConvUNet
     from utils.config import Config, OptimConfig
     from utils.run_folder import RunFolder
 
 PICTURES = 6  # rows of the sheet of an evaluation
+LONGEST_WAIT = timedelta(hours=1)  # of a process for one that hangs
 
 
 @reports_user_errors
@@ -32,130 +34,233 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
 
     from utils.config import DEFAULT_CONFIG, load_config
+    from utils.processes import processes, wait_for_all
     from utils.run_folder import RunFolder
 
-    if args.resume:
-        run = RunFolder(args.resume)
-        run.check_resumable()
-        config = load_config(run.config, args.overrides)
-        config = replace(config, run=replace(config.run, dir=str(run.path)))  # the folder may have been moved
-    else:
-        config = load_config(args.config or DEFAULT_CONFIG, args.overrides)
-        run = RunFolder(config.run.dir)
-        run.check_new()
-    return train(config, run, resume=bool(args.resume), init_from=args.init_from)
+    if args.check_data:
+        from data.check import check_data
+
+        return check_data(load_config(args.config or DEFAULT_CONFIG, args.overrides))
+    with processes(LONGEST_WAIT):
+        resume = bool(args.resume)
+        if args.resume:
+            run = RunFolder(args.resume)
+            run.check_resumable()
+            config = load_config(run.config, args.overrides)
+            config = replace(config, run=replace(config.run, dir=str(run.path)))  # the folder may have been moved
+        else:
+            config = load_config(args.config or DEFAULT_CONFIG, args.overrides)
+            run = RunFolder(config.run.dir)
+            resume = has_begun(config, run)
+            if not resume:
+                run.check_new()
+        wait_for_all()  # until each has seen the folder as it was
+        with contextlib.closing(run):
+            return train(config, run, resume, args.init_from, args.rescan)
 
 
-def train(config: Config, run: RunFolder, resume: bool = False, init_from: str | None = None) -> int:
+def has_begun(config: Config, run: RunFolder) -> bool:
+    """Whether torchrun starts this run again, after a failure, and its folder holds what it had written."""
+    from utils.config import load_config
+    from utils.processes import restarted
+
+    return restarted() and run.config.exists() and load_config(run.config) == config
+
+
+def train(
+    config: Config, run: RunFolder, resume: bool = False, init_from: str | None = None, rescan: bool = False
+) -> int:
     """Train as the config says; what is written lies in the run folder. Returns the exit code."""
     import torch
-    from torch.utils.tensorboard import SummaryWriter
     from tqdm import tqdm
 
-    from data.samples import training_batches, training_samples, validation_batches, validation_pairs
+    from data.faults import BadFiles
+    from data.listing import kept_or_found
+    from data.samples import (
+        reports_killed_workers,
+        training_batches,
+        training_samples,
+        validation_batches,
+        validation_pairs,
+    )
     from loss import InpaintingLoss
-    from model import VGG16Features
+    from model import VGG16Features, synchronise_batch_norm
     from utils.checkpoint import save_weights
     from utils.config import config_to_dict
-    from utils.device import pick_device
+    from utils.processes import (
+        data_parallel,
+        device_of,
+        from_first,
+        largest,
+        mean_over_processes,
+        place,
+        wait_for_all,
+        without_exchange,
+    )
     from utils.stopping import StopRequest
 
+    # All processes do the same, each with its share of every batch; the first alone writes.
+    process, count = place()
+    check_shares(config, count)
+
     # Data first: a wrong path is found before anything is built or written.
-    samples = training_samples(config)
-    pairs = validation_batches(validation_pairs(config), config)
+    train_images = from_first(lambda: kept_or_found(config.data.train, "data.train", run.train_list, rescan))
+    val_images = from_first(lambda: kept_or_found(config.data.val, "data.val", run.val_list, rescan))
+    samples = training_samples(config, train_images)
+    pairs = validation_batches(validation_pairs(config, val_images), config, process, count)
+    bad_files = BadFiles(run.bad_files, config, len(samples.images))
     first_steps, total_steps = config.train.initial_steps, config.train.initial_steps + config.train.finetune_steps
 
     # Network, loss, optimizer.
-    device = pick_device(config.run.device)
+    device = device_of(config.run.device)
     torch.backends.cudnn.deterministic = True  # so that a resumed run equals a straight one on CUDA too
     torch.manual_seed(config.run.seed)
-    net = starting_network(config, run.last if resume else init_from).to(device).train()
+    if resume and process == 0:
+        run.lock()
+    checkpoint = run.load_newest() if resume else None
+    net = resumed_network(config, run, checkpoint) if checkpoint else starting_network(config, init_from)
+    net.to(device).train()
+    if count > 1:
+        synchronise_batch_norm(net)
     criterion = InpaintingLoss(VGG16Features(config.loss.vgg16), asdict(config.loss.weights)).to(device)
     optimizer = make_optimizer(config.optim, net)
+    average = moving_average(net, config.train.ema_decay)  # None where there is to be none
+    shown = average.module if average else net  # what validation and prediction use
 
     # Where the run stands: a new one saves its first weights, a resumed one takes up its last.
-    step = 0
+    step, best = 0, math.inf  # best: the lowest held-out L1 so far, in percent
 
-    def save() -> None:
-        state = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
-        run.save_checkpoint({**state, "step": step, "config": config_to_dict(config)}, config.train.keep_checkpoints)
+    def save(improved: bool = False) -> None:
+        if process > 0:
+            return
+        state = {"model": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "best": best}
+        if average:
+            state["ema"] = shown.state_dict()
+        run.save_checkpoint({**state, "config": config_to_dict(config)}, config.train.keep_checkpoints, improved)
 
-    if resume:
-        step = restore(run, optimizer)
-        run.rewind(step)
+    if checkpoint:
+        step, best = restore(run, checkpoint, optimizer, average)
+        del checkpoint  # as large as the network and its optimizer
+        if process == 0:
+            run.rewind(step)
+            bad_files.rewind(step)
         if step > first_steps:
             net.freeze_encoder_batch_norm()
-    run.create(config)
-    if not resume:
+    elif process == 0:
+        run.create()
         save()
+    if process == 0:
+        train_images.save(run.train_list)
+        val_images.save(run.val_list)
+        run.start(config, step)
+        print(f"{run.path}: step {step} to {total_steps} on {device}, {len(samples.images)} images")
+    model = data_parallel(net)
 
-    print(f"{run.path}: step {step} to {total_steps} on {device}, {len(samples.images)} images")
     with (
+        reports_killed_workers(),
         StopRequest() as stop,
-        SummaryWriter(str(run.path), purge_step=step + 1) as board,
-        tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True) as bar,
+        tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True, disable=process > 0) as bar,
     ):
         since, images_seen = time.perf_counter(), 0
-        for image, mask in training_batches(samples, config, step, total_steps):
+        for batch in training_batches(samples, config, step, total_steps, bad_files.note, process, count):
             # Second phase: lower learning rate, encoder batch norm frozen (§4.2).
             if step == first_steps:
-                begin_finetuning(net, training_batches(samples, config, step, step + config.train.settle_batches))
+                last_step = step + config.train.settle_batches
+                settling = training_batches(samples, config, step, last_step, process=process, count=count)
+                begin_finetuning(net, settling, config.train.accumulate)
+                model = data_parallel(net)  # anew: what is frozen has no gradients to wait for
             lr = config.optim.initial_lr if step < first_steps else config.optim.finetune_lr
             for group in optimizer.param_groups:
                 group["lr"] = lr
 
-            # One step.
-            image, mask = image.to(device, non_blocking=True), mask.to(device, non_blocking=True)
-            output = net(image, mask)
-            total, terms = criterion(output, image, mask)
-            values = dict(zip(["total", *terms], torch.stack([total, *terms.values()]).tolist(), strict=True))
-            stop_unless_finite(values, step + 1, run)
+            # One step: the gradient of the mean over the batch's parts, of which the last exchanges it.
             optimizer.zero_grad(set_to_none=True)
-            total.backward()
+            losses = []
+            for part, (image, mask) in enumerate(parts_of(batch, config.train.accumulate, device), start=1):
+                with without_exchange(model, part < config.train.accumulate):
+                    output = model(image, mask)
+                    total, terms = criterion(output, image, mask)
+                    (total / config.train.accumulate).backward()
+                losses.append(torch.stack([total, *terms.values()]).detach())
+            means = mean_over_processes(torch.stack(losses).mean(0)).tolist()
+            values = dict(zip(["total", *terms], means, strict=True))
+            stop_unless_finite(values, step + 1, run)
             optimizer.step()
+            if average:
+                average.update_parameters(net)
             step += 1
+            bad_files.check(step)
 
             # What is told of it, kept of it.
-            images_seen += len(image)
+            images_seen += config.train.batch_size
             bar.update()
-            speed = f"{(bar.format_dict['rate'] or 0) * len(image):.1f} images/s"
+            speed = f"{(bar.format_dict['rate'] or 0) * config.train.batch_size:.1f} images/s"
             bar.set_postfix_str(f"loss {values['total']:.3f}, lr {lr:g}, {speed}", refresh=False)
             if step % config.train.log_every == 0 or step == total_steps:
                 now = time.perf_counter()
-                log(run, board, step, "train", {**values, "lr": lr, "images_per_second": images_seen / (now - since)})
+                told = {"lr": lr, "images_per_second": images_seen / (now - since), "bad_files": bad_files.count(step)}
+                if process == 0:
+                    run.record(step, "train", {**values, **told})
                 since, images_seen = now, 0
+            improved = False
             if step % config.train.eval_every == 0 or step == total_steps:
-                metrics, picture = evaluate(net, pairs, device)
-                log(run, board, step, "val", metrics)
-                board.add_image("val/pictures", picture, step, dataformats="HWC")
-                run.save_picture(step, picture)
-                shown = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
-                bar.write(f"step {step}: held-out {shown}")
-            if step % config.train.save_every == 0 or step == total_steps or stop:
-                save()
-            if stop:
+                metrics, picture = evaluate(shown, pairs, device)
+                if picture is not None:  # the first process's
+                    run.record(step, "val", metrics)
+                    run.save_picture(step, picture)
+                    improved = metrics["l1_percent"] < best
+                    best = min(best, metrics["l1_percent"])
+                    told_of = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+                    bar.write(f"step {step}: held-out {told_of}")
+            stopped_by = largest(stop.signum)  # 0, or the signal that one of the processes got
+            if step % config.train.save_every == 0 or step == total_steps or stopped_by or improved:
+                save(improved)
+            if stopped_by:
                 break
 
     if step < total_steps:
-        print(f"stopped at step {step} and saved. To go on: python main.py --resume {run.path}")
-        return stop.exit_code
-    save_weights(run.weights, net.state_dict())
-    print(f"done. To repair a picture: python predict.py --model {run.weights} --image IMAGE --mask MASK")
+        if process == 0:
+            print(f"stopped at step {step} and saved. To go on: python main.py --resume {run.path}")
+        wait_for_all()  # torchrun ends all processes as soon as one ends so
+        return 128 + stopped_by  # what a shell expects of a process that a signal ended
+    if process == 0:
+        save_weights(run.weights, shown.state_dict())
+        print(f"done. To repair a picture: python predict.py --model {run.weights} --image IMAGE --mask MASK")
     return 0
 
 
-def begin_finetuning(net: PConvUNet, batches: DataLoader[Pair]) -> None:
+def check_shares(config: Config, count: int) -> None:
+    """UserError where the batch can't be shared equally by so many processes."""
+    size, parts = config.train.batch_size, config.train.accumulate
+    if size % (parts * count):
+        parts_too = f" in {parts} parts (train.accumulate)" if parts > 1 else ""
+        raise UserError(
+            f"train.batch_size: {size} images can't be shared equally by {count} processes{parts_too};"
+            f" it must be a multiple of {parts * count}"
+        )
+
+
+def parts_of(batch: Pair, count: int, device: torch.device) -> Iterator[Pair]:
+    """So many equal parts of a batch of images and masks, on the device."""
+    for image, mask in zip(*(tensor.chunk(count) for tensor in batch), strict=True):
+        yield image.to(device, non_blocking=True), mask.to(device, non_blocking=True)
+
+
+def begin_finetuning(net: PConvUNet, batches: Batches, parts: int) -> None:
     """Freeze the encoder's batch norm, with statistics taken anew from these batches if there are any."""
     from model import settle_encoder_batch_norm
 
     if len(batches):
         device = next(net.parameters()).device
-        settle_encoder_batch_norm(net, ((image.to(device), mask.to(device)) for image, mask in batches))
+        settle_encoder_batch_norm(net, (part for batch in batches for part in parts_of(batch, parts, device)))
     net.freeze_encoder_batch_norm()
 
 
-def evaluate(net: PConvUNet, pairs: DataLoader[Pair], device: torch.device) -> tuple[dict[str, float], np.ndarray]:
-    """Mean metrics of the composites over the held-out pairs, and a sheet of the first of them, uint8 (H,W,3)."""
+def evaluate(net: torch.nn.Module, pairs: Batches, device: torch.device) -> tuple[dict[str, float], np.ndarray | None]:
+    """Mean metrics of the composites over the held-out pairs, and a sheet of the first of them, uint8 (H,W,3).
+
+    Of several processes the first returns this, for the pairs of all; the others return {} and None.
+    """
     import numpy as np
     import torch
     from tqdm import tqdm
@@ -163,41 +268,52 @@ def evaluate(net: PConvUNet, pairs: DataLoader[Pair], device: torch.device) -> t
     from utils.composite import composite
     from utils.metrics import picture_metrics
     from utils.pictures import masked, sheet
+    from utils.processes import gathered, place
 
-    scores: list[dict[str, float]] = []
-    rows: list[list[np.ndarray]] = []
+    numbers = iter(pairs.sampler)
+    scores: dict[int, dict[str, float]] = {}  # by the number of the pair
+    rows: dict[int, list[np.ndarray]] = {}
     net.eval()
     with torch.no_grad():
-        for images, masks in tqdm(pairs, desc="evaluating", unit="batch", leave=False):
+        for images, masks in tqdm(pairs, desc="evaluating", unit="batch", leave=False, disable=place()[0] > 0):
             outputs = net(images.to(device), masks.to(device)).float().cpu().clamp(0, 1)
             composites = composite(images, outputs, masks)
             for batch in zip(images, masks, outputs, composites, strict=True):
                 image, mask, output, comp = (tensor.permute(1, 2, 0).numpy() for tensor in batch)  # (H,W,C)
-                scores.append(picture_metrics(comp, image))
-                if len(rows) < PICTURES:
-                    rows.append([masked(image, mask), mask, output, comp, image])
+                number = next(numbers)
+                scores[number] = picture_metrics(comp, image)
+                if number < PICTURES:
+                    rows[number] = [masked(image, mask), mask, output, comp, image]
     net.train()
-    return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}, sheet(rows)
+    scores, rows = dict(gathered([*scores.items()])), dict(gathered([*rows.items()]))
+    if not scores:
+        return {}, None
+    means = {name: float(np.mean([scores[number][name] for number in sorted(scores)])) for name in scores[0]}
+    return means, sheet([rows[number] for number in sorted(rows)])
 
 
-def log(run: RunFolder, board: SummaryWriter, step: int, kind: str, values: dict[str, float]) -> None:
-    """Write the same numbers to metrics.jsonl and to TensorBoard. kind: train or val."""
-    run.record({"step": step, **{f"{kind}/{name}": value for name, value in values.items()}})
-    for name, value in values.items():
-        board.add_scalar(f"{kind}/{name}", value, step)
-
-
-def starting_network(config: Config, source: str | Path | None) -> PConvUNet:
+def starting_network(config: Config, source: str | None) -> PConvUNet:
     """A new network, or that of the file `source`: another project's then computes as it did there.
 
     UserError where its size is not the config's.
     """
     from model import PConvUNet, load_model
 
-    size = (config.model.depth, config.model.base_channels)
     if source is None:
-        return PConvUNet(*size)
-    net = load_model(source)
+        return PConvUNet(config.model.depth, config.model.base_channels)
+    return of_size(config, load_model(source), source)
+
+
+def resumed_network(config: Config, run: RunFolder, checkpoint: dict[str, Any]) -> PConvUNet:
+    """The network of the run's checkpoint. UserError where its size is not the config's."""
+    from model import network_of
+
+    return of_size(config, network_of(checkpoint["model"], run.path), run.path)
+
+
+def of_size(config: Config, net: PConvUNet, source: str | Path) -> PConvUNet:
+    """The network itself. UserError where its size is not the config's."""
+    size = (config.model.depth, config.model.base_channels)
     if (net.depth, net.base_channels) != size:
         raise UserError(
             f"{source}: its model.depth is {net.depth} and its model.base_channels {net.base_channels},"
@@ -206,15 +322,30 @@ def starting_network(config: Config, source: str | Path | None) -> PConvUNet:
     return net
 
 
-def restore(run: RunFolder, optimizer: torch.optim.Optimizer) -> int:
-    """Take up the optimizer of the run's last checkpoint; returns the steps that the run has behind it."""
-    checkpoint = run.load_last()
+def restore(
+    run: RunFolder, checkpoint: dict[str, Any], optimizer: torch.optim.Optimizer, average: AveragedModel | None
+) -> tuple[int, float]:
+    """Take up a checkpoint's optimizer and average; returns the steps behind it, and the best L1 so far in percent.
+
+    Where the average was switched on since, it starts from the network as it is.
+    """
     try:
         optimizer.load_state_dict(checkpoint["optimizer"])
+        if average and "ema" in checkpoint:
+            average.module.load_state_dict(checkpoint["ema"])
     except (RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{run.last} does not fit its config; optim.name can't change: {reason}") from None
-    return int(checkpoint["step"])
+        raise UserError(f"{run.path} does not fit its config; optim.name can't change: {reason}") from None
+    if average:
+        average.n_averaged.fill_(checkpoint["step"])  # at 0 the first update would copy the network
+    return checkpoint["step"], checkpoint.get("best", math.inf)  # none in older checkpoints
+
+
+def moving_average(net: PConvUNet, decay: float) -> AveragedModel | None:
+    """An exponential moving average of weights and of batch norm's statistics; None for a decay of 0."""
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
 
 
 def make_optimizer(optim: OptimConfig, net: PConvUNet) -> torch.optim.Optimizer:
@@ -249,10 +380,18 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--init-from", metavar="CHECKPOINT", help="start from the weights of this file, ours or another project's"
     )
+    parser.add_argument(
+        "--check-data", action="store_true", help="train nothing: read all images and masks, list what is broken"
+    )
+    parser.add_argument(
+        "--rescan", action="store_true", help="list the images anew; without it a resumed run keeps its list"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values instead of the config's")
     args = parser.parse_args(argv)
     if args.resume and (args.config or args.init_from):
         parser.error("--resume goes on with the run's own config and weights: leave --config and --init-from out")
+    if args.check_data and (args.resume or args.init_from):
+        parser.error("--check-data trains nothing: leave --resume and --init-from out")
     return args
 
 

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import math
-import multiprocessing
 import os
 import re
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from utils.errors import UserError, reports_user_errors
 from utils.files import write_atomically
+from utils.parallel import in_processes
 
 if TYPE_CHECKING:  # numpy, cv2 and Pillow are imported where they are used: --help and wrong arguments answer at once
     from utils.config import Config
@@ -28,12 +22,6 @@ if TYPE_CHECKING:  # numpy, cv2 and Pillow are imported where they are used: --h
 
 RECORD = "masks.json"  # lies in every folder that masks.py fills: how the masks were made, and that it was masks.py
 OWN_NAME = re.compile(r"\d{6,}\.png|\.\d{6,}\.png\.part")  # masks, and what a killed run left of one
-
-CHUNK = 16  # masks that a process takes at a time
-WORTH_A_PROCESS = 64  # masks; for fewer, another process takes longer to start than it saves
-
-Job = TypeVar("Job")
-Result = TypeVar("Result")
 
 
 @reports_user_errors
@@ -231,7 +219,7 @@ def fill_folder(folder: Path, jobs: Sequence[MaskJob], settings: dict[str, Any],
         if OWN_NAME.fullmatch(path.name):
             path.unlink()
     start = time.perf_counter()
-    ratios = in_processes(write_job, jobs, processes, str(folder))
+    ratios = list(in_processes(write_job, jobs, processes, str(folder), "masks"))
     seconds = time.perf_counter() - start
     speed = len(jobs) / seconds
     print(f"{len(jobs)} masks of {job.size}x{job.size} px in {folder} ({seconds:.1f} s, {speed:.0f} a second)")
@@ -254,66 +242,6 @@ def write_job(job: MaskJob) -> float:
     return hole_ratio(mask)
 
 
-# --- processes -------------------------------------------------------------------------------------------------
-
-
-def in_processes(work: Callable[[Job], Result], jobs: Sequence[Job], processes: int | None, name: str) -> list[Result]:
-    """[work(job) for job in jobs], by several processes and with a progress bar; None = one process per core."""
-    from tqdm import tqdm
-
-    processes = processes or min(_cores(), math.ceil(len(jobs) / WORTH_A_PROCESS))
-    results = []
-    with contextlib.ExitStack() as stack:
-        # Ctrl-C and SIGTERM stop this process, which lets the others finish what they are at and ends them.
-        stack.enter_context(_on_signal(signal.SIGTERM, signal.default_int_handler))
-        bar = stack.enter_context(tqdm(total=len(jobs), desc=name, unit=" masks", disable=None))
-        coming: Iterator[Result] = map(work, jobs)
-        if processes > 1:
-            pool = stack.enter_context(_pool(processes))
-            with _on_signal(signal.SIGINT, signal.SIG_IGN):  # inherited by the processes that start here
-                coming = pool.map(work, jobs, chunksize=CHUNK)
-        for result in coming:
-            results.append(result)
-            bar.update()
-    return results
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextlib.contextmanager
-def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that start afresh (a fork would copy cv2's threads in any state) and end with this block."""
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_start_process)
-    try:
-        yield pool
-    except BrokenProcessPool:
-        raise UserError("a process ended too early; was memory short? --processes 1 needs least") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_process() -> None:
-    import cv2
-
-    cv2.setNumThreads(1)  # one process per core: more threads would only wait for each other
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@contextlib.contextmanager
-def _on_signal(number: signal.Signals, handler: Any) -> Iterator[None]:
-    """A signal is handled so within this block. Only the main thread can set that; in others nothing changes."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
-
-
 # --- looking at masks ------------------------------------------------------------------------------------------
 
 
@@ -331,7 +259,7 @@ def show_stats(folder: Path, hole: HoleColour, out: Path, processes: int | None)
         raise UserError(f"the histogram {out} would lie among the masks; name another place with --out FILE")
     if not out.resolve().parent.is_dir():
         raise UserError(f"--out: no such folder: {out.parent}")
-    found = in_processes(measure, [(path, hole) for path in paths], processes, str(folder))
+    found = list(in_processes(measure, [(path, hole) for path in paths], processes, str(folder), "masks"))
     masks = [mask for mask in found if mask.fault is None]
     for mask in found:
         if mask.fault is not None:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
+import stat
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, NamedTuple
 
+from tqdm import tqdm
+
+from data.image_list import ImageList
 from utils.errors import UserError
-from utils.images import IMAGE_SUFFIXES, is_image_name
+from utils.images import IMAGE_SUFFIXES, is_image_name, list_images
 
 # Photographs that the scikit-image wheel carries, so that a first run needs no data set.
 SAMPLE = {
@@ -16,6 +25,10 @@ SAMPLE = {
     "--images": ("chelsea.png", "motorcycle_left.png", "hubble_deep_field.jpg", "retina.jpg"),  # none trained on
 }
 
+# More than there are cores: they wait for the disk, above all for one in the network.
+_THREADS = 16
+_TOLD_EVERY = 10_000  # files, so that a single large folder shows progress too
+
 
 def find_images(source: str, key: str) -> list[str]:
     """Paths of the images that data.train, data.val or --images (the key) names, in a fixed order.
@@ -23,18 +36,70 @@ def find_images(source: str, key: str) -> list[str]:
     source: a folder, searched to any depth; a text file with one path a line; or `sample`.
     UserError where there are none.
     """
-    if source == "sample":
-        folder = root_of(source)
-        return [str(folder / name) for name in SAMPLE[key]]
-    path = Path(source)
+    names, _ = _search(source, key)
+    root = str(root_of(source))
+    return [os.path.join(root, name) for name in names]
+
+
+def list_of_images(source: str, key: str) -> ImageList:
+    """The same paths packed, with stamps of what was searched: see `is_unchanged`. For millions of images."""
+    names, stamps = _search(source, key)
+    return ImageList.of(names, source, str(root_of(source)), stamps)
+
+
+def kept_or_found(source: str, key: str, kept: Path, rescan: bool) -> ImageList:
+    """The images of data.train or data.val (the key): the list that a run keeps in the file `kept`, or a new one.
+
+    A run stays with its list when images come or go, and says so; `rescan` lists them anew.
+    """
+    if rescan or not kept.exists():
+        return list_of_images(source, key)
     try:
-        if path.is_dir():
-            return _search(path, key)
-        if path.is_file():
-            return _read_list(path, key)
-    except PermissionError as error:
-        raise UserError(f"{key}: no permission to read {error.filename}") from None
-    raise UserError(f"{key}: no such folder or list: {path}; name a folder, a text file of paths, or `sample`")
+        images = ImageList.open(kept)
+    except ValueError as error:
+        print(f"{error}; the images are listed anew", file=sys.stderr)
+        return list_of_images(source, key)
+    if not belongs_to(images, source):
+        return list_of_images(source, key)
+    if not is_unchanged(images):
+        print(
+            f"{key}: {source} has changed since this run began, which goes on with its own list of {len(images)}"
+            " images; --rescan lists them anew",
+            file=sys.stderr,
+        )
+    return images
+
+
+def belongs_to(images: ImageList, source: str) -> bool:
+    """Whether a list is of this source, and one of three of its images is where it says.
+
+    If none is, folders were moved or a disk is missing: listing the images anew tells what is wrong.
+    """
+    if (images.source, images.root) != (source, str(root_of(source))):
+        return False
+    return any(os.path.isfile(images[place]) for place in (0, len(images) // 2, len(images) - 1))
+
+
+def is_unchanged(images: ImageList) -> bool:
+    """Whether nothing came or went since the list was made, judged by the times of its folders or of its text file.
+
+    That is one look at each folder, none at the images: one that was overwritten is not noticed, nor is anything on
+    file systems that keep no time of change for folders.
+    """
+    with ThreadPoolExecutor(_THREADS) as pool:
+        now = pool.map(lambda name: _stamp(os.path.join(images.root, name)), images.stamps)
+        return all(one == other for one, other in zip(images.stamps.values(), now, strict=True))
+
+
+def find_masks(folder: str, key: str) -> list[Path]:
+    """The masks of the folder that masks.train_dir or masks.val_dir (the key) names. UserError where there are none."""
+    advice = "`python masks.py` with the same config makes them"
+    if not Path(folder).is_dir():
+        raise UserError(f"{key}: no such folder: {folder}; {advice}")
+    masks = list_images(Path(folder))
+    if not masks:
+        raise UserError(f"{key}: no masks in {folder}; {advice}")
+    return masks
 
 
 def root_of(source: str) -> Path:
@@ -44,59 +109,156 @@ def root_of(source: str) -> Path:
     return Path(source) if Path(source).is_dir() else Path(source).parent
 
 
-def _search(root: Path, key: str) -> list[str]:
+def _search(source: str, key: str) -> tuple[Iterable[str], dict[str, Any]]:
+    """The names of a source's images, relative to its root and lazily made, and the stamps of where they stand."""
+    path = Path(source)
+    try:
+        if source == "sample":
+            return SAMPLE[key], {}
+        if path.is_dir():
+            return _search_folder(path, key)
+        if path.is_file():
+            stamp = _stamp(path)
+            return _read_list(path, key), {path.name: stamp}
+    except PermissionError as error:
+        raise UserError(f"{key}: no permission to read {error.filename}") from None
+    raise UserError(f"{key}: no such folder or list: {path}; name a folder, a text file of paths, or `sample`")
+
+
+def _stamp(path: str | Path) -> list[int] | None:
+    """What changes with a folder's names or a file's text. None where there is nothing."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return [status.st_mtime_ns, 0 if stat.S_ISDIR(status.st_mode) else status.st_size]
+
+
+# --- folders ---------------------------------------------------------------------------------------------------
+
+
+class _Folder(NamedTuple):
+    files: str  # names of its images, sorted, joined by \0: a fifth of the memory that as many strings take
+    folders: list[tuple[str, str]]  # names of the folders in it, and where each really is
+    stamp: list[int] | None
+
+
+def _search_folder(root: Path, key: str) -> tuple[Iterator[str], dict[str, Any]]:
     """All images below a folder, sorted; nothing hidden. Linked folders are followed, each real folder once."""
-    found: list[str] = []
+    with tqdm(desc=f"{key}: finding images", unit=" files", leave=False, delay=1, disable=None) as bar:
+        found = _read_folders(str(root), bar)
+    visited: dict[str, _Folder] = {}  # by the path below the root: "" or a/b/
     seen: set[str] = set()
-    waiting = [str(root)]
+    waiting = [("", os.path.realpath(root))]
     while waiting:
-        folder = waiting.pop()
-        real = os.path.realpath(folder)
-        if real in seen:
-            continue
-        seen.add(real)
-        with os.scandir(folder) as entries:
+        name, real = waiting.pop()
+        if real not in seen:
+            seen.add(real)
+            visited[name] = found[real]
             # Sorted, for the order of the disk would decide by which of its names a linked folder is found.
-            for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
-                if entry.is_dir() and not entry.name.startswith("."):
-                    waiting.append(entry.path)
-                elif is_image_name(entry.name) and entry.is_file():
-                    found.append(entry.path)
-    if not found:
+            waiting += [(f"{name}{below}/", place) for below, place in sorted(found[real].folders, reverse=True)]
+    if not any(folder.files for folder in visited.values()):
         kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
         raise UserError(f"{key}: no images ({kinds}) in the folder {root} or below it")
-    return sorted(found)
+    return _in_order(visited), {name: folder.stamp for name, folder in visited.items()}
 
 
-def _read_list(path: Path, key: str) -> list[str]:
-    """The paths of a list, relative to it. A class number behind a path is dropped, as in the lists of Places365."""
+def _read_folders(root: str, bar: tqdm) -> dict[str, _Folder]:
+    """What is in a folder and in all folders below it, by their real paths. Several are read at once."""
+    found: dict[str, _Folder] = {}
+    known: set[str] = set()
+    done: SimpleQueue[tuple[str, str, Future[_Folder]]] = SimpleQueue()
+    with ThreadPoolExecutor(_THREADS) as pool:
+
+        def read(path: str, real: str) -> None:
+            known.add(real)
+            job = pool.submit(_read_folder, path, real, bar)
+            job.add_done_callback(lambda job: done.put((path, real, job)))
+
+        try:
+            read(root, os.path.realpath(root))
+            while len(found) < len(known):
+                path, real, job = done.get()
+                found[real] = job.result()
+                for name, place in found[real].folders:
+                    if place not in known:
+                        read(os.path.join(path, name), place)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    return found
+
+
+def _read_folder(path: str, real: str, bar: tqdm) -> _Folder:
+    files: list[str] = []
+    folders: list[tuple[str, str]] = []
+    stamp = _stamp(path)  # before the names: what comes while they are read shows later
+
+    def tell(count: int) -> None:
+        with bar.get_lock():
+            bar.update(count)
+
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir() and not entry.name.startswith("."):
+                place = os.path.join(real, entry.name)
+                folders.append((entry.name, os.path.realpath(place) if entry.is_symlink() else place))
+            elif is_image_name(entry.name) and entry.is_file():
+                files.append(entry.name)
+                if len(files) % _TOLD_EVERY == 0:
+                    tell(_TOLD_EVERY)
+    tell(len(files) % _TOLD_EVERY)
+    return _Folder("\0".join(sorted(files)), folders, stamp)
+
+
+def _in_order(visited: dict[str, _Folder]) -> Iterator[str]:
+    """All names, sorted as whole paths are: those in `a-b/` before those in `a/`."""
+    levels = [iter([""])]
+    while levels:
+        name = next(levels[-1], None)
+        if name is None:
+            levels.pop()
+        elif name in visited:
+            folder = visited[name]
+            files = folder.files.split("\0") if folder.files else []
+            below = [f"{below}/" for below, _ in folder.folders if f"{name}{below}/" in visited]
+            levels.append(map(name.__add__, sorted(files + below)))
+        else:
+            yield name
+
+
+# --- text files ------------------------------------------------------------------------------------------------
+
+
+def _read_list(path: Path, key: str) -> Iterator[str]:
+    """The names in a list, relative to its folder. A class number behind one is dropped, as in the lists of Places365.
+
+    The first of them is looked for, so that a wrong folder shows early.
+    """
+    rooted = None
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with open(path, encoding="utf-8-sig") as file:
+            for number, line in enumerate(tqdm(file, f"{key}: reading {path}", leave=False, delay=1, disable=None), 1):
+                name = _without_label(line.strip())
+                if not name:
+                    continue
+                if not is_image_name(name) or "\0" in name:
+                    raise UserError(f"{key}: {path} line {number}: not the path of an image: {name[:80]!r}")
+                if rooted is None:
+                    # Places365 writes /a/airfield/1.jpg and means a folder beside the list, not the root of the disk.
+                    rooted = name.startswith("/") and not os.path.exists(name)
+                    first = os.path.join(path.parent, name.lstrip("/") if rooted else name)
+                    if not os.path.isfile(first):
+                        raise UserError(f"{key}: no image {first}, the first of {path}; paths are relative to the list")
+                yield name.lstrip("/") if rooted else name
     except UnicodeDecodeError:
         raise UserError(f"{key}: not a text file of paths in UTF-8: {path}") from None
-    names = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        name = _without_label(line.strip())
-        if name and not is_image_name(name):
-            raise UserError(f"{key}: {path} line {number}: not the path of an image: {name[:80]!r}")
-        if name:
-            names.append(name)
-    if not names:
+    except PermissionError:
+        raise UserError(f"{key}: no permission to read {path}") from None
+    if rooted is None:
         raise UserError(f"{key}: the list {path} is empty")
-    return _located(names, path, key)
 
 
 def _without_label(line: str) -> str:
     """The path of a line that may end in a class number: `/a/airfield/00000001.jpg 0`."""
     name, *label = line.rsplit(maxsplit=1)[:2] or [""]
     return name if label and label[0].isdecimal() and is_image_name(name) else line
-
-
-def _located(names: list[str], path: Path, key: str) -> list[str]:
-    """Where the images of a list lie. The first of them tells, and is looked for so that a wrong folder shows early."""
-    # Places365 writes /a/airfield/1.jpg and means a folder beside the list, not the root of the disk.
-    rooted = names[0].startswith("/") and not os.path.exists(names[0])
-    found = [os.path.join(path.parent, name.lstrip("/") if rooted else name) for name in names]
-    if not os.path.isfile(found[0]):
-        raise UserError(f"{key}: no image {found[0]}, the first of {path}; paths are relative to the list")
-    return found

@@ -6,10 +6,14 @@ of evaluations, or of when a run was interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
+import sys
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +22,20 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from data.augment import augment_mask, centre_crop, fit_mask, random_crop
-from data.listing import find_images
-from data.order import CROPS, SHUFFLE, VALIDATION_MASKS, generator, shuffled
+from data.faults import Fault, not_all_hole, read_picture
+from data.listing import find_images, find_masks
+from data.order import CROPS, SHUFFLE, SUBSTITUTES, VALIDATION_MASKS, generator, shuffled
 from utils.config import Config
 from utils.errors import UserError, message_of
-from utils.images import list_images, open_image, to_rgb
 from utils.masks import HoleColour, read_mask
 
-# How long a worker still serves after SIGTERM.
-_LAST_SECONDS = 3
+# How long a worker still serves after SIGTERM: as long as torchrun, and Slurm, give the main process.
+_LAST_SECONDS = 30
+# How many other pictures are tried where one is broken: if all are, it is not the pictures, but the disk.
+_TRIES = 30
 
 # data.workers is the user's choice, and slower at worst: no warning where the machine has fewer cores.
 warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
@@ -50,14 +56,37 @@ class TrainingSamples(Dataset[Pair]):
         self.dilate = config.masks.dilate if config.masks.augment else None
 
     def __getitem__(self, number: int) -> Pair:
+        return self.draw(number)[0]
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[tuple[Pair, list[Fault]]]:
+        """What a DataLoader asks for instead, so that it learns of broken pictures too."""
+        return [self.draw(number) for number in numbers]
+
+    def draw(self, number: int) -> tuple[Pair, list[Fault]]:
+        """A sample, and the broken pictures that were met on the way to it."""
         rng = generator(CROPS, number, self.seed)
-        epoch, position = divmod(number, len(self.images))
-        image_path = self.images[shuffled(position, len(self.images), (SHUFFLE, epoch, self.seed))]
-        image = random_crop(to_rgb(open_image(image_path)), self.size, self.crop_scale, rng)
+        picture, faults = self._picture(number)
+        image = random_crop(picture, self.size, self.crop_scale, rng)
         mask_path = self.masks[int(rng.integers(len(self.masks)))]
         mask, _ = read_mask(mask_path, self.hole)
         mask = augment_mask(mask, self.size, self.dilate, rng) if self.dilate else fit_mask(mask, self.size)
-        return to_tensors(image, _not_all_hole(mask, mask_path, self.hole))
+        return to_tensors(image, not_all_hole(mask, mask_path, self.hole)), faults
+
+    def _picture(self, number: int) -> tuple[Image.Image, list[Fault]]:
+        """The picture of a sample. Where its file is broken, another's: one that is a function of the sample too."""
+        count = len(self.images)
+        faults: list[Fault] = []
+        epoch, position = divmod(number, count)
+        chosen = shuffled(position, count, (SHUFFLE, epoch, self.seed))
+        rng = generator(SUBSTITUTES, number, self.seed)
+        for _ in range(1 + _TRIES):
+            try:
+                return read_picture(self.images[chosen]), faults
+            except UserError as error:
+                faults.append(Fault(number, self.images[chosen], str(error)))
+            chosen = int(rng.integers(count))
+        others = len({fault.path for fault in faults}) - 1
+        raise UserError(faults[0].reason + (f"; nor is any of {others} others that were tried instead" * (others > 0)))
 
 
 class ValidationPairs(Dataset[Pair]):
@@ -78,9 +107,9 @@ class ValidationPairs(Dataset[Pair]):
 
     def __getitem__(self, index: int) -> Pair:
         image_path, mask_path = self.paths(index)
-        image = centre_crop(to_rgb(open_image(image_path)), self.size, self.size)
+        image = centre_crop(read_picture(image_path), self.size, self.size)
         mask, _ = read_mask(mask_path, self.hole)
-        return to_tensors(image, _not_all_hole(fit_mask(mask, self.size), mask_path, self.hole))
+        return to_tensors(image, not_all_hole(fit_mask(mask, self.size), mask_path, self.hole))
 
     def paths(self, index: int) -> tuple[str, Path]:
         """The files of the image and of the mask of a pair."""
@@ -91,14 +120,6 @@ class ValidationPairs(Dataset[Pair]):
         return image, self.masks[shuffled(position, len(self.masks), (VALIDATION_MASKS, turn))]
 
 
-def _not_all_hole(mask: np.ndarray, path: Path, hole: HoleColour) -> np.ndarray:
-    """The mask itself, cropped to the training's size. UserError where it has no valid pixel: nothing to fill from."""
-    if not mask.any():
-        size = f"{mask.shape[1]}×{mask.shape[0]} px"
-        raise UserError(f"mask {path}: cropped to {size} it is all hole; remove it, or change masks.hole ({hole} now)")
-    return mask
-
-
 def to_tensors(image: Image.Image, mask: np.ndarray) -> Pair:
     """An RGB image and a mask (H,W) of 0 and 1 in the project's form: see Pair."""
     pixels = np.divide(np.asarray(image).transpose(2, 0, 1), 255, dtype=np.float32, order="C")  # (3,H,W)
@@ -106,26 +127,43 @@ def to_tensors(image: Image.Image, mask: np.ndarray) -> Pair:
 
 
 class StepBatches:
-    """Sample numbers of each step's batch, from one step to another; a batch sampler that can start anywhere."""
+    """Sample numbers of each step's batch, from one step to another; a batch sampler that can start anywhere.
 
-    def __init__(self, first_step: int, last_step: int, batch_size: int) -> None:
+    Of `count` processes each takes its share of a step's slots: an equal share of the first of the batch's `parts`,
+    then of the second, and so on. Which slots a part has does not depend on the number of processes.
+    """
+
+    def __init__(
+        self, first_step: int, last_step: int, batch_size: int, parts: int = 1, process: int = 0, count: int = 1
+    ) -> None:
         self.steps = range(first_step, last_step)
         self.batch_size = batch_size
+        # Cut into parts · count shares, this process's are numbers process, process + count, …
+        shares = np.arange(batch_size).reshape(parts * count, -1)
+        self.slots = shares[process::count].ravel().tolist()
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.steps:
-            yield list(range(step * self.batch_size, (step + 1) * self.batch_size))
+            yield [step * self.batch_size + slot for slot in self.slots]
 
 
 class Batches(DataLoader[Pair]):
-    """A DataLoader that passes on a worker's UserError as the one line that it is."""
+    """A DataLoader that passes on a worker's UserError as the one line that it is, and tells of broken pictures."""
+
+    def __init__(self, *arguments: Any, tell: Callable[[Fault], object] | None = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.tell = tell
 
     def __iter__(self) -> Iterator[Pair]:  # type: ignore[override]
         try:
-            yield from super().__iter__()
+            for image, mask, *faults in super().__iter__():
+                if self.tell:
+                    for fault in faults:
+                        self.tell(fault)
+                yield image, mask
             return
         except UserError as error:
             message = message_of(error)
@@ -134,25 +172,48 @@ class Batches(DataLoader[Pair]):
         raise UserError(message)
 
 
-def training_samples(config: Config) -> TrainingSamples:
-    """The samples of data.train with the masks of masks.train_dir. UserError where either is missing or empty."""
-    return TrainingSamples(find_images(config.data.train, "data.train"), _find_masks(config, "train"), config)
+def training_samples(config: Config, images: Sequence[str] | None = None) -> TrainingSamples:
+    """The samples of data.train with the masks of masks.train_dir. UserError where either is missing or empty.
+
+    images: those of data.train, where they are listed already.
+    """
+    images = find_images(config.data.train, "data.train") if images is None else images
+    return TrainingSamples(images, find_masks(config.masks.train_dir, "masks.train_dir"), config)
 
 
-def validation_pairs(config: Config) -> ValidationPairs:
-    """The pairs of data.val and masks.val_dir. UserError where either is missing or empty."""
-    return ValidationPairs(find_images(config.data.val, "data.val"), _find_masks(config, "val"), config)
+def validation_pairs(config: Config, images: Sequence[str] | None = None) -> ValidationPairs:
+    """The pairs of data.val and masks.val_dir. UserError where either is missing or empty.
+
+    images: those of data.val, where they are listed already.
+    """
+    images = find_images(config.data.val, "data.val") if images is None else images
+    return ValidationPairs(images, find_masks(config.masks.val_dir, "masks.val_dir"), config)
 
 
-def training_batches(samples: TrainingSamples, config: Config, first_step: int, last_step: int) -> Batches:
-    """The batches of steps first_step … last_step − 1: image (B,3,H,W) and mask (B,1,H,W)."""
-    batches = StepBatches(first_step, last_step, config.train.batch_size)
-    return Batches(samples, batch_sampler=batches, **_loading(config))
+def training_batches(
+    samples: TrainingSamples,
+    config: Config,
+    first_step: int,
+    last_step: int,
+    tell: Callable[[Fault], object] | None = None,
+    process: int = 0,
+    count: int = 1,
+) -> Batches:
+    """The batches of steps first_step … last_step − 1: image (B,3,H,W) and mask (B,1,H,W).
+
+    Of `count` processes each gets its share of every batch: see StepBatches.
+    tell: is called with each broken picture of a batch, in this process, before the batch comes.
+    """
+    size, parts = config.train.batch_size, config.train.accumulate
+    batches = StepBatches(first_step, last_step, size, parts, process, count)
+    return Batches(samples, batch_sampler=batches, collate_fn=_collate, tell=tell, **_loading(config))
 
 
-def validation_batches(pairs: ValidationPairs, config: Config) -> Batches:
-    """All validation pairs in order, in batches."""
-    return Batches(pairs, batch_size=config.train.batch_size, **_loading(config))
+def validation_batches(pairs: ValidationPairs, config: Config, process: int = 0, count: int = 1) -> Batches:
+    """All validation pairs in order, in batches as large as a part of a training step's; of several processes each
+    gets every count-th pair. The loader's sampler holds their numbers."""
+    size = config.train.batch_size // (config.train.accumulate * count)
+    return Batches(pairs, batch_size=size, sampler=range(process, len(pairs), count), **_loading(config))
 
 
 def _loading(config: Config) -> dict[str, Any]:
@@ -165,25 +226,43 @@ def _loading(config: Config) -> dict[str, Any]:
     }
 
 
+def _collate(drawn: Sequence[tuple[Pair, list[Fault]]]) -> tuple[Any, ...]:
+    """A batch of images, one of masks, and then whatever faults were met."""
+    image, mask = default_collate([pair for pair, _ in drawn])
+    return (image, mask, *(fault for _, faults in drawn for fault in faults))
+
+
+@contextlib.contextmanager
+def reports_killed_workers() -> Iterator[None]:
+    """A UserError where a data worker is killed: torch raises then, by a signal, wherever this process just is."""
+    try:
+        try:
+            yield
+        except (ConnectionError, EOFError):  # from a worker that was killed while it handed over a batch
+            time.sleep(1)  # torch's signal is still to come, and must not come later
+            raise
+    except (ConnectionError, EOFError, RuntimeError) as error:
+        # Of two errors the cause is the one that knows the signal.
+        texts = f"{error.__cause__}\n{error}"
+        told = re.search(
+            r"^DataLoader worker \(pid.*?\) (is killed by signal: [\w ]+|exited unexpectedly)", texts, re.M
+        )
+        if not told and isinstance(error, RuntimeError):
+            raise
+        how = told[1] if told else "ended"
+        raise UserError(f"a data worker {how}; was memory short? Fewer data.workers need less") from None
+
+
 def _start_worker(_: int) -> None:
     # Ctrl-C reaches all processes of a terminal, and SIGTERM often all of a job. The main one decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave_soon)
     cv2.setNumThreads(0)  # one thread a worker
+    # What hands over batches, a thread of multiprocessing, shows a traceback where the main process ends meanwhile.
+    sys.excepthook = lambda *_: None
 
 
 def _leave_soon(*_: object) -> None:
     """End this process, but not before the main one has its last batch: it finishes its step and saves."""
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))  # torch takes any other exit for a crash
     signal.alarm(_LAST_SECONDS)
-
-
-def _find_masks(config: Config, split: str) -> list[Path]:
-    folder = Path(config.masks.train_dir if split == "train" else config.masks.val_dir)
-    advice = "`python masks.py` with the same config makes them"
-    if not folder.is_dir():
-        raise UserError(f"masks.{split}_dir: no such folder: {folder}; {advice}")
-    masks = list_images(folder)
-    if not masks:
-        raise UserError(f"masks.{split}_dir: no masks in {folder}; {advice}")
-    return masks

@@ -2,8 +2,9 @@
 
 from model.inpainting import inpaint, predict_whole
 from model.layer import PartialConv2d
-from model.loading import load_model
+from model.loading import load_model, network_of
 from model.network import PConvUNet, settle_encoder_batch_norm
+from model.sync_batch_norm import synchronise_batch_norm
 from model.vgg import VGG16Features
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "VGG16Features",
     "inpaint",
     "load_model",
+    "network_of",
     "predict_whole",
     "settle_encoder_batch_norm",
+    "synchronise_batch_norm",
 ]

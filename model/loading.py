@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from model.foreign import in_our_form, network_for
 from model.network import PConvUNet
@@ -20,7 +22,11 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> PConvUNe
     on stderr says so. UserError where the file is missing, damaged, or not one of a PConvUNet, or where a key is
     missing, unexpected or of another shape.
     """
-    tensors = read_tensors(path)
+    return network_of(read_tensors(path), path).to(device)
+
+
+def network_of(tensors: Mapping[str, Tensor], path: str | Path) -> PConvUNet:
+    """The network of these tensors by name, in evaluation mode, on the CPU. Errors as of load_model, naming `path`."""
     try:
         state, project = in_our_form(tensors)
         net = network_for(state)
@@ -30,4 +36,4 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> PConvUNe
         raise UserError(f"not the weights of a PConvUNet: {path}: {reason[:300]}") from None
     if project:
         print(f"{path}: weights of {project}, converted on load", file=sys.stderr)
-    return net.to(device).eval()
+    return net.eval()

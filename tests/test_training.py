@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import main as training
-from data.samples import validation_pairs
+from data.samples import validation_batches, validation_pairs
 from model import PConvUNet, load_model
 from predict import inpaint
 from tests import foreign
@@ -107,7 +107,7 @@ def test_a_run_writes_all_that_it_promises(folder, straight):
     assert len(list(straight.path.glob("events.out.tfevents.*"))) == 1
     assert [p.name for p in sorted(straight.samples.iterdir())] == ["step_00000004.png", "step_00000008.png"]
     names = [p.name for p in sorted(straight.checkpoints.iterdir())]
-    assert names == ["last.pt", *(f"step_{step:08d}.pt" for step in range(STEPS + 1))]
+    assert names == ["best.pt", "last.pt", *(f"step_{step:08d}.pt" for step in range(STEPS + 1))]
     lines = records(straight)
     assert [line["step"] for line in lines if "train/total" in line] == list(range(1, STEPS + 1))
     assert [line["step"] for line in lines if "val/ssim" in line] == [4, 8]
@@ -130,7 +130,7 @@ def test_tensorboard_shows_the_same_numbers(straight):
 
 def test_a_checkpoint_is_a_plain_dict_that_loads_safely(straight):
     checkpoint = torch.load(straight.checkpoints / "step_00000003.pt", weights_only=True)
-    assert set(checkpoint) == {"model", "optimizer", "step", "config"}
+    assert set(checkpoint) >= {"model", "optimizer", "step", "config"}
     assert checkpoint["step"] == 3
     assert checkpoint["config"] == config_to_dict(load_config(straight.config))
     assert load_model(straight.last).depth == 3
@@ -150,7 +150,8 @@ def test_trained_metric_is_the_metric_of_the_saved_file(straight):
 def test_old_checkpoints_go(folder, tmp_path):
     run = RunFolder(tmp_path / "run")
     run_main(*arguments(folder, run.path, "train.save_every=2", "train.keep_checkpoints=2"))
-    assert [p.name for p in sorted(run.checkpoints.iterdir())] == ["last.pt", "step_00000006.pt", "step_00000008.pt"]
+    names = [p.name for p in sorted(run.checkpoints.iterdir())]
+    assert names == ["best.pt", "last.pt", "step_00000006.pt", "step_00000008.pt"]
     assert os.path.samefile(run.last, run.checkpoints / "step_00000008.pt")
 
 
@@ -159,6 +160,66 @@ def test_a_run_shorter_than_save_every_still_saves(folder, tmp_path):
     run_main(*arguments(folder, run.path, "train.save_every=1000", "train.eval_every=1000", "train.log_every=1000"))
     assert torch.load(run.last, weights_only=True)["step"] == STEPS
     assert [line["step"] for line in records(run)] == [STEPS, STEPS]
+
+
+# --- the moving average ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def averaged(folder, tmp_path_factory):
+    run = RunFolder(tmp_path_factory.mktemp("runs") / "averaged")
+    run_main(*arguments(folder, run.path, "train.ema_decay=0.75"))
+    return run
+
+
+def at_step(run, step):
+    return torch.load(run.checkpoints / f"step_{step:08d}.pt", weights_only=True)
+
+
+def test_the_moving_average_by_hand(averaged, straight):
+    """From the first step's weights on, a quarter of the new and three of what was; training stays the same."""
+    assert "ema" not in at_step(straight, 1)
+    wanted = at_step(averaged, 1)["model"]
+    for step in range(1, STEPS + 1):
+        checkpoint = at_step(averaged, step)
+        for name, tensor in checkpoint["model"].items():
+            assert torch.equal(tensor, at_step(straight, step)["model"][name])
+            if tensor.is_floating_point():
+                wanted[name] = 0.75 * wanted[name] + 0.25 * tensor
+                torch.testing.assert_close(checkpoint["ema"][name], wanted[name], rtol=1e-5, atol=1e-7)
+    assert not torch.equal(wanted["encoder.0.conv.weight"], checkpoint["model"]["encoder.0.conv.weight"])
+
+
+def test_validation_and_prediction_use_the_average(averaged):
+    ema = at_step(averaged, STEPS)["ema"]
+    for file in (averaged.last, averaged.weights):
+        loaded = load_model(file).state_dict()
+        assert [name for name in ema if not torch.equal(loaded[name], ema[name])] == []
+    batches = validation_batches(validation_pairs(load_config(averaged.config)), load_config(averaged.config))
+    metrics, _ = training.evaluate(load_model(averaged.weights), batches, torch.device("cpu"))
+    last = records(averaged)[-1]
+    assert {name: last[f"val/{name}"] for name in metrics} == pytest.approx(metrics, rel=1e-6)
+
+
+@pytest.mark.parametrize("step", [0, 1, 5, 6])
+def test_a_resumed_average_equals_a_straight_one(averaged, tmp_path, step):
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(averaged.path, run.path)
+    run.weights.unlink()
+    shutil.copy(run.checkpoints / f"step_{step:08d}.pt", run.last)
+    run_main("--resume", run.path)
+    assert run.weights.read_bytes() == averaged.weights.read_bytes()
+    assert records(run) == records(averaged)
+
+
+def test_an_average_switched_on_later_starts_from_there(straight, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(straight.path, run.path)
+    shutil.copy(run.checkpoints / "step_00000006.pt", run.last)
+    run_main("--resume", run.path, "train.ema_decay=0.75")
+    before, after = (at_step(run, step)["model"]["decoder.2.conv.weight"] for step in (6, 7))
+    average = at_step(run, 7)["ema"]["decoder.2.conv.weight"]
+    torch.testing.assert_close(average, 0.75 * before + 0.25 * after)
 
 
 # --- what a run computes is a function of its config -------------------------------------------------------------

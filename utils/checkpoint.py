@@ -1,10 +1,17 @@
-"""Checkpoints and weights files: plain tensors and numbers, written so that no half of one has a final name."""
+"""Checkpoints and weights files: plain tensors and numbers, written so that no half of one has a final name.
+
+A checkpoint is a torch file, hence a zip archive. Its checksum stands in the comment at the archive's end, which torch
+passes over: the SHA-256 of all bytes before it.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import pickle
+import struct
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors.torch
 import torch
@@ -14,16 +21,57 @@ from utils.errors import UserError
 from utils.files import write_atomically
 from utils.tensors_only import load_tensors_only
 
-# Keys of a training checkpoint: state_dict, state_dict, completed steps, the resolved config as plain values.
+# Keys of a training checkpoint: state_dict, state_dict, completed steps, the resolved config as plain values. Beside
+# them: `best`, the lowest held-out L1 so far, and `ema`, the average's state_dict where train.ema_decay is on.
 CHECKPOINT_KEYS = ("model", "optimizer", "step", "config")
 
-# Where a checkpoint, ours or another project's, keeps the tensors of its network.
-NETWORK_KEYS = ("model", "state_dict", "generator")
+# Where a checkpoint, ours or another project's, keeps the tensors of its network: of their average, if there is one.
+NETWORK_KEYS = ("ema", "model", "state_dict", "generator")
+
+_LAST_RECORD = b"PK\5\6"  # opens a zip archive's last record, of 18 bytes more and the comment
+_MARK = b"sha256:"
+_COMMENT_LENGTH = len(_MARK) + hashlib.sha256().digest_size * 2  # in hexadecimal digits
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write a checkpoint (CHECKPOINT_KEYS) atomically."""
-    write_atomically(path, lambda temporary: torch.save(checkpoint, temporary))
+    """Write a checkpoint (CHECKPOINT_KEYS) with its checksum, atomically. OSError where there is no room."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w+b") as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # of torch, about an archive that is too short; why it is, Python said
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
+            file.seek(-2, os.SEEK_END)  # the last field of an archive without a comment: the comment's length
+            file.write(struct.pack("<H", _COMMENT_LENGTH))
+            file.write(_MARK + _digest(file, file.tell()))
+
+    write_atomically(path, write)
+
+
+def _digest(file: IO[bytes], size: int) -> bytes:
+    """SHA-256 in hexadecimal digits of the first `size` bytes of a file, which is then read up to there."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while size and (data := file.read(min(size, 1 << 20))):
+        digest.update(data)
+        size -= len(data)
+    return digest.hexdigest().encode()
+
+
+def _is_as_written(path: Path) -> bool:
+    """Whether the bytes of a file fit its checksum. A file that has none passes: those of others, and older ones."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - len(_LAST_RECORD) - 18 - _COMMENT_LENGTH))
+        tail = file.read()
+        _, _, record = tail.rpartition(_LAST_RECORD)
+        if record[16:18] != struct.pack("<H", _COMMENT_LENGTH) and _MARK not in tail:
+            return True
+        comment = record[18:]
+        return comment == _MARK + _digest(file, size - len(comment))
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -32,13 +80,16 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     missing = [key for key in CHECKPOINT_KEYS if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
         raise UserError(f"not a training checkpoint: {path}: without {', '.join(missing)}")
+    if not _are_named_tensors(checkpoint["model"]) or not isinstance(checkpoint["step"], int):
+        raise UserError(f"not a training checkpoint of this project: {path}")
     return checkpoint
 
 
 def save_weights(path: Path, state_dict: dict[str, Tensor]) -> None:
     """Write a network's weights alone as safetensors, atomically."""
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state_dict.items()}
-    write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary))
+    # Not save_file, which has an error of its own for a full disk.
+    write_atomically(path, lambda temporary: temporary.write_bytes(safetensors.torch.save(tensors)))
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -51,13 +102,15 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     for key in NETWORK_KEYS:
         if isinstance(tensors, dict) and isinstance(tensors.get(key), dict):
             tensors = tensors[key]
-    if not isinstance(tensors, dict) or not tensors or not all(map(_is_named_tensor, tensors.items())):
+    if not tensors or not _are_named_tensors(tensors):
         raise UserError(f"neither a training checkpoint nor a weights file: {path}")
     return tensors
 
 
-def _is_named_tensor(item: tuple[Any, Any]) -> bool:
-    return isinstance(item[0], str) and isinstance(item[1], Tensor)
+def _are_named_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(item, Tensor) for name, item in value.items()
+    )
 
 
 def _load(path: Path, pass_over_objects: bool = False) -> Any:
@@ -70,12 +123,16 @@ def _load(path: Path, pass_over_objects: bool = False) -> Any:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
+        if not _is_as_written(path):
+            raise UserError(f"damaged: {path} (its checksum is another)")
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:  # torch's word for objects that it would have to make
             if not pass_over_objects:
                 raise
             return load_tensors_only(path)
+    except UserError:
+        raise
     except PermissionError:
         raise UserError(f"no permission to read {path}") from None
     except Exception as error:  # unpickling raises nearly anything

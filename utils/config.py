@@ -70,6 +70,7 @@ PathText = Annotated[str, Expanded, matching(_NAME, "that can name a file, not e
 Count = Annotated[int, at_least(0)]
 Positive = Annotated[int, at_least(1)]
 Weight = Annotated[float, at_least(0)]
+Share = Annotated[float, Rule("from 0 to less than 1", lambda value: 0 <= value < 1)]
 
 
 # --- the schema; meaning and unit of every key stand in config.yml ---------------------------------------------
@@ -90,6 +91,7 @@ class DataConfig:
     image_size: Annotated[int, within(16, 4096)]
     crop_scale: Annotated[tuple[float, float], rising(0.01, 1)]
     workers: Annotated[int, within(0, 256)]
+    max_bad: Annotated[float, within(0, 1)]
 
 
 @dataclass(frozen=True)
@@ -131,13 +133,15 @@ class OptimConfig:
     name: Literal["Adam", "AdamW", "SGD"]
     initial_lr: Annotated[float, above(0)]
     finetune_lr: Annotated[float, above(0)]
-    momentum: Annotated[float, Rule("from 0 to less than 1", lambda value: 0 <= value < 1)]
+    momentum: Share
     weight_decay: Weight
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     batch_size: Annotated[int, within(1, 65536)]
+    accumulate: Positive
+    ema_decay: Share
     initial_steps: Count
     finetune_steps: Count
     settle_batches: Count
@@ -182,13 +186,17 @@ def _size_does_not_halve(size: int, depth: int) -> str | None:
     return f"must be a multiple of {multiple} = 2**model.depth, as the network halves it {depth} times; try {nearest}"
 
 
-def _nothing_to_average(batch_size: int, size: int, depth: int) -> str | None:
-    if batch_size > 1 or size > 2**depth:
+def _nothing_to_average(batch_size: int, accumulate: int, size: int, depth: int) -> str | None:
+    if batch_size // accumulate > 1 or size > 2**depth:
         return None
     return (
         f"leaves batch norm one value a channel to average at the deepest of model.depth = {depth} levels;"
-        f" it must be at least 2, or data.image_size above {2**depth}, or model.depth smaller"
+        f" it must be at least {2 * accumulate}, or data.image_size above {2**depth}, or model.depth smaller"
     )
+
+
+def _unequal_parts(batch_size: int, accumulate: int) -> str | None:
+    return None if batch_size % accumulate == 0 else f"must be a multiple of train.accumulate = {accumulate}"
 
 
 def _no_steps(initial: int, finetune: int) -> str | None:
@@ -208,7 +216,8 @@ def _one_folder(val_dir: str, train_dir: str) -> str | None:
 # The keys whose values each rule is given. It says what is wrong with the first of them.
 _TOGETHER: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
     (("data.image_size", "model.depth"), _size_does_not_halve),
-    (("train.batch_size", "data.image_size", "model.depth"), _nothing_to_average),
+    (("train.batch_size", "train.accumulate"), _unequal_parts),
+    (("train.batch_size", "train.accumulate", "data.image_size", "model.depth"), _nothing_to_average),
     (("train.initial_steps", "train.finetune_steps"), _no_steps),
     (tuple(path for path in _KEYS if path.startswith("loss.weights.")), _no_loss),
     (("masks.val_dir", "masks.train_dir"), _one_folder),

@@ -12,15 +12,41 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a temporary file beside `path`, sync it, rename it to `path`, sync the folder."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        # One of a killed process that had the same number may be a link to another file: never write into it.
+        temporary.unlink(missing_ok=True)
         write(temporary)
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
+    except OSError as error:
+        if error.errno:
+            error.filename, error.filename2 = str(path), None  # the name that the user knows
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def remove_temporaries(folder: Path) -> None:
+    """Remove what processes that were killed in `write_atomically` left in a folder. No other may be writing there."""
+    for temporary in folder.glob(".*.tmp"):
+        temporary.unlink()
+
+
+def append(path: Path, data: bytes) -> None:
+    """Append to a file: all of `data`, or on an OSError nothing."""
+    with open(path, "ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            written = file.write(data)
+            while written < len(data):  # a full disk takes a part at first
+                written += file.write(data[written:])
+        except OSError as error:
+            file.truncate(end)
+            error.filename = str(path)
+            raise
+
+
+def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -1,27 +1,42 @@
 """The folder of a run: what lies where, and how it is written.
 
-config.yml             the resolved config
+config.yml             the resolved config; where it lies, a run has begun
 metrics.jsonl          a line for each record of the loss and each evaluation
 events.out.tfevents.*  the same for TensorBoard
 samples/               picture sheets of the evaluations
-checkpoints/           step_*.pt, the newest few, and last.pt
+images.*.list          the images of data.train and data.val, packed
+bad_files.txt          pictures that could not be read, with step and reason
+checkpoints/           step_*.pt, the newest few, last.pt, and best.pt by held-out L1
 weights.safetensors    the trained network alone, when the run is done
+lock                   the process that writes here, or was the last to
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from utils.config import Config, save_config
 from utils.errors import UserError
-from utils.files import write_atomically
+from utils.files import append, remove_temporaries, sync, write_atomically
+
+# All that a start which was killed can leave before the run has begun: the next start may write over it.
+_UNBEGUN = re.compile(
+    r"lock|images\.(train|val)\.list|samples|checkpoints(/step_00000000\.pt|/last\.pt|/\..*\.tmp)?|\..*\.tmp"
+)
 
 
 class RunFolder:
@@ -33,14 +48,25 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples"
         self.checkpoints = self.path / "checkpoints"
+        self.train_list = self.path / "images.train.list"
+        self.val_list = self.path / "images.val.list"
+        self.bad_files = self.path / "bad_files.txt"
         self.last = self.checkpoints / "last.pt"
+        self.best = self.checkpoints / "best.pt"
         self.weights = self.path / "weights.safetensors"
+        # One file of events for each start, as TensorBoard wants to have it.
+        self._events = self.path / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+        self._lock: IO[str] | None = None
+        self._failed_logs: set[str] = set()
+
+    # --- a run begins or goes on ---------------------------------------------------------------------------------
 
     def check_new(self) -> None:
         """UserError where the folder can't take a new run."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run.dir: a file, where the folder of the run is to be: {self.path}")
-        if self.path.is_dir() and any(self.path.iterdir()):
+        inside = self.path.rglob("*") if self.path.is_dir() else iter(())
+        if any(not _UNBEGUN.fullmatch(path.relative_to(self.path).as_posix()) for path in inside):
             raise UserError(
                 f"run.dir: {self.path} is not empty; `python main.py --resume {self.path}` goes on with that run,"
                 " or give this one another run.dir"
@@ -48,56 +74,156 @@ class RunFolder:
 
     def check_resumable(self) -> None:
         """UserError where the folder holds no run that can go on."""
-        for path in (self.path, self.config, self.last):
+        for path in (self.path, self.config, self.checkpoints):
             if not path.exists():
                 raise UserError(f"--resume {self.path}: nothing to go on from: {path} does not exist")
 
-    def create(self, config: Config) -> None:
-        """Make the folders and save the config."""
-        self.samples.mkdir(parents=True, exist_ok=True)
-        self.checkpoints.mkdir(exist_ok=True)
-        write_atomically(self.config, lambda temporary: save_config(config, temporary))
+    def lock(self) -> None:
+        """Keep other processes from this folder until `close`, or until this one ends. UserError where one is there."""
+        file = open(self.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115
+        try:
+            import fcntl
 
-    def record(self, values: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl."""
-        with open(self.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+            # Not flock: data workers inherit that, and live on for seconds where the main process is killed.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # one or the other, says POSIX
+            file.seek(0)
+            holder = " ".join(file.read(200).split()) or "another process"
+            file.close()
+            raise UserError(f"{self.path} is in use: {holder} writes there; stop it first, or wait") from None
+        except (ImportError, OSError) as error:
+            self._warn(f"{self.path} can't be locked here ({error}); don't start a second run in it")
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        self._lock = file
+
+    def close(self) -> None:
+        """Give the lock back, if this process has it."""
+        if self._lock:
+            self._lock.close()
+        self._lock = None
+
+    def create(self) -> None:
+        """Make the folders of a new run and lock them."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.lock()
+        self.check_new()  # another process may have been quicker
+        self.checkpoints.mkdir(exist_ok=True)
+        sync(self.path.parent)
+
+    def start(self, config: Config, step: int) -> None:
+        """Save the config, and with it begin the run or go on with it behind `step`."""
+        self.samples.mkdir(exist_ok=True)
+        for folder in (self.path, self.samples, self.checkpoints):
+            remove_temporaries(folder)
+        write_atomically(self.config, lambda temporary: save_config(config, temporary))
+        from utils.events import start_event  # imports torch, which a wrong start need not wait for
+
+        with self._log("events for TensorBoard"):
+            append(self._events, start_event(step + 1))
 
     def rewind(self, step: int) -> None:
         """Drop the records behind `step`, which a resumed run will write again, and a line that was cut off."""
         if not self.metrics.exists():
             return
         kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
-            except ValueError:
+            except (ValueError, KeyError, TypeError):
                 continue
         write_atomically(self.metrics, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
 
+    # --- logs: where they can't be written the run goes on -------------------------------------------------------
+
+    def record(self, step: int, kind: str, values: dict[str, float]) -> None:
+        """Append a line to metrics.jsonl, and the same numbers to TensorBoard's events. kind: train or val."""
+        from utils.events import scalar_events
+
+        values = {f"{kind}/{name}": value for name, value in values.items()}
+        with self._log("metrics.jsonl"):
+            append(self.metrics, (json.dumps({"step": step, **values}) + "\n").encode())
+        with self._log("events for TensorBoard"):
+            append(self._events, scalar_events(step, values))
+
     def save_picture(self, step: int, pixels: np.ndarray) -> None:
-        """Write a picture sheet, uint8 (H,W,3), of an evaluation."""
+        """Write a picture sheet, uint8 (H,W,3), of an evaluation; into TensorBoard's events, too."""
+        from utils.events import image_event
+
         picture = Image.fromarray(pixels)
         target = self.samples / f"step_{step:08d}.png"
-        write_atomically(target, lambda temporary: picture.save(temporary, format="PNG"))
+        with self._log("samples"):
+            write_atomically(target, lambda temporary: picture.save(temporary, format="PNG"))
+        with self._log("events for TensorBoard"):
+            append(self._events, image_event(step, "val/pictures", pixels))
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], keep: int) -> Path:
-        """Write step_*.pt, let last.pt be the same file, and remove all but the newest `keep`."""
-        from utils.checkpoint import save_checkpoint  # imports torch, which a wrong start need not wait for
+    @contextmanager
+    def _log(self, name: str) -> Iterator[None]:
+        """What can't be written inside costs one warning for each log."""
+        try:
+            yield
+        except OSError as error:
+            if name not in self._failed_logs:
+                self._failed_logs.add(name)
+                reason = f"{error.strerror or error}: {error.filename or self.path}"
+                self._warn(f"{name} can't be written, the run goes on: {reason}")
 
-        path = self.checkpoints / f"step_{checkpoint['step']:08d}.pt"
-        save_checkpoint(path, checkpoint)
-        write_atomically(self.last, lambda temporary: _link_or_copy(path, temporary))
-        for old in sorted(self.checkpoints.glob("step_*.pt"))[:-keep]:
-            old.unlink()
-        return path
+    def _warn(self, message: str) -> None:
+        tqdm.write(f"warning: {message}", file=sys.stderr)  # beside the progress bar
 
-    def load_last(self) -> dict[str, Any]:
-        """The newest checkpoint."""
+    # --- checkpoints ---------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], keep: int, best: bool = False) -> None:
+        """Write step_*.pt, let last.pt and, for the best so far, best.pt be the same file; keep so many step_*.pt.
+
+        Those that stay are the newest up to this step; any behind it are of a run that was taken back. UserError where
+        there is no room: every older checkpoint is then as it was.
+        """
+        from utils.checkpoint import save_checkpoint
+
+        step = checkpoint["step"]
+        path = self.checkpoints / f"step_{step:08d}.pt"
+        # best.pt first: who goes on from one of the others finds the best.pt that it tells of.
+        first = self.best if best else path
+        try:
+            save_checkpoint(first, checkpoint)
+            for other in (path, self.last) if best else (self.last,):
+                write_atomically(other, lambda temporary: _link_or_copy(first, temporary))
+        except OSError as error:
+            raise UserError(
+                f"the checkpoint of step {step} can't be written: {error.strerror or error}: {error.filename};"
+                f" the older ones are as they were: make room, then `python main.py --resume {self.path}`"
+            ) from None
+        kept = [old for old in self._steps() if old.name <= path.name][:keep]
+        for old in self._steps():
+            if old not in kept:
+                old.unlink()
+
+    def load_newest(self) -> dict[str, Any]:
+        """The newest whole checkpoint, onto the CPU: last.pt, else a step_*.pt. UserError where none is whole.
+
+        Each that is damaged is told of, by the one process that has locked the folder.
+        """
         from utils.checkpoint import load_checkpoint
 
-        return load_checkpoint(self.last)
+        damaged: list[str] = []
+        for path in (self.last, *self._steps(), self.best):
+            try:
+                checkpoint = load_checkpoint(path)
+            except UserError as error:
+                damaged.append(str(error))
+                continue
+            for message in damaged if self._lock else ():
+                self._warn(f"{message}; going on from {path}, step {checkpoint['step']}")
+            return checkpoint
+        raise UserError(f"--resume {self.path}: no checkpoint is whole: {'; '.join(damaged)}")
+
+    def _steps(self) -> list[Path]:
+        """step_*.pt, the newest first."""
+        return sorted(self.checkpoints.glob("step_*.pt"), reverse=True)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

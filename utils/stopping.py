@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM sets `signum`; a second one acts as if this were not here."""
+    """While entered, the first SIGINT or SIGTERM sets `signum`; a second one acts as if this were not here.
+
+    Under torchrun it does not: torchrun passes on what may have reached all processes before, and after a while ends
+    them itself.
+    """
 
     def __init__(self) -> None:
         self.signum = 0
@@ -21,17 +26,10 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         self._restore()
 
-    def __bool__(self) -> bool:
-        return self.signum != 0
-
-    @property
-    def exit_code(self) -> int:
-        """What a shell expects of a process that a signal ended."""
-        return 128 + self.signum
-
     def _note(self, signum: int, _: FrameType | None) -> None:
         self.signum = signum
-        self._restore()
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            self._restore()
 
     def _restore(self) -> None:
         for signum, handler in self._before.items():

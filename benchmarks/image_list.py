@@ -1,0 +1,225 @@
+"""What a list of eight million images costs: time to open, memory, an epoch's order, the first sample of a resumed run.
+
+Run from the project's folder: python -m benchmarks.image_list
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from data.image_list import ImageList
+from data.listing import is_unchanged, list_of_images
+from data.order import SHUFFLE, shuffled
+
+PROJECT = Path(__file__).resolve().parent.parent
+CATEGORIES = 400  # Places2 has about as many
+LOOKUPS = 20_000
+WORKERS = 4
+REPEATS = 25  # of the first samples
+RESUMED = 1_000_000  # step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure what a list of images costs, and print a table.")
+    parser.add_argument("--count", type=int, default=8_000_000, help="made-up images")
+    parser.add_argument("--files", type=int, default=200_000, help="real, empty files for the scan")
+    parser.add_argument("--open", nargs=2, metavar=("LIST", "MODULES"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.open:
+        print(json.dumps(opening(*args.open)))
+        return
+    import numpy
+    import torch
+
+    print(f"Python {platform.python_version()}, numpy {numpy.__version__}, torch {torch.__version__}", end="; ")
+    print(f"{platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} cores\n")
+    print("| what | figure |\n|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for what, figure in measured(Path(folder), args.count, args.files):
+            print(f"| {what} | {figure} |", flush=True)
+
+
+def measured(folder: Path, count: int, files: int) -> Iterator[tuple[str, str]]:
+    """The rows of the table, each measured when it is asked for. What they need is written to the folder."""
+    path = folder / "images.list"
+    seconds, images = timed(lambda: ImageList.of(made_up_names(count), "places", "places", {}))
+    images.save(path)
+    yield f"packing {count:,} paths", f"{seconds:.1f} s, {path.stat().st_size / 1e6:.1f} MB on the disk"
+
+    for modules, name in (("numpy", "Python and numpy"), ("torch", "torch")):
+        found = in_a_new_process(path, modules)
+        yield f"opening, file not in memory, after importing {name}", f"{found['cold']:.3f} s"
+        yield "opening, file in memory", f"{found['warm']:.3f} s"
+        yield "resident before / after opening", f"{found['before']:.1f} / {found['after']:.1f} MB"
+        yield f"resident after {LOOKUPS:,} random look-ups", f"{found['used']:.1f} MB"
+        yield "resident after reading all paths", f"{found['all']:.1f} MB"
+    yield "one look-up", f"{found['lookup'] * 1e6:.0f} µs"
+
+    extra = worker_memory(path)
+    yield f"own memory of each of {WORKERS} forked workers after {LOOKUPS:,} random look-ups", f"{extra:.1f} MB more"
+
+    seconds, peak = order(count)
+    yield f"place of an image in an epoch of {count:,}", f"{seconds * 1e6:.0f} µs, {peak / 1e3:.1f} kB at most"
+
+    start, resumed = first_samples(folder, count)
+    yield "first sample at step 0", f"{start * 1e3:.1f} ms"
+    yield f"first sample at step {RESUMED:,}", f"{resumed * 1e3:.1f} ms, {resumed / start:.2f} times as long"
+
+    seconds, again = scan(folder / "files", files)
+    yield f"scanning {files:,} empty files in {-(-files // 500):,} folders", f"{seconds:.2f} s"
+    yield "looking whether they have changed", f"{again * 1e3:.0f} ms"
+
+
+def made_up_names(count: int) -> Iterator[str]:
+    """Sorted names like those of Places2: a/airfield_0012/00000042.jpg."""
+    each = -(-count // CATEGORIES)
+    for i in range(count):
+        category = i // each
+        yield f"{chr(97 + category * 26 // CATEGORIES)}/category_{category:04}/{i % each + 1:08}.jpg"
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds, and what `work` returned."""
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def in_a_new_process(path: Path, modules: str) -> dict[str, float]:
+    """What `opening` finds in a process that has done nothing before."""
+    command = [sys.executable, "-m", "benchmarks.image_list", "--open", str(path), modules]
+    return dict(json.loads(subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True).stdout))
+
+
+def opening(path: str, modules: str) -> dict[str, float]:
+    """Seconds to open a list and to look up a path, MB resident (VmRSS) at each stage."""
+    for module in modules.split(","):
+        __import__(module)
+    found = {"before": resident()}
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    found["cold"], images = timed(lambda: ImageList.open(path))
+    found["after"] = resident()
+    found["warm"], _ = timed(lambda: ImageList.open(path))
+    found["lookup"] = timed(lambda: look_up(images))[0] / LOOKUPS
+    found["used"] = resident()
+    for _ in images:
+        pass
+    found["all"] = resident()
+    return found
+
+
+def look_up(images: ImageList, seed: int = 0) -> None:
+    rng = random.Random(seed)
+    for _ in range(LOOKUPS):
+        images[rng.randrange(len(images))]
+
+
+def worker_memory(path: Path) -> float:
+    """MB of memory that a forked worker has of its own (Private_*), more after its look-ups than before: the most."""
+    context = multiprocessing.get_context("fork")
+    images, together, answers = ImageList.open(path), context.Barrier(WORKERS), context.SimpleQueue()
+    workers = [context.Process(target=_work, args=(images, seed, together, answers)) for seed in range(WORKERS)]
+    for worker in workers:
+        worker.start()
+    extra = [float(answers.get()) for _ in workers]
+    for worker in workers:
+        worker.join()
+    return max(extra)
+
+
+def _work(images: ImageList, seed: int, together: Any, answers: Any) -> None:
+    before = private()
+    look_up(images, seed)
+    together.wait()  # all have looked: a page that two know is no longer one's own
+    extra = private() - before
+    together.wait()
+    answers.put(extra)
+
+
+def resident() -> float:
+    """MB of this process in memory."""
+    return _kilobytes("/proc/self/status", "VmRSS:") / 1e3
+
+
+def private() -> float:
+    """MB of this process that it shares with no other."""
+    return _kilobytes("/proc/self/smaps_rollup", "Private_") / 1e3
+
+
+def _kilobytes(path: str, start: str) -> int:
+    return sum(int(line.split()[1]) for line in Path(path).read_text().splitlines() if line.startswith(start))
+
+
+def order(count: int) -> tuple[float, int]:
+    """Seconds for a place of an epoch's order, and the bytes that Python holds for it at most."""
+    places = range(0, count, -(-count // LOOKUPS))
+    seconds, _ = timed(lambda: [shuffled(place, count, (SHUFFLE, 0, 0)) for place in places])
+    tracemalloc.start()
+    for place in places[:1000]:
+        shuffled(place, count, (SHUFFLE, 0, 0))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return seconds / len(places), peak
+
+
+def first_samples(folder: Path, count: int) -> tuple[float, float]:
+    """Seconds, as medians, to the first batch of a run at step 0 and at step RESUMED. A few images, `count` times."""
+    import numpy as np
+    from PIL import Image
+
+    from data.samples import training_batches, training_samples
+    from utils.config import load_config
+    from utils.masks import write_mask
+
+    pictures, masks = folder / "pictures", folder / "masks"
+    pictures.mkdir()
+    masks.mkdir()
+    for i in range(16):
+        pixels = np.random.default_rng(i).integers(0, 256, (256, 256, 3), np.uint8)
+        Image.fromarray(pixels).save(pictures / f"{i}.jpg")
+        mask = np.ones((256, 256), np.uint8)
+        mask[8 * i : 8 * i + 100, 60:180] = 0
+        write_mask(masks / f"{i}.png", mask)
+    config = load_config(overrides=[f"masks.train_dir={masks}", "data.workers=0", "train.batch_size=8"])
+    images = ImageList.of((f"{i % 16}.jpg" for i in range(count)), str(pictures), str(pictures), {})
+    images.save(folder / "repeated.list")
+    seconds: dict[int, list[float]] = {0: [], RESUMED: []}
+    for _ in range(REPEATS):
+        for step, times in seconds.items():
+            samples = training_samples(config, images)
+            times.append(timed(lambda: next(iter(training_batches(samples, config, step, 2 * RESUMED))))[0])  # noqa: B023
+    return statistics.median(seconds[0]), statistics.median(seconds[RESUMED])
+
+
+def scan(root: Path, files: int) -> tuple[float, float]:
+    """Seconds to list so many empty files, 500 to a folder, and to look whether they have changed."""
+    for name in (f"{i // 500 % 26:02}/{i // 500:06}/{i % 500:08}.jpg" for i in range(files)):
+        with contextlib.suppress(FileExistsError):
+            (root / name).parent.mkdir(parents=True)
+        (root / name).touch()
+    seconds, images = timed(lambda: list_of_images(str(root), "data.train"))
+    assert len(images) == files
+    again, unchanged = timed(lambda: is_unchanged(images))
+    assert unchanged
+    return seconds, again
+
+
+if __name__ == "__main__":
+    main()

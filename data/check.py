@@ -1,0 +1,147 @@
+"""Every picture and every mask of a config read once: what is broken, and what the rest is like."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from data.augment import fit_mask
+from data.faults import not_all_hole, one_line, read_picture
+from data.listing import find_masks, list_of_images
+from utils.config import Config
+from utils.errors import UserError
+from utils.masks import HOLE_BINS, HoleColour, bin_name, hole_bin, hole_ratio, read_mask
+from utils.parallel import cores, in_processes
+
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+class Picture(NamedTuple):
+    """What a picture is like, or why it can't be used."""
+
+    fault: str | None
+    short: int = 0  # px of the shorter side
+    seconds: float = 0.0  # to read and decode it
+
+
+class Mask(NamedTuple):
+    """What a mask is like, or why it can't be used."""
+
+    fault: str | None
+    ratio: float = 0.0  # share that is hole
+
+
+def check_data(config: Config) -> int:
+    """Read all that a run may read and print what it is like. Exit code 1 where something is broken.
+
+    Nothing is held of a file but what is counted, so any number of them will do.
+    """
+    data, masks = config.data, config.masks
+    sources = {"data.train": data.train, "data.val": data.val}
+    folders = {"masks.train_dir": masks.train_dir, "masks.val_dir": masks.val_dir}
+    all_images = {key: list_of_images(source, key) for key, source in sources.items()}
+    all_masks = {key: find_masks(folder, key) for key, folder in folders.items()}
+    broken = 0
+    for key, images in all_images.items():
+        broken += check_pictures(key, images, data.image_size, data.workers)
+    for key, files in all_masks.items():
+        broken += check_masks(key, files, masks.hole, data.image_size)
+    return 1 if broken else 0
+
+
+def check_pictures(key: str, paths: Sequence[str], size: int, workers: int) -> int:
+    """Read pictures, list the broken ones, print how large the others are and how long they take. Returns the broken.
+
+    size: data.image_size, px.
+    """
+    sides: Counter[int] = Counter()
+    seconds, broken = 0.0, 0
+    for picture in in_processes(look_at_picture, paths, None, key, "images"):
+        if picture.fault:
+            broken += 1
+            _tell(picture.fault)
+        else:
+            sides[picture.short] += 1
+            seconds += picture.seconds
+    print(f"{key}: {len(paths)} images, {broken} broken")
+    if sides:
+        whole = len(paths) - broken
+        spread = ", ".join(f"{share:.0%} {_quantile(sides, share)}" for share in _QUANTILES)
+        small = sum(count for side, count in sides.items() if side < size)
+        print(f"  shorter side: {min(sides)} to {max(sides)} px; quantiles {spread}")
+        print(f"  below data.image_size = {size}, so enlarged: {small} ({small / whole:.1%})")
+        epoch = seconds / whole * len(paths) / min(max(1, workers), cores())
+        print(
+            f"  decoding an epoch: {_duration(epoch)} with data.workers = {workers} on {cores()} cores,"
+            f" {1000 * seconds / whole:.1f} ms an image"
+        )
+    return broken
+
+
+def check_masks(key: str, paths: Sequence[Path], hole: HoleColour, size: int) -> int:
+    """Read masks, list the broken ones, print how much of the others is hole. Returns the broken.
+
+    size: data.image_size, px, that masks are cropped to.
+    """
+    bins: Counter[int | None] = Counter()
+    total, broken = 0.0, 0
+    for mask in in_processes(functools.partial(look_at_mask, hole=hole, size=size), paths, None, key, "masks"):
+        if mask.fault:
+            broken += 1
+            _tell(mask.fault)
+        else:
+            bins[hole_bin(mask.ratio)] += 1
+            total += mask.ratio
+    print(f"{key}: {len(paths)} masks, {broken} broken")
+    if bins:
+        whole = len(paths) - broken
+        names = [(bin_name(index), bins[index]) for index in range(len(HOLE_BINS))]
+        shares = ", ".join(f"{name} {count / whole:.1%}" for name, count in [*names, ("outside", bins[None])])
+        print(f"  hole ratio: mean {total / whole:.3f}; {shares}; holes are {hole} (masks.hole)")
+    return broken
+
+
+def look_at_picture(path: str) -> Picture:
+    start = time.perf_counter()
+    try:
+        image = read_picture(path)
+    except UserError as error:
+        return Picture(str(error))
+    return Picture(None, min(image.size), time.perf_counter() - start)
+
+
+def look_at_mask(path: Path, hole: HoleColour, size: int) -> Mask:
+    try:
+        mask, _ = read_mask(path, hole)
+        not_all_hole(fit_mask(mask, size), path, hole)
+    except UserError as error:
+        return Mask(str(error))
+    return Mask(None, hole_ratio(mask))
+
+
+def _tell(fault: str) -> None:
+    tqdm.write(f"broken: {one_line(fault)}", file=sys.stderr)
+
+
+def _quantile(counts: Counter[int], share: float) -> int:
+    """The smallest value that at least this share of all does not exceed."""
+    wanted = share * counts.total()
+    for value in sorted(counts):
+        wanted -= counts[value]
+        if wanted <= 0:
+            return value
+    return max(counts)
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"

@@ -1,0 +1,115 @@
+"""A list of millions of paths in little memory: packed in a file that is mapped, not parsed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import mmap
+import os
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, overload
+
+from utils.files import write_atomically
+
+# A file is a head, the blocks of names, the place of each block and the end of the last (uint64), and the facts
+# (JSON, deflated). In the head: what it is, and its version; the number of names; where places and facts begin; the
+# CRC-32 of all behind the head. Behind it its own CRC-32.
+_HEAD = struct.Struct("<16s3QI")
+_KIND = b"image list 1\0\0\0\0"
+_CHECKSUM = struct.Struct("<I")
+_HEAD_BYTES = _HEAD.size + _CHECKSUM.size
+
+# Names to a block. Sorted names resemble each other: deflated together, each takes three bytes instead of thirty.
+_BLOCK = 64
+
+
+class ImageList(Sequence[str]):
+    """The paths of images, packed. Any of them is looked up in some 10 µs.
+
+    Once saved it takes only the memory of the pages that were looked at, which all processes share; pickled it is
+    the path of its file.
+    """
+
+    def __init__(self, data: bytes | mmap.mmap, path: str | None = None) -> None:
+        """data: what `of` packed, or the mapped file `path`."""
+        self._data = data
+        self._path = path
+        _, self._count, self._places, facts, _ = _HEAD.unpack_from(data)
+        self.source: str  # the folder or text file that was listed, as the config names it
+        self.root: str  # the folder that the names are relative to
+        self.stamps: dict[str, Any]  # what folders and files looked like when they were listed, by path below the root
+        self.source, self.root, self.stamps = json.loads(zlib.decompress(data[facts:]))
+
+    @classmethod
+    def of(cls, names: Iterable[str], source: str, root: str, stamps: Mapping[str, Any]) -> ImageList:
+        """Pack names, relative to the root, in the order in which they come."""
+        blocks, places, count = bytearray(), [_HEAD_BYTES], 0
+        coming = iter(names)
+        while block := list(itertools.islice(coming, _BLOCK)):
+            # Any name at all: what is no UTF-8 on the disk is a surrogate in Python.
+            blocks += zlib.compress("\0".join(block).encode("utf-8", "surrogatepass"), level=1)
+            places.append(_HEAD_BYTES + len(blocks))
+            count += len(block)
+        facts = zlib.compress(json.dumps([source, root, stamps]).encode())
+        body = b"".join([blocks, struct.pack(f"<{len(places)}Q", *places), facts])
+        head = _HEAD.pack(_KIND, count, places[-1], _HEAD_BYTES + len(body) - len(facts), zlib.crc32(body))
+        return cls(head + _CHECKSUM.pack(zlib.crc32(head)) + body)
+
+    @classmethod
+    def open(cls, path: str | Path) -> ImageList:
+        """Map a file. ValueError where it is damaged or something else."""
+        return cls(_mapped(path), os.path.abspath(path))
+
+    def save(self, path: str | Path) -> None:
+        """Write the list to a file, atomically, and map that instead. Nothing to do where it came from there."""
+        if self._path != os.path.abspath(path):
+            write_atomically(Path(path), lambda temporary: temporary.write_bytes(self._data))
+            self._data, self._path = _mapped(path), os.path.abspath(path)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._count))]
+        position = range(self._count)[index]  # IndexErrors and negative numbers are those of any sequence
+        return os.path.join(self.root, self._names(position // _BLOCK)[position % _BLOCK])
+
+    def __iter__(self) -> Iterator[str]:
+        for block in range(-(-self._count // _BLOCK)):
+            for name in self._names(block):
+                yield os.path.join(self.root, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (ImageList.open, (self._path,)) if self._path else (ImageList, (self._data,))
+
+    def _names(self, block: int) -> list[str]:
+        start, end = struct.unpack_from("<2Q", self._data, self._places + 8 * block)
+        return zlib.decompress(self._data[start:end]).decode("utf-8", "surrogatepass").split("\0")
+
+
+def _mapped(path: str | Path) -> mmap.mmap:
+    """The bytes of a file. ValueError where it is no whole list."""
+    with open(path, "rb") as file:
+        head = file.read(_HEAD.size)
+        if len(head) < _HEAD.size or file.read(_CHECKSUM.size) != _CHECKSUM.pack(zlib.crc32(head)):
+            raise ValueError(f"no list of images, or damaged: {path}")
+        kind, _, _, _, checksum = _HEAD.unpack(head)
+        if kind != _KIND or _crc32(file) != checksum:
+            raise ValueError(f"damaged, or a list of another version: {path}")
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _crc32(file: IO[bytes]) -> int:
+    """The checksum of the rest of a file. It is read for that, not mapped: what is mapped counts as ours."""
+    checksum = 0
+    while piece := file.read(1 << 20):
+        checksum = zlib.crc32(piece, checksum)
+    return checksum

@@ -1,0 +1,72 @@
+"""Batch norm over the batches of several processes, as if they were one batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.processes import mean_over_processes, place
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d` whose statistics, in training, are those of all processes' inputs together.
+
+    Parameters, buffers and keys are the same, and so is what evaluation mode does. torch's own SyncBatchNorm refuses
+    tensors on a CPU. All processes must call it with inputs of the same shape.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        normal, mean, variance = _Normalise.apply(x, self.eps)
+        if self.track_running_stats:
+            self._track(mean, variance, x.numel() // x.shape[1] * place()[1])
+        return torch.addcmul(self.bias.view(1, -1, 1, 1), normal, self.weight.view(1, -1, 1, 1))
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Running statistics as nn.BatchNorm2d has them, of `count` values a channel: the variance is the unbiased."""
+        self.num_batches_tracked += 1
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance * (count / (count - 1)), share)
+
+
+class _Normalise(torch.autograd.Function):
+    """(x − mean) / sqrt(variance + eps), mean and variance; x (N,C,H,W), the others (C,), over all processes.
+
+    Gradients go through mean and variance, too, and from the losses of all processes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        mean = mean_over_processes(x.mean((0, 2, 3)))
+        centred = x - mean.view(1, -1, 1, 1)
+        # Squares of what is centred already: their mean minus a square would lose digits.
+        variance = mean_over_processes(centred.square().mean((0, 2, 3)))
+        scale = (variance + eps).rsqrt().view(1, -1, 1, 1)
+        normal = centred.mul_(scale)
+        ctx.save_for_backward(normal, scale)
+        ctx.mark_non_differentiable(mean, variance)
+        return normal, mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        normal, scale = ctx.saved_tensors
+        grad = grads[0]
+        both = torch.stack([grad.mean((0, 2, 3)), (grad * normal).mean((0, 2, 3))])
+        of_mean, of_variance = mean_over_processes(both).view(2, 1, -1, 1, 1)
+        return (grad - of_mean - normal * of_variance) * scale, None
+
+
+def synchronise_batch_norm(net: nn.Module) -> None:
+    """Let every batch norm of the network take its statistics over all processes."""
+    for module in net.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncBatchNorm2d  # the same module otherwise: its tensors, its mode, its name

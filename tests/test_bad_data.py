@@ -1,0 +1,528 @@
+"""Broken pictures and masks, data workers that are killed, and `main.py --check-data`."""
+
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import main as training
+from data.check import check_pictures
+from data.faults import BadFiles, Fault, read_picture
+from data.samples import reports_killed_workers, training_batches, training_samples
+from tests.test_training import arguments, assert_same_weights, fails, records, run_main
+from utils.config import load_config
+from utils.errors import UserError
+from utils.masks import write_mask
+from utils.parallel import in_processes
+from utils.run_folder import RunFolder
+
+PROJECT = Path(__file__).resolve().parent.parent
+COUNT = 12  # images of a folder below
+BROKEN = "07.png"  # the one of them that is
+
+
+def noise(seed, height=40, width=50):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Images, each of its own noise, all whole; and masks."""
+    folder = tmp_path_factory.mktemp("data")
+    for name in ("images", "train", "val"):
+        (folder / name).mkdir()
+    for i in range(COUNT):
+        noise(i).save(folder / f"images/{i:02}.png")
+    for i in range(4):
+        mask = np.ones((32, 32), np.uint8)
+        mask[5 * i : 5 * i + 9, 8:24] = 0
+        write_mask(folder / f"train/{i}.png", mask)
+        write_mask(folder / f"val/{i}.png", mask)
+    return folder
+
+
+@pytest.fixture
+def images(folder, tmp_path):
+    """A copy of the images to break."""
+    return shutil.copytree(folder / "images", tmp_path / "images")
+
+
+def config_of(folder, *more):
+    return load_config(overrides=arguments(folder, "run", *more))
+
+
+def bomb(path):
+    """A PNG of 20,000×20,000 black pixels in 50 KB, which takes 1.2 GB as RGB."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packer = zlib.compressobj()
+    rows = b"".join(packer.compress(bytes(2501)) for _ in range(20_000)) + packer.flush()
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+
+
+BREAKS = {
+    "cut off": (lambda path: path.write_bytes(path.read_bytes()[:3000]), "damaged image .*truncated"),
+    "empty": (lambda path: path.write_bytes(b""), "not an image"),
+    "text": (lambda path: path.write_text("<html>404 Not Found</html>"), "not an image"),
+    "1×1": (lambda path: noise(0, 1, 1).save(path), "is 1×1 px; the shorter side must be at least 16 px"),
+    "a line": (lambda path: noise(0, 15, 500).save(path), "is 500×15 px"),
+    "a bomb": (bomb, "178 million pixels"),
+    "missing": (lambda path: path.unlink(), "no such file"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), "a folder, where an image file is needed"),
+}
+
+
+@pytest.mark.parametrize("kind", BREAKS)
+def test_a_broken_picture_is_replaced_and_nothing_else_changes(folder, images, kind):
+    config = config_of(folder, f"data.train={images}")
+    samples = training_samples(config)  # the list is made while all are whole
+    whole = [samples[number] for number in range(3 * COUNT)]
+    breaks, reason = BREAKS[kind]
+    breaks(images / BROKEN)
+    hit = []
+    for number, (image, mask) in enumerate(whole):
+        (new_image, new_mask), faults = samples.draw(number)
+        assert torch.equal(new_mask, mask)
+        assert torch.equal(new_image, image) == (not faults)
+        if faults:
+            hit.append(number)
+            (fault,) = faults
+            assert fault[:2] == (number, str(images / BROKEN))
+            assert re.search(reason, fault.reason)
+            assert "\n" not in fault.reason
+    assert [number // COUNT for number in hit] == [0, 1, 2]  # once an epoch
+
+
+def test_the_substitute_is_a_function_of_seed_step_and_slot(folder, images):
+    """Whoever draws it, and in whatever order; with another seed or number it is another one."""
+    for name in ("01.png", "07.png", "10.png"):
+        (images / name).write_bytes(b"")
+    stand_ins = {}
+    for seed in (0, 1):
+        config = config_of(folder, f"data.train={images}", f"run.seed={seed}")
+        samples, again = training_samples(config), training_samples(config)
+        drawn = {number: samples.draw(number) for number in range(4 * COUNT)}
+        for number in reversed(drawn):
+            (image, mask), faults = again.draw(number)
+            assert torch.equal(image, drawn[number][0][0])
+            assert torch.equal(mask, drawn[number][0][1])
+            assert faults == drawn[number][1]
+            if faults:
+                picture, met = again._picture(number)
+                assert met == faults
+                stand_ins[seed, number] = picture.tobytes()
+        for workers in (1, 2):
+            with_workers = config_of(folder, f"data.train={images}", f"run.seed={seed}", f"data.workers={workers}")
+            told = []
+            batches = list(training_batches(training_samples(with_workers), with_workers, 0, 2 * COUNT, told.append))
+            assert told == [fault for _, faults in drawn.values() for fault in faults]
+            assert all(torch.equal(batches[n // 2][0][n % 2], drawn[n][0][0]) for n in drawn)
+    assert len(stand_ins) == 2 * 4 * 3
+    whole = {noise(i).tobytes() for i in range(COUNT) if i not in (1, 7, 10)}
+    assert set(stand_ins.values()) <= whole
+    assert len(set(stand_ins.values())) > 5
+
+
+def test_where_no_picture_is_whole_the_first_is_named(folder, images):
+    for path in images.iterdir():
+        path.write_bytes(b"")
+    samples = training_samples(config_of(folder, f"data.train={images}"))
+    with pytest.raises(UserError, match=r"^not an image.*\d\d\.png; nor is any of \d+ others that were tried instead$"):
+        samples.draw(0)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "TIFF"])
+def test_of_an_animation_the_first_picture_is_taken(tmp_path, kind):
+    frames = [Image.new("RGB", (40, 30), colour) for colour in ((200, 0, 0), (0, 200, 0), (0, 0, 200))]
+    frames[0].save(tmp_path / "moving.png", kind, save_all=True, append_images=frames[1:])
+    with Image.open(tmp_path / "moving.png") as image:
+        assert image.n_frames == 3
+    red, green, blue = np.asarray(read_picture(str(tmp_path / "moving.png"))).reshape(-1, 3).mean(0)
+    assert red > 190
+    assert max(green, blue) < 10
+
+
+# --- the account of a run ----------------------------------------------------------------------------------------
+
+
+def account(tmp_path, images, batch=1, share=0.01):
+    config = load_config(overrides=[f"train.batch_size={batch}", f"data.max_bad={share}"])
+    return BadFiles(tmp_path / "bad_files.txt", config, images)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "share", "step", "allowed"),
+    [
+        (10**6, 1, 0.01, 10, 10),  # of the first few a share says nothing: a thousand are counted with
+        (10**6, 18, 0.01, 55, 10),
+        (10**6, 1, 0.01, 2000, 20),
+        (10**6, 10, 0.01, 200, 20),
+        (1500, 10, 0.01, 10**6, 15),  # after many epochs no more than there are
+        (200, 1, 0.01, 1, 2),  # a thousand will never be met
+        (50, 1, 0.01, 1, 0),
+        (10**6, 1, 0.0, 5000, 0),
+        (10, 1, 1.0, 5000, 10),
+    ],
+)
+def test_how_many_may_be_broken(tmp_path, images, batch, share, step, allowed):
+    bad_files = account(tmp_path, images, batch, share)
+    for i in range(allowed):
+        bad_files.note(Fault(step * batch - 1, f"{i}.jpg", "broken"))
+    bad_files.check(step)
+    bad_files.note(Fault(step * batch, "one of the next step.jpg", "broken"))
+    bad_files.check(step)
+    bad_files.note(Fault(step * batch - 1, "one more.jpg", "broken"))
+    met = min(images, step * batch)
+    with pytest.raises(UserError, match=rf"^step {step}: {allowed + 1} of the {met} pictures .* allows {allowed}\. "):
+        bad_files.check(step)
+
+
+def test_each_is_named_once_by_all_processes_together(tmp_path, capsys):
+    one, other = account(tmp_path, 100, batch=4), account(tmp_path, 100, batch=4)
+    names = ["a.jpg", "b\tc.jpg", "d\ne.jpg", "ü\udcff.jpg", "f\x85g.jpg", " "]
+    for name in names:
+        one.note(Fault(7, name, f"damaged image {name}: no\ttail"))
+        other.note(Fault(8, name, "again"))
+    other.note(Fault(12, "h.jpg", "no such file"))
+    one.note(Fault(13, "h.jpg", "no such file"))
+    assert one.count(1) == other.count(1) == 0
+    assert one.count(2) == other.count(3) == 6
+    assert one.count(4) == other.count(4) == 7
+    lines = one.path.read_text("utf-8").split("\n")
+    assert lines[:3] == [
+        "2\ta.jpg\tdamaged image a.jpg: no\\ttail",
+        "2\tb\\tc.jpg\tdamaged image b\\tc.jpg: no\\ttail",
+        "2\td\\ne.jpg\tdamaged image d\\ne.jpg: no\\ttail",
+    ]
+    assert lines[6:] == ["4\th.jpg\tno such file", ""]
+    assert capsys.readouterr().err.count("warning: ") == 7
+
+
+def test_rewinding_drops_what_comes_again_and_what_was_cut_off(tmp_path):
+    bad_files = account(tmp_path, 100)
+    bad_files.rewind(3)
+    assert not bad_files.path.exists()
+    bad_files.path.write_bytes("1\ta\tx\n3\tb\ty\n\nscribble\n4\tc\tz\n2\tü\tw\n3\td".encode())
+    bad_files.rewind(3)
+    assert bad_files.path.read_bytes() == "1\ta\tx\n3\tb\ty\n2\tü\tw\n".encode()
+    assert [bad_files.count(step) for step in range(5)] == [0, 1, 2, 3, 3]
+
+
+# --- runs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def broken_world(folder, tmp_path_factory):
+    """The folder with two broken images, and a run over it."""
+    world = tmp_path_factory.mktemp("broken")
+    shutil.copytree(folder, world, dirs_exist_ok=True)
+    (world / "images" / BROKEN).write_bytes(b"")
+    noise(0, 1, 1).save(world / "images/02.png")
+    run = RunFolder(world / "run")
+    run_main(*run_arguments(world, run))
+    return world, run
+
+
+def run_arguments(world, run, *more):
+    whole = ("data.max_bad=0.2", f"data.val={world / 'images/03.png.txt'}")
+    (world / "images/03.png.txt").write_text("03.png\n")
+    return arguments(world, run.path, *whole, *more)
+
+
+def bad_lines(run):
+    return (run.path / "bad_files.txt").read_text().splitlines()
+
+
+def test_a_run_over_broken_pictures_goes_on_and_names_each_once(broken_world):
+    world, run = broken_world
+    lines = [line.split("\t") for line in bad_lines(run)]
+    assert sorted(Path(path).name for _, path, _ in lines) == ["02.png", BROKEN]
+    assert sorted(reason.split(str(world))[0] for _, _, reason in lines) == [
+        "image ",
+        "not an image, or of a kind that Pillow can't read: ",
+    ]
+    samples = training_samples(load_config(run.config))
+    first = {fault.path: fault.number // 2 + 1 for n in range(15, -1, -1) for fault in samples.draw(n)[1]}
+    assert {path: int(step) for step, path, _ in lines} == first
+    counts = [line["train/bad_files"] for line in records(run) if "train/bad_files" in line]
+    assert counts == [sum(int(step) <= now for step, _, _ in lines) for now in range(1, 9)]
+    assert counts[-1] == 2
+
+
+def test_workers_change_nothing_of_it(broken_world, tmp_path):
+    world, straight = broken_world
+    run = RunFolder(tmp_path / "run")
+    run_main(*run_arguments(world, run, "data.workers=2"))
+    assert_same_weights(run, straight)
+    assert records(run) == records(straight)
+    assert bad_lines(run) == bad_lines(straight)
+
+
+@pytest.mark.parametrize("step", [0, 2, 4, 6])
+def test_resume_over_broken_pictures_equals_a_straight_run(broken_world, tmp_path, step):
+    _, straight = broken_world
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(straight.path, run.path)
+    for path in run.checkpoints.glob("step_*.pt"):
+        if int(path.stem[5:]) > step:
+            path.unlink()
+    shutil.copy(run.checkpoints / f"step_{step:08d}.pt", run.last)
+    with open(run.path / "bad_files.txt", "a") as file:
+        file.write("7\t/cut/o")
+    run_main("--resume", run.path)
+    assert_same_weights(run, straight)
+    assert records(run) == records(straight)
+    assert bad_lines(run) == bad_lines(straight)
+
+
+def test_too_many_broken_pictures_stop_a_run_that_can_go_on(broken_world, tmp_path, capsys):
+    world, straight = broken_world
+    run = RunFolder(tmp_path / "run")
+    line = fails(capsys, *run_arguments(world, run, "data.max_bad=0.1"))  # of 12: one
+    step = max(int(line.split("\t")[0]) for line in bad_lines(straight))
+    assert line.startswith(f"error: step {step}: 2 of the {min(2 * step, COUNT)} pictures met so far are broken")
+    assert str(run.path / "bad_files.txt") in line
+    assert torch.load(run.last, weights_only=True)["step"] == step - 1
+    run_main("--resume", run.path, "data.max_bad=0.2")
+    assert_same_weights(run, straight)
+    assert bad_lines(run) == bad_lines(straight)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("key", "name"), [("data.val", "images/03.png"), ("masks.train_dir", "train/0.png")])
+def test_broken_validation_pictures_and_masks_stop_a_run(folder, tmp_path, capsys, key, name, workers):
+    """The former would make another mean of each run; the latter are few, and the user's own."""
+    world = shutil.copytree(folder, tmp_path / "world")
+    (world / name).write_bytes(b"")
+    (world / "list.txt").write_text("images/03.png\n")
+    train = "images" if key != "data.val" else "images/00.png.txt"
+    (world / "images/00.png.txt").write_text("00.png\n")
+    more = (f"data.train={world / train}", f"data.val={world / 'list.txt'}", f"data.workers={workers}")
+    line = fails(capsys, *arguments(world, tmp_path / "run", *more))
+    assert line == f"error: not an image, or of a kind that Pillow can't read: {world / name}"
+
+
+# --- data workers that are killed --------------------------------------------------------------------------------
+
+
+class KillsItsWorker(torch.utils.data.Dataset):
+    """Four pairs. A worker that makes the third kills itself, before or after what it made until then is taken."""
+
+    def __init__(self, wait):
+        self.wait = wait
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, number):
+        if number == 2:
+            time.sleep(self.wait)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.zeros(1), torch.zeros(1)
+
+
+@pytest.mark.parametrize(("wait", "step"), [(0, 0), (0.3, 0), (0.3, 5)])  # while it hands over, is waited for, or works
+def test_a_killed_worker_ends_a_script_with_one_line(wait, step):
+    script = f"""
+import sys, time
+from data.samples import Batches, reports_killed_workers
+from tests.test_bad_data import KillsItsWorker
+from utils.errors import reports_user_errors
+
+@reports_user_errors
+def main(argv):
+    with reports_killed_workers():
+        for batch in Batches(KillsItsWorker({wait}), num_workers=1):
+            time.sleep({step})
+
+sys.exit(main([]))
+"""
+    run = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    line = "error: a data worker is killed by signal: Killed; was memory short? Fewer data.workers need less\n"
+    assert run.stderr == line
+    assert run.returncode == 1
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_worker_that_is_killed_while_it_hands_over_a_batch(late):
+    """The connection breaks, and torch's signal comes a little later: but not in the middle of the message."""
+
+    def as_torch_does(*_):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    before = signal.signal(signal.SIGALRM, as_torch_does)
+    try:
+        with pytest.raises(UserError) as error, reports_killed_workers():  # noqa: PT012
+            if late:
+                signal.setitimer(signal.ITIMER_REAL, 0.2)
+            raise ConnectionResetError("reset by peer")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    how = "is killed by signal: Killed" if late else "ended"
+    assert str(error.value) == f"a data worker {how}; was memory short? Fewer data.workers need less"
+
+
+def test_other_errors_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="^another$"), reports_killed_workers():
+        raise RuntimeError("another")
+
+
+def children_of(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the children of a process are read in /proc")
+def test_a_killed_data_worker_ends_the_run_with_a_line_and_resume_equals_a_straight_run(folder, tmp_path):
+    straight, run = RunFolder(tmp_path / "straight"), RunFolder(tmp_path / "run")
+    more = ("train.initial_steps=40", "train.eval_every=1000", "data.workers=2", "train.save_every=3")
+    run_main(*arguments(folder, straight.path, *more))
+    command = [sys.executable, "main.py", *arguments(folder, run.path, *more)]
+    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (run.checkpoints / "step_00000003.pt").exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(children_of(process.pid)[0], signal.SIGKILL)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 1, error
+    assert "Traceback" not in error
+    assert re.search(r"^error: a data worker (is killed|exited).*was memory short\?", error.splitlines()[-1])
+    assert torch.load(run.last, weights_only=True)["step"] % 3 == 0
+    run_main("--resume", run.path)
+    assert_same_weights(run, straight)
+
+
+# --- --check-data ------------------------------------------------------------------------------------------------
+
+
+def check(folder, *more):
+    return training.main(["--check-data", *arguments(folder, "nowhere", *more)])
+
+
+def test_whole_data_are_described(folder, capsys):
+    assert check(folder) == 0
+    out, err = capsys.readouterr()
+    assert "data.train: 12 images, 0 broken" in out
+    assert "masks.val_dir: 4 masks, 0 broken" in out
+    assert "shorter side: 40 to 40 px" in out
+    assert "hole ratio: mean 0.141; 0.01-0.1 0.0%, 0.1-0.2 100.0%" in out  # 9 × 16 of 32 × 32 px
+    assert "broken:" not in err
+    assert not (PROJECT / "nowhere").exists()
+
+
+def test_all_that_is_broken_is_listed(folder, tmp_path, capsys):
+    world = shutil.copytree(folder, tmp_path / "world")
+    for number, kind in enumerate(("cut off", "empty", "text", "1×1", "a line")):
+        BREAKS[kind][0](world / f"images/{number:02}.png")
+    noise(9, 20, 90).save(world / "images/09.png")
+    write_mask(world / "train/0.png", np.zeros((32, 32), np.uint8))
+    (world / "val/3.png").write_bytes(b"")
+    before = {path: path.read_bytes() for path in world.rglob("*.png")}
+    assert check(world) == 1
+    out, err = capsys.readouterr()
+    assert "data.train: 12 images, 5 broken" in out
+    assert "shorter side: 20 to 40 px; quantiles 5% 20, 25% 40, 50% 40" in out
+    assert "below data.image_size = 32, so enlarged: 1 (14.3%)" in out
+    assert "masks.train_dir: 4 masks, 1 broken" in out
+    broken = [line for line in err.splitlines() if "broken: " in line]
+    assert len(broken) == 5 + 5 + 1 + 1  # the images are those of data.val, too
+    for name in ("images/00.png", "images/04.png", "train/0.png", "val/3.png"):
+        assert any(str(world / name) in line for line in broken)
+    assert {path: path.read_bytes() for path in world.rglob("*.png")} == before
+
+
+def test_an_epoch_takes_as_long_as_its_images_on_so_many_workers(tmp_path, capsys, monkeypatch):
+    class Slow:
+        def __init__(self):
+            self.now = 0.0
+
+        def perf_counter(self):  # is asked before and after each image
+            self.now += 90
+            return self.now
+
+    monkeypatch.setattr("data.check.time", Slow())
+    monkeypatch.setattr("data.check.cores", lambda: 8)
+    for i in range(10):
+        noise(i).save(tmp_path / f"{i}.png")
+    paths = [str(tmp_path / f"{i}.png") for i in range(10)]
+    for workers, words in ((0, "15.0 min"), (4, "3.8 min"), (8, "1.9 min"), (64, "1.9 min")):
+        assert check_pictures("data.train", paths, 32, workers) == 0
+        assert (
+            f"decoding an epoch: {words} with data.workers = {workers} on 8 cores, 90000.0 ms" in capsys.readouterr()[0]
+        )
+
+
+def test_check_data_needs_its_folders_and_no_run(folder, tmp_path, capsys):
+    assert "masks.val_dir: no such folder" in fails(
+        capsys, "--check-data", *arguments(folder, "run", "masks.val_dir=no")
+    )
+    for option in ("--resume", "--init-from"):
+        with pytest.raises(SystemExit):
+            training.main(["--check-data", option, str(tmp_path)])
+        assert "--check-data trains nothing" in capsys.readouterr().err
+
+
+def test_check_data_needs_no_torch(folder):
+    code = "import sys, main; assert main.main(sys.argv[1:]) == 0; assert 'torch' not in sys.modules"
+    command = [sys.executable, "-c", code, "--check-data", *arguments(folder, "run")]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+class Endless:
+    """More jobs than could be held; counts how many were asked for."""
+
+    def __init__(self):
+        self.last = 0
+
+    def __len__(self):
+        return 8_000_000
+
+    def __getitem__(self, number):
+        self.last = max(self.last, number)
+        return number
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_jobs_are_taken_only_as_they_are_needed(processes):
+    jobs = Endless()
+    results = in_processes(abs, jobs, processes, "jobs", "numbers")
+    assert [next(results) for _ in range(1000)] == list(range(1000))
+    assert jobs.last < 1200
+    results.close()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of a process group")
+@pytest.mark.parametrize("wait", [0.1, 1])  # while the processes start, while they work
+def test_ctrl_c_ends_check_data_without_a_traceback(folder, tmp_path, wait):
+    images = tmp_path / "images"
+    images.mkdir()
+    noise(0, 1500, 2000).save(images / "0.png")
+    for i in range(1, 600):
+        os.link(images / "0.png", images / f"{i}.png")
+    command = [sys.executable, "main.py", "--check-data", *arguments(folder, "run", f"data.train={images}")]
+    process = subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 30
+    while len(children_of(process.pid)) < 3 and time.monotonic() < deadline:  # two processes and multiprocessing's own
+        time.sleep(0.05)
+    time.sleep(wait)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 130, error
+    assert error.strip().splitlines()[-1] == "interrupted"
+    assert "Traceback" not in error

@@ -1,0 +1,524 @@
+"""Several processes: what they compute is what one computes, and what ends one ends all."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import distributed, nn
+
+import main as training
+from data.samples import StepBatches, validation_batches, validation_pairs
+from model import PConvUNet, settle_encoder_batch_norm, synchronise_batch_norm
+from utils.config import load_config
+from utils.errors import UserError
+from utils.masks import write_mask
+from utils.processes import gathered, largest, mean_over_processes, place, processes
+from utils.run_folder import RunFolder
+from utils.stopping import StopRequest
+
+PROJECT = Path(__file__).resolve().parent.parent
+STEPS = 20
+
+# main.py as a script that can be given faults, and float64 to compute in.
+SCRIPT = """
+import os, signal, sys
+sys.path.insert(0, {project!r})
+import torch
+import main
+{change}
+sys.exit(main.main(sys.argv[1:]))
+"""
+IN_FLOAT64 = """
+import data.samples
+to_tensors = data.samples.to_tensors
+data.samples.to_tensors = lambda image, mask: tuple(tensor.double() for tensor in to_tensors(image, mask))
+torch.set_default_dtype(torch.float64)
+"""
+# Called with the values of each step, in every process.
+AT_STEP = """
+check = main.stop_unless_finite
+def at_step(values, step, run):
+    check(values, step, run)
+    if os.environ.get("RANK", "0") == "{rank}" and step == {step}:
+        {act}
+main.stop_unless_finite = at_step
+"""
+NAN_IN_ONE = """
+import loss
+forward = loss.InpaintingLoss.forward
+def broken(self, output, image, mask):
+    total, terms = forward(self, output, image, mask)
+    return (total * float("nan") if os.environ["RANK"] == "1" else total), terms
+loss.InpaintingLoss.forward = broken
+"""
+
+
+# --- in one process for each rank, without torchrun ------------------------------------------------------------
+
+
+def run_rank(work, rank, count, meeting, results):
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(count))
+    distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=count)
+    results.put((rank, work(rank, count)))
+    distributed.destroy_process_group()
+
+
+def on_ranks(work, count, folder):
+    """What work(rank, count) returns, by rank, in processes that can talk to each other."""
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    arguments = [(work, rank, count, folder / "meeting", results) for rank in range(count)]
+    ranks = [context.Process(target=run_rank, args=args, daemon=True) for args in arguments]
+    for each in ranks:
+        each.start()
+    try:
+        found = dict(results.get(timeout=60) for _ in ranks)
+    finally:
+        for each in ranks:
+            each.join(10)
+            each.kill()
+    return [found[rank] for rank in range(count)]
+
+
+def plain(tensors):
+    """Lists: tensors would be sent between processes by shared files."""
+    return [tensor.tolist() for tensor in tensors]
+
+
+def test_numbers_and_objects_of_all_processes(tmp_path):
+    def work(rank, count):
+        mean = mean_over_processes(torch.tensor([1.0 + rank, 4.0]))
+        return place(), mean.tolist(), largest([3, 15, 2][rank]), gathered([rank, rank * 10])
+
+    assert on_ranks(work, 3, tmp_path) == [
+        ((0, 3), [2.0, 4.0], 15, [0, 0, 1, 10, 2, 20]),
+        ((1, 3), [2.0, 4.0], 15, []),
+        ((2, 3), [2.0, 4.0], 15, []),
+    ]
+
+
+def test_one_process_alone_needs_no_group(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with processes(None) as found:
+        assert found == place() == (0, 1)
+    assert largest(7) == 7
+    assert gathered([1]) == [1]
+    assert mean_over_processes(torch.tensor(2.0)) == 2
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("tracked", [True, False])
+def test_batch_norm_of_two_processes_is_that_of_the_whole_batch(tmp_path, momentum, tracked):
+    torch.manual_seed(0)
+    # Far from 0, as float64: a variance as a difference of squares would lose half its digits.
+    x = 1e5 + torch.randn(3, 4, 5, 6, 2, dtype=torch.float64)  # three batches (4,5,6,2)
+    weight = torch.randn(x.shape, dtype=torch.float64)  # of each output in the loss
+
+    def passes(bn, x, weight, scale):
+        """Three steps of training, then evaluation; the last gradients."""
+        for batch, w in zip(x, weight):
+            batch = batch.clone().requires_grad_()
+            bn.zero_grad()
+            y = bn(batch)
+            ((y * w).sum() * scale).backward()
+        bn.eval()
+        return [y, batch.grad, bn.weight.grad, bn.bias.grad, *bn.state_dict().values(), bn(x[0])]
+
+    def new():
+        torch.manual_seed(1)
+        bn = nn.BatchNorm2d(5, momentum=momentum).double()
+        nn.init.normal_(bn.weight)
+        nn.init.normal_(bn.bias)
+        bn.track_running_stats = tracked
+        return bn
+
+    def work(rank, count):
+        bn = nn.Sequential(new())
+        synchronise_batch_norm(bn)
+        share = slice(2 * rank, 2 * rank + 2)
+        # The loss is the mean over the processes: each has its own, of half the batch.
+        return plain(passes(bn[0], x[:, share], weight[:, share], 2.0))
+
+    first, second = on_ranks(work, 2, tmp_path)
+    y, x_grad, weight_grad, bias_grad, *state, after = plain(passes(new(), x, weight, 1.0))
+    close = {"rel": 1e-9, "abs": 1e-9}
+    flat = lambda nested: np.asarray(nested).ravel().tolist()  # noqa: E731
+    assert flat(first[0] + second[0]) == pytest.approx(flat(y), **close)
+    assert flat(first[1] + second[1]) == pytest.approx(flat(2 * np.array(x_grad)), **close)
+    for index, whole in ((2, weight_grad), (3, bias_grad)):
+        assert flat(np.add(first[index], second[index]) / 2) == pytest.approx(flat(whole), **close)
+    for ours in (first, second):
+        for found, wanted in zip(ours[4:-1], state, strict=True):
+            assert flat(found) == pytest.approx(flat(wanted), **close)
+    assert flat(first[-1] + second[-1]) == pytest.approx(flat(after), **close)
+
+
+def test_settled_statistics_are_those_of_one_process(tmp_path):
+    torch.manual_seed(0)
+    images, masks = torch.rand(3, 4, 3, 8, 8), (torch.rand(3, 4, 1, 8, 8) > 0.3).float()
+
+    def settled(share):
+        torch.manual_seed(0)
+        net = PConvUNet(depth=2, base_channels=2)
+        if distributed.is_initialized():
+            synchronise_batch_norm(net)
+        settle_encoder_batch_norm(net, zip(images[:, share], masks[:, share]))
+        net.freeze_encoder_batch_norm()
+        return {key: tensor.tolist() for key, tensor in net.state_dict().items() if ".bn." in key}
+
+    whole = settled(slice(None))
+    for ours in on_ranks(lambda rank, count: settled(slice(2 * rank, 2 * rank + 2)), 2, tmp_path):
+        assert ours.keys() == whole.keys()
+        for key in whole:
+            assert ours[key] == pytest.approx(whole[key], rel=1e-5), key
+
+
+# --- who gets which samples --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_parts_hold_the_same_slots_whatever_the_number_of_processes(parts, count):
+    size = 24
+    shares = [list(StepBatches(5, 7, size, parts, process, count)) for process in range(count)]
+    for step in (0, 1):
+        of_ranks = np.array([share[step] for share in shares]).reshape(count, parts, -1)
+        for part in range(parts):
+            slots = np.arange(size // parts) + part * (size // parts) + (5 + step) * size
+            assert sorted(of_ranks[:, part].ravel()) == slots.tolist()
+
+
+def test_shares_by_hand():
+    assert list(StepBatches(1, 2, 8, parts=2, process=0, count=2)) == [[8, 9, 12, 13]]
+    assert list(StepBatches(1, 2, 8, parts=2, process=1, count=2)) == [[10, 11, 14, 15]]
+
+
+def test_a_batch_that_can_not_be_shared_is_refused():
+    config = load_config(overrides=["train.batch_size=12", "train.accumulate=2"])
+    for count in (1, 2, 3, 6):
+        training.check_shares(config, count)
+    with pytest.raises(UserError, match="12 images can't be shared equally by 4 processes in 2 parts.*multiple of 8"):
+        training.check_shares(config, 4)
+
+
+# --- whole runs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Five images and six masks, made by hand."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for name in ("images", "train", "val"):
+        (folder / name).mkdir()
+    for i in range(5):
+        small = rng.integers(0, 256, (6, 7, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((50, 44), Image.Resampling.BICUBIC).save(folder / "images" / f"{i}.png")
+    for i in range(6):
+        mask = np.ones((32, 32), np.uint8)
+        mask[3 * i : 3 * i + 9, 8:24] = 0
+        write_mask(folder / "train" / f"{i}.png", mask)
+        write_mask(folder / "val" / f"{i}.png", mask.T)
+    return folder
+
+
+def arguments(folder, run, *more):
+    return [
+        f"run.dir={run}",
+        "run.device=cpu",
+        f"data.train={folder / 'images'}",
+        f"data.val={folder / 'images'}",
+        "data.val_pairs=9",
+        "data.image_size=32",
+        "data.workers=0",
+        f"masks.train_dir={folder / 'train'}",
+        f"masks.val_dir={folder / 'val'}",
+        "model.depth=3",
+        "model.base_channels=4",
+        "train.batch_size=8",
+        "train.initial_steps=14",
+        f"train.finetune_steps={STEPS - 14}",
+        "train.settle_batches=3",
+        "train.log_every=1",
+        "train.eval_every=10",
+        "train.save_every=10",
+        "train.keep_checkpoints=100",
+        *more,
+    ]
+
+
+def launch(count, args, change="", script=None, restarts=0):
+    """main.py, changed, by so many processes of torchrun; by one, without torchrun."""
+    script = script or Path(args[0].partition("=")[2] + ".py")
+    script.write_text(SCRIPT.format(project=str(PROJECT), change=change))
+    torchrun = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={count}",
+        f"--max-restarts={restarts}",
+    ]
+    command = [sys.executable, *(torchrun if count > 1 else []), str(script), *args]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=PROJECT, stdout=pipe, stderr=pipe, text=True, env=environment)
+
+
+def finish(process, timeout=120):
+    """Exit code, stdout and stderr of a process. It is killed where it takes longer."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        kill(process)
+        raise
+    return process.returncode, out, err
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def kill(process):
+    """End a process, and those that it started as torchrun."""
+    for pid in [*children(process.pid), process.pid]:
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+
+
+def train(count, args, change="", restarts=0):
+    code, out, err = finish(launch(count, args, change, restarts=restarts))
+    assert code == 0, err
+    return out, err
+
+
+def weights(run):
+    return torch.load(run.last, weights_only=True)["model"]
+
+
+def difference_of_weights(run, other):
+    """The largest difference of two tensors of the same name, relative to the largest value there."""
+    ours, theirs = weights(run), weights(other)
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[key] - theirs[key]).abs().max() / theirs[key].abs().max()) for key in ours)
+
+
+def records(run):
+    return [json.loads(line) for line in run.metrics.read_text().splitlines()]
+
+
+def difference_of_records(run, other):
+    """The largest relative difference of any number in metrics.jsonl but the speed."""
+    differences = []
+    for ours, theirs in zip(records(run), records(other), strict=True):
+        assert ours.keys() == theirs.keys()
+        names = ours.keys() - {"train/images_per_second"}
+        differences += [abs(ours[name] - theirs[name]) / (abs(theirs[name]) or 1) for name in names]
+    return max(differences)
+
+
+def assert_same_pictures(run, other):
+    """But for rounding to 8 bits."""
+    for ours, theirs in zip(sorted(run.samples.iterdir()), sorted(other.samples.iterdir()), strict=True):
+        difference = np.asarray(Image.open(ours)).astype(int) - np.asarray(Image.open(theirs))
+        assert abs(difference).max() <= 1
+
+
+@pytest.fixture(scope="module")
+def alone(folder, tmp_path_factory):
+    """The run of one process that nothing interrupts, in float32."""
+    run = RunFolder(tmp_path_factory.mktemp("alone") / "run")
+    train(1, arguments(folder, run.path))
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("change", "rel"), [(IN_FLOAT64, 1e-8), ("", 1e-3)], ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    # Adam does not tell a gradient from its double: SGD does.
+    "more",
+    [["train.accumulate=1"], ["train.accumulate=2", "optim.name=SGD", "optim.initial_lr=1e-5"]],
+    ids=["whole", "in two parts"],
+)
+def test_two_and_four_processes_compute_what_one_does(folder, tmp_path, change, rel, more):
+    runs = [RunFolder(tmp_path / str(count)) for count in (1, 2, 4)]
+    for count, run in zip((1, 2, 4), runs):
+        out, _ = train(count, arguments(folder, run.path, *more), change)
+        assert out.count("step 0 to 20") == out.count("held-out l1_percent") / 2 == out.count("done.") == 1
+        assert len(list(run.path.glob("events.out.tfevents.*"))) == 1
+    for run in runs[1:]:
+        of_weights, of_records = difference_of_weights(run, runs[0]), difference_of_records(run, runs[0])
+        print(f"{run.path.name} processes: weights differ by {of_weights:.1e}, records by {of_records:.1e}")
+        assert of_weights <= rel
+        assert of_records <= 1e-4
+        assert_same_pictures(run, runs[0])
+        assert sorted(path.name for path in run.checkpoints.iterdir()) == sorted(
+            path.name for path in runs[0].checkpoints.iterdir()
+        )
+
+
+def test_accumulated_parts_give_the_step_of_the_whole_batch(folder, tmp_path, monkeypatch):
+    # In evaluation mode batch norm sees each sample by itself. SGD, as Adam does not tell a gradient from its double.
+    monkeypatch.setattr(PConvUNet, "train", lambda net, mode=True: nn.Module.train(net, False))
+    runs = [RunFolder(tmp_path / str(parts)) for parts in (1, 4)]
+    for parts, run in zip((1, 4), runs):
+        few = ("train.initial_steps=2", "train.finetune_steps=0", "optim.name=SGD", "optim.initial_lr=1e-5")
+        assert training.main(arguments(folder, run.path, *few, f"train.accumulate={parts}")) == 0
+    assert difference_of_weights(runs[1], runs[0]) <= 1e-5
+    assert difference_of_records(runs[1], runs[0]) <= 1e-5
+    start = torch.load(runs[0].checkpoints / "step_00000000.pt", weights_only=True)["model"]
+    moved = [(tensor - start[key]).abs().max() / tensor.abs().max() for key, tensor in weights(runs[0]).items()]
+    assert max(moved) > 1e-3  # else anything would be close
+
+
+def test_the_parts_of_a_batch_are_told_in_the_config():
+    with pytest.raises(UserError, match=r"train.batch_size: 9 must be a multiple of train.accumulate = 2"):
+        load_config(overrides=["train.batch_size=9", "train.accumulate=2"])
+    with pytest.raises(UserError, match=r"train.batch_size: 2 leaves batch norm one value .* at least 4"):
+        load_config(overrides=["train.batch_size=2", "train.accumulate=2", "data.image_size=128"])
+
+
+def test_validation_is_split_evenly_and_wholly(folder, tmp_path):
+    config = load_config(overrides=arguments(folder, tmp_path))
+    pairs = validation_pairs(config)
+    shares = [validation_batches(pairs, config, process, 4) for process in range(4)]
+    assert [list(share.sampler) for share in shares] == [[0, 4, 8], [1, 5], [2, 6], [3, 7]]
+    images = [image for image, _ in validation_batches(pairs, config, 1, 4)]
+    assert torch.equal(torch.cat(images), torch.stack([pairs[1][0], pairs[5][0]]))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(folder, alone, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    # Step 10 by two processes, then step 15, in the middle of fine-tuning, by four, and the rest by one.
+    for count, last in ((2, 10), (4, 15), (1, STEPS)):
+        stop = AT_STEP.format(rank=min(1, count - 1), step=last, act="os.kill(os.getpid(), signal.SIGTERM)")
+        more = arguments(folder, run.path) if count == 2 else ["--resume", str(run.path)]
+        code, out, err = finish(launch(count, more, stop if last < STEPS else "", tmp_path / f"{count}.py"))
+        assert f"stopped at step {last} and saved" in out or last == STEPS, err
+        assert out.count("python main.py --resume") == (last < STEPS)
+        assert (code == 0) == (last == STEPS)
+    assert difference_of_weights(run, alone) <= 1e-3
+    assert difference_of_records(run, alone) <= 1e-4
+
+
+# --- what ends one process ends all ------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def begun(folder, run, count, *more):
+    """A long run of so many processes, which has told of a step: torchrun's process, and the numbers of its own."""
+    long = ("train.initial_steps=100000", "train.eval_every=100000", "train.save_every=1", "train.keep_checkpoints=3")
+    torchrun = launch(count, arguments(folder, run.path, *long, *more))
+    try:
+        end = time.monotonic() + 90
+        while not run.metrics.exists():
+            assert torchrun.poll() is None, torchrun.communicate()[1]
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        yield torchrun, children(torchrun.pid)
+    finally:
+        if torchrun.poll() is None:
+            kill(torchrun)
+
+
+def test_torchrun_passes_on_a_signal_that_was_there_before(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some")
+    with StopRequest() as stop:
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
+            os.kill(os.getpid(), signum)
+        assert stop.signum == signal.SIGTERM
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("signum", "whom"),
+    [(signal.SIGTERM, "one"), (signal.SIGTERM, "all"), (signal.SIGTERM, "torchrun"), (signal.SIGINT, "torchrun")],
+)
+def test_a_signal_to_any_process_stops_all_at_the_same_step(folder, tmp_path, signum, whom):
+    run = RunFolder(tmp_path / "run")
+    with begun(folder, run, 2, "data.workers=1", "train.save_every=100000") as (torchrun, ranks):
+        assert len(ranks) == 2
+        for pid in {"one": ranks[1:], "all": [*ranks, torchrun.pid], "torchrun": [torchrun.pid]}[whom]:
+            os.kill(pid, signum)
+        began = time.monotonic()
+        code, out, err = finish(torchrun)
+    assert time.monotonic() - began < 30
+    assert code != 0
+    step = torch.load(run.last, weights_only=True)["step"]
+    assert re.findall(r"stopped at step (\d+) and saved", out) == [str(step)]
+    assert step > 0
+    assert [line["step"] for line in records(run)] == list(range(1, step + 1))
+    assert "gloo" not in err
+
+
+@pytest.mark.slow
+def test_a_killed_process_brings_the_run_down_with_one_message(folder, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    with begun(folder, run, 4) as (torchrun, ranks):
+        os.kill(ranks[2], signal.SIGKILL)
+        began = time.monotonic()
+        code, out, err = finish(torchrun)
+    assert time.monotonic() - began < 30
+    assert code != 0
+    assert err.count("error: ") == err.count("error: another process of this run has ended") == 1, err
+    assert "exitcode  : -9" in err  # torchrun's own words
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+    assert "stopped at step" not in out
+    assert torch.load(run.last, weights_only=True)["step"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "more", "message"),
+    [
+        (NAN_IN_ONE, [], r"step 1: the loss is not finite \(total = nan\)"),
+        ("", ["train.batch_size=3"], "3 images can't be shared equally by 2 processes; it must be a multiple of 2"),
+        ("", ["model.depth=9"], "data.image_size: 32 must be a multiple of 512"),
+    ],
+    ids=["nan in one", "batch", "config"],
+)
+def test_an_error_is_told_once(folder, tmp_path, change, more, message):
+    code, _, err = finish(launch(2, arguments(folder, tmp_path / "run", *more), change))
+    assert code != 0
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert re.search(message, lines[0])
+    assert "gloo" not in err
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_run_from_its_last_checkpoint(folder, tmp_path):
+    runs = [RunFolder(tmp_path / name) for name in ("undisturbed", "disturbed")]
+    more = ("data.workers=1", "train.save_every=3")
+    train(2, arguments(folder, runs[0].path, *more))
+    once = AT_STEP.format(
+        rank=1, step=17, act="os.environ['TORCHELASTIC_RESTART_COUNT'] == '0' and os.kill(os.getpid(), 9)"
+    )
+    out, _ = train(2, arguments(folder, runs[1].path, *more), once, restarts=3)
+    assert "step 0 to 20" in out
+    assert "step 15 to 20" in out
+    assert difference_of_weights(runs[1], runs[0]) <= 0  # to the last bit
+    assert difference_of_records(runs[1], runs[0]) <= 0
+
+
+@pytest.mark.parametrize("count", ["0", "1"])
+def test_a_start_anew_goes_on_only_when_torchrun_restarts(folder, tmp_path, monkeypatch, capsys, count):
+    run = RunFolder(tmp_path / "run")
+    few = ("train.initial_steps=1", "train.finetune_steps=0")
+    assert training.main(arguments(folder, run.path, *few)) == 0
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+    assert training.main(arguments(folder, run.path, *few)) == 1 - int(count)
+    assert training.main(arguments(folder, run.path, *few, "run.seed=1")) == 1  # another run's folder
+    assert "is not empty" in capsys.readouterr().err

@@ -1,0 +1,44 @@
+"""TensorBoard's events as bytes, for the run folder to append to a file.
+
+Not by its SummaryWriter: that keeps them for up to two minutes, and writes them in a thread, where a full disk ends in
+a traceback.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from typing import Any
+
+import numpy as np
+
+
+def start_event(step: int) -> bytes:
+    """What opens a file of events from `step` on: those of earlier files from there on count no more."""
+    from tensorboard.compat.proto.event_pb2 import SessionLog
+
+    version = _record(step=step, file_version="brain.Event:2")
+    return version + _record(step=step, session_log=SessionLog(status=SessionLog.START))
+
+
+def scalar_events(step: int, values: dict[str, float]) -> bytes:
+    """A point of a curve for each name."""
+    from torch.utils.tensorboard.summary import scalar
+
+    return b"".join(_record(step=step, summary=scalar(name, value)) for name, value in values.items())
+
+
+def image_event(step: int, name: str, pixels: np.ndarray) -> bytes:
+    """A picture, uint8 (H,W,3)."""
+    from torch.utils.tensorboard.summary import image
+
+    return _record(step=step, summary=image(name, pixels, dataformats="HWC"))
+
+
+def _record(**fields: Any) -> bytes:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    buffer = io.BytesIO()
+    RecordWriter(buffer).write(Event(wall_time=time.time(), **fields).SerializeToString())
+    return buffer.getvalue()

@@ -1,0 +1,153 @@
+"""Several processes that compute one result together: those that torchrun started. One alone is the usual case."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+from utils.errors import UserError
+
+if TYPE_CHECKING:  # torch takes seconds to import: one process alone needs none of it to answer a wrong start
+    import torch
+    from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def processes(longest_wait: timedelta) -> Iterator[tuple[int, int]]:
+    """The number of this process and how many there are, which can talk to each other meanwhile.
+
+    longest_wait: after which a process no longer waits for one that hangs. One that dies is noticed at once.
+    An error that the user can mend is told by the process that meets it first: the others end with code 1, silently.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield 0, 1
+        return
+    import torch
+    import torch.distributed as dist
+
+    store, number, count = next(dist.rendezvous("env://", timeout=longest_wait))
+    # Tensors talk where they lie; gloo is for numbers and objects as well.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=longest_wait)
+    try:
+        yield number, count
+    except (UserError, OSError, RuntimeError, KeyboardInterrupt) as error:
+        told = _has_failed_before(store)
+        lost = isinstance(error, dist.DistError) or "gloo" in str(error)
+        if told and (lost or not isinstance(error, RuntimeError)):
+            raise SystemExit(1) from None
+        if lost:
+            line = " ".join(str(error).split())[:200]
+            raise UserError(f"another process of this run has ended, or can't be reached: {line}") from None
+        raise
+    # Not after an error: it would wait for processes that don't come.
+    dist.destroy_process_group()
+
+
+def _has_failed_before(store: torch.distributed.Store) -> bool:
+    """Whether another process has asked this already."""
+    try:
+        return store.add("failed", 1) > 1
+    except RuntimeError:  # torchrun, which keeps the store, is gone itself
+        return False
+
+
+def place() -> tuple[int, int]:
+    """The number of this process and how many there are."""
+    import torch.distributed as dist
+
+    return (dist.get_rank(), dist.get_world_size()) if _several() else (0, 1)
+
+
+def restarted() -> bool:
+    """Whether torchrun --max-restarts has started this process again after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def device_of(name: str) -> torch.device:
+    """As `pick_device` says; of several processes on one machine each has a CUDA device of its own."""
+    import torch
+
+    from utils.device import pick_device
+
+    device = pick_device(name)
+    if device.type == "cuda" and "LOCAL_RANK" in os.environ:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    return device
+
+
+def data_parallel(net: nn.Module) -> nn.Module:
+    """The network, or where there are several processes, one whose gradients are the mean over them.
+
+    What no longer needs gradients must be known before.
+    """
+    from torch.nn.parallel import DistributedDataParallel
+
+    return DistributedDataParallel(net) if _several() else net
+
+
+def without_exchange(net: nn.Module, wanted: bool) -> contextlib.AbstractContextManager[None]:
+    """Where wanted, what `data_parallel` returned leaves gradients as each process has them; they add up meanwhile."""
+    return net.no_sync() if wanted and _several() else contextlib.nullcontext()  # type: ignore[operator]
+
+
+def mean_over_processes(tensor: Tensor) -> Tensor:
+    """The mean of the processes' tensors, on all of them."""
+    import torch.distributed as dist
+
+    if not _several():
+        return tensor
+    tensor = tensor / dist.get_world_size()
+    dist.all_reduce(tensor)
+    return tensor
+
+
+def largest(value: int) -> int:
+    """The largest of the processes' values, on all of them."""
+    import torch
+    import torch.distributed as dist
+
+    if not _several():
+        return value
+    tensor = torch.tensor(value)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return int(tensor)
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    largest(0)
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What `make` gives in the first process, on all; there alone it is called."""
+    import torch.distributed as dist
+
+    if not _several():
+        return make()
+    values = [make() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(values)
+    return values[0]  # type: ignore[return-value]
+
+
+def gathered(items: list[T]) -> list[T]:
+    """What all processes hold, on the first one; nothing on the others."""
+    import torch.distributed as dist
+
+    if not _several():
+        return items
+    parts: list[list[T]] | None = [[]] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(items, parts)
+    return [item for part in parts or [] for item in part]
+
+
+def _several() -> bool:
+    import torch.distributed as dist
+
+    return dist.is_available() and dist.is_initialized()
