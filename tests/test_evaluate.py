@@ -15,9 +15,11 @@ from PIL import Image
 
 import evaluate
 import main as training
-from data.pairing import EvaluationPair, format_pairs, read_pairs
+import predict
+from data.pairing import EvaluationPair, format_pairs, read_pair, read_pairs
 from data.samples import validation_batches, validation_pairs
 from model import PConvUNet
+from tests import foreign
 from utils.checkpoint import save_weights
 from utils.config import load_config
 from utils.masks import bin_name, hole_bin, hole_ratio, write_mask
@@ -282,6 +284,38 @@ def test_two_processes_give_what_one_gives(folder, done, tmp_path):
         assert float(row["psnr"]) == pytest.approx(float(one["psnr"]), rel=1e-5)
     assert not list(out.glob("rows-*"))
     assert result.stdout.count("12 pairs") == 1
+
+
+@pytest.mark.parametrize("project", foreign.PROJECTS)
+def test_published_files_of_other_projects(folder, tmp_path, capsys, project):
+    """evaluate.py and predict.py take them as they are, and both do what the project's own network does."""
+    state = foreign.weights(project, foreign.shapes(project, 3, 4))
+    published = tmp_path / "published.pth"
+    torch.save(
+        {"meta": {}, "state_dict": state} if project == foreign.MMAGIC else {"n_iter": 1, "model": state}, published
+    )
+    out = tmp_path / "out"
+    assert run(*arguments(folder, out, "--model", f"theirs={published}")) == 0
+    assert capsys.readouterr().err.count("converted on load") == 1
+
+    pair = read_pairs(out / "pairs.csv")[0]
+    image, mask = np.asarray(Image.open(folder / "images" / "b.png")), rectangle(13, 13)
+    write_mask(tmp_path / "mask.png", mask)
+    words = ["--image", folder / "images" / "b.png", "--mask", tmp_path / "mask.png", "--output", tmp_path / "b.png"]
+    assert predict.main([*map(str, words), "--model", str(published), "--device", "cpu"]) == 0
+    assert capsys.readouterr().err.count("converted on load") == 1
+    tensor = torch.from_numpy(image / np.float32(255)).permute(2, 0, 1)[None]
+    wanted = foreign.network(project, state, 3, tensor, torch.from_numpy(mask).float()[None, None])
+    wanted = (wanted.clamp(0, 1)[0].permute(1, 2, 0) * 255).round().numpy()
+    repaired = np.asarray(Image.open(tmp_path / "b.png")).astype(float)
+    np.testing.assert_allclose(repaired[mask == 0], wanted[mask == 0], atol=1)
+    np.testing.assert_array_equal(repaired[mask > 0], image[mask > 0])
+
+    picture, valid = read_pair(str(folder / "images" / pair.image), folder / "masks" / pair.mask, "black", None)
+    truth = torch.from_numpy(picture).permute(2, 0, 1)[None]
+    output = foreign.network(project, state, 3, truth, torch.from_numpy(valid).float()[None, None]).clamp(0, 1)
+    error = (output - truth).abs()[0].permute(1, 2, 0).numpy()[valid == 0]
+    assert float(rows_of(out)[0]["hole_l1_percent"]) == pytest.approx(100 * error.mean(), rel=1e-4)
 
 
 class Inception(torch.nn.Module):
