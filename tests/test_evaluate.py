@@ -18,7 +18,9 @@ import main as training
 import predict
 from data.pairing import EvaluationPair, format_pairs, read_pair, read_pairs
 from data.samples import validation_batches, validation_pairs
-from model import PConvUNet
+from evaluation.results import ResultsFolder
+from evaluation.summary import ALL, Key, Row, summarise
+from model import PConvUNet, load_model
 from tests import foreign
 from utils.checkpoint import save_weights
 from utils.config import load_config
@@ -120,9 +122,6 @@ def test_what_is_written(done):
 
 def test_the_mean_of_the_summary_is_that_of_the_rows(done):
     values = [float(row["psnr"]) for row in rows_of(done) if row["method"] == "two" and row["bin"] == "0.01-0.1"]
-    from evaluation.results import ResultsFolder
-    from evaluation.summary import ALL, Key, summarise
-
     estimate = summarise(ResultsFolder(done).rows())[Key("two", "psnr", "0.01-0.1", ALL)]
     assert estimate.mean == pytest.approx(np.mean(values))
     assert f"{np.mean(values):.2f}" in (done / "summary.md").read_text()
@@ -171,6 +170,16 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(folder, done, tmp_p
     assert len(calls) == 2 * 12 - 7
     wanted = [row for row in rows_of(done) if row["method"] in ("mean", "telea")]
     assert rows_of(out) == wanted
+
+
+def test_a_row_is_on_the_disk_as_soon_as_it_is_there(tmp_path):
+    """So that a killed process loses none."""
+    row = Row(0, "a.png", "m.png", "0.1-0.2", "any", 0.15, "mean", {"psnr": 20.5})
+    (tmp_path / "out").mkdir()
+    folder = ResultsFolder(tmp_path / "out")
+    with folder.append_to(0) as rows:
+        rows.append(row)
+        assert folder.rows() == [row]
 
 
 def test_another_method_joins_an_evaluation(folder, tmp_path, monkeypatch, capsys):
@@ -236,9 +245,6 @@ def test_validation_of_training_gives_the_same_numbers(folder, tmp_path):
     ]
     config = load_config(PROJECT / "config.yml", overrides)
     held_out = validation_pairs(config)
-    net = PConvUNet(3, 4)
-    from model import load_model
-
     net = load_model(folder / "one.safetensors")
     wanted, _ = training.evaluate(net, validation_batches(held_out, config), torch.device("cpu"))
 
@@ -284,6 +290,7 @@ def test_two_processes_give_what_one_gives(folder, done, tmp_path):
         assert float(row["psnr"]) == pytest.approx(float(one["psnr"]), rel=1e-5)
     assert not list(out.glob("rows-*"))
     assert result.stdout.count("12 pairs") == 1
+    assert "6/6" in result.stderr  # half of the pairs each
 
 
 @pytest.mark.parametrize("project", foreign.PROJECTS)
@@ -358,6 +365,24 @@ def test_extras(folder, tmp_path, monkeypatch):
     assert json.loads((out / "summary.json").read_text())["estimates"] == estimates
 
 
+def test_fid_of_a_changed_checkpoint_is_made_anew(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluation.learned.load_inception", lambda device: Inception())
+    counting(monkeypatch)
+
+    def fid_after(content, out):
+        (tmp_path / "model.safetensors").write_bytes((folder / content).read_bytes())
+        model = ["--model", f"m={tmp_path / 'model.safetensors'}"]
+        assert run(*arguments(folder, out, *model)) == 0  # its scores are there, FID comes later
+        assert run(*arguments(folder, out, *model, "--extra", "fid")) == 0
+        estimates = json.loads((out / "summary.json").read_text())["estimates"]
+        return [e["mean"] for e in estimates if e["metric"] == "fid"]
+
+    assert fid_after("one.safetensors", tmp_path / "out")
+    after = fid_after("two.safetensors", tmp_path / "out")
+    assert after
+    assert after == fid_after("two.safetensors", tmp_path / "straight")
+
+
 # --- mistakes --------------------------------------------------------------------------------------------------
 
 
@@ -412,6 +437,8 @@ def test_two_methods_of_one_name(folder, tmp_path, capsys):
 def test_a_folder_with_another_evaluation(folder, done, capsys):
     before = {path: path.read_bytes() for path in done.rglob("*") if path.is_file()}
     assert "size was None, is 48" in fails(capsys, *arguments(folder, done, "--baseline", "mean", "--size", 48))
+    same_pairs = ["--baseline", "mean", "--pairs", done / "pairs.csv", "--size", 48]
+    assert "size was None, is 48" in fails(capsys, *arguments(folder, done, *same_pairs))
     assert "--limit" in fails(capsys, *arguments(folder, done, "--baseline", "mean", "--limit", 2))
     assert "--seed" in fails(capsys, *arguments(folder, done, "--baseline", "mean", "--seed", 5))
     assert {path: path.read_bytes() for path in done.rglob("*") if path.is_file()} == before
