@@ -87,7 +87,7 @@ METHODS = ("one", "two", "mean", "telea")
 def test_a_row_for_each_pair_and_method(done):
     rows = rows_of(done)
     assert [(int(row["pair"]), row["method"]) for row in rows] == [(i, m) for i in range(12) for m in sorted(METHODS)]
-    assert {row["image"] for row in rows} == {"a.png", "b.png", "more/c.png"}
+    assert [row["image"] for row in rows[:: 4 * len(METHODS)]] == ["a.png", "b.png", "more/c.png"]
     for row in rows:
         assert float(row["l1_percent"]) > 0
         # what is wrong in the whole picture is wrong in the hole alone
