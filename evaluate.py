@@ -69,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         # What they say.
         if process == 0:
-            out.write_rows(out.rows())
-            rows = [row for row in out.rows() if row.method in names]
+            rows = out.rows()
+            out.write_rows(rows)
             report(out, rows, of_sets, names, settings_of(args, pairs))
             show(out, rows, names, pairs, read, fills)
     return 0

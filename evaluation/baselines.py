@@ -28,7 +28,7 @@ def biharmonic(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The biharmonic equation (Damelin and Hoang 2018), by scikit-image."""
     from skimage.restoration import inpaint_biharmonic
 
-    return np.clip(inpaint_biharmonic(image, mask == 0, channel_axis=2), 0, 1).astype(np.float32)
+    return inpaint_biharmonic(image, mask == 0, channel_axis=2).astype(np.float32)  # stays in the range of what it sees
 
 
 def mean_colour(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -72,7 +72,7 @@ def to_program(net: PConvUNet) -> ExportedProgram:
     """The network's `Inpainter` traced for all sizes, in float32 on the CPU. The network is left as it is."""
     try:
         from torch.fx.experimental.dynamic_spec import ParamsSpec, ShapesSpec, ShapeVar, TensorSpec
-    except ImportError as error:  # before torch 2.14; its older ways to name sizes rule out the small ones
+    except ImportError as error:  # torch is too old; sizes named as `Dim`s would rule out the small ones
         raise _missing(error) from None
 
     inpainter = Inpainter(copy.deepcopy(net)).cpu().float().eval().requires_grad_(False)

@@ -116,7 +116,7 @@ class PConvUNet(nn.Module):
         if h % 2**self.depth or w % 2**self.depth:
             raise ValueError(
                 f"height and width must be multiples of {2**self.depth} = 2**depth, got {h}×{w};"
-                " predict.inpaint pads any size"
+                " model.inpaint pads any size"
             )
 
 

@@ -61,6 +61,13 @@ def test_a_composite_keeps_the_valid_part_and_never_sees_the_hole(name):
     np.testing.assert_array_equal(comp, evaluate.composite_of(FILLS[name], other, hole()))
 
 
+def test_no_method_is_shown_what_the_hole_held():
+    seen = []
+    image = np.full((32, 40, 3), 0.7, np.float32)
+    evaluate.composite_of(lambda shown, mask: seen.append(shown) or shown, image, hole())
+    np.testing.assert_array_equal(seen[0], np.where(hole()[..., None] > 0, np.float32(0.7), np.float32(0)) * np.ones(3))
+
+
 def test_biharmonic_stays_in_range():
     image = np.zeros((32, 40, 3), np.float32)
     image[:, ::2] = 1
