@@ -102,7 +102,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     for key in NETWORK_KEYS:
         if isinstance(tensors, dict) and isinstance(tensors.get(key), dict):
             tensors = tensors[key]
-    if not tensors or not _are_named_tensors(tensors):
+    if not _are_named_tensors(tensors) or not tensors:
         raise UserError(f"neither a training checkpoint nor a weights file: {path}")
     return tensors
 

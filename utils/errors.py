@@ -21,6 +21,19 @@ def message_of(error: BaseException) -> str:
     return str(error).rstrip().rsplit("UserError: ", 1)[-1]
 
 
+def report(error: UserError | OSError | KeyboardInterrupt) -> int:
+    """Tell of an error in one line on stderr. Returns the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return 130
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+    else:
+        print(f"error: {message_of(error)}", file=sys.stderr)
+    return 1
+
+
 class Script(Protocol):
     """A script's main: from the words of the command line (None: the process's own) to the exit code."""
 
@@ -34,15 +47,7 @@ def reports_user_errors(main: Callable[[Sequence[str] | None], int]) -> Script:
     def wrapped(argv: Sequence[str] | None = None) -> int:
         try:
             return main(argv)
-        except UserError as error:
-            print(f"error: {message_of(error)}", file=sys.stderr)
-            return 1
-        except OSError as error:
-            where = f": {error.filename}" if error.filename else ""
-            print(f"error: {error.strerror or error}{where}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return 130
+        except (UserError, OSError, KeyboardInterrupt) as error:
+            return report(error)
 
     return wrapped

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from utils.errors import UserError
+from utils.errors import UserError, report
 
 if TYPE_CHECKING:  # torch takes seconds to import: one process alone needs none of it to answer a wrong start
     import torch
@@ -31,30 +32,58 @@ def processes(longest_wait: timedelta) -> Iterator[tuple[int, int]]:
     import torch.distributed as dist
 
     store, number, count = next(dist.rendezvous("env://", timeout=longest_wait))
+    store = _cleared(store, number, count)
     # Tensors talk where they lie; gloo is for numbers and objects as well.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=longest_wait)
     try:
         yield number, count
     except (UserError, OSError, RuntimeError, KeyboardInterrupt) as error:
-        told = _has_failed_before(store)
-        lost = isinstance(error, dist.DistError) or "gloo" in str(error)
-        if told and (lost or not isinstance(error, RuntimeError)):
-            raise SystemExit(1) from None
-        if lost:
-            line = " ".join(str(error).split())[:200]
-            raise UserError(f"another process of this run has ended, or can't be reached: {line}") from None
-        raise
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            reason = " ".join(str(error).split())[:200]
+            error = UserError(f"another process of this run has ended, or can't be reached: {reason}")
+        elif isinstance(error, RuntimeError):
+            raise
+        raise SystemExit(_report_once(error, store)) from None
     # Not after an error: it would wait for processes that don't come.
     dist.destroy_process_group()
 
 
-def _has_failed_before(store: torch.distributed.Store) -> bool:
-    """Whether another process has asked this already."""
-    try:
-        return store.add("failed", 1) > 1
-    except RuntimeError:  # torchrun, which keeps the store, is gone itself
-        return False
+def _cleared(store: torch.distributed.Store, number: int, count: int) -> torch.distributed.Store:
+    """A part of the store where nothing lies yet, the same part for all processes.
+
+    When torchrun starts processes again its store still holds the addresses of those before. So the first process
+    opens a part with a new name; each other asks there under a new name of its own until it is answered.
+    """
+    import torch.distributed as dist
+
+    own = uuid.uuid4().hex
+    if number == 0:
+        store.set("opened", own)
+        for other in range(1, count):
+            store.set(store.get(f"{own}/{other}").decode(), "answered")
+        return dist.PrefixStore(own, store)
+    while True:
+        opened = store.get("opened").decode()  # maybe what is no longer answered
+        store.set(f"{opened}/{number}", own)
+        with contextlib.suppress(dist.DistStoreError):
+            store.wait([own], timedelta(seconds=1))
+            return dist.PrefixStore(opened, store)
+
+
+def _report_once(error: UserError | OSError | KeyboardInterrupt, store: torch.distributed.Store) -> int:
+    """Tell of an error if no other process has told of one before. Returns the exit code.
+
+    The others wait for it: as soon as one process ends with an error torchrun ends all.
+    """
+    with contextlib.suppress(RuntimeError):  # torchrun, which keeps the store, is gone; or so is who was to tell
+        if store.add("failed", 1) > 1:
+            store.wait(["told"], timedelta(seconds=10))
+            return 1
+    code = report(error)
+    with contextlib.suppress(RuntimeError):
+        store.set("told", "")
+    return code
 
 
 def place() -> tuple[int, int]:
