@@ -25,7 +25,7 @@ from model import PConvUNet, settle_encoder_batch_norm, synchronise_batch_norm
 from utils.config import load_config
 from utils.errors import UserError
 from utils.masks import write_mask
-from utils.processes import _cleared, gathered, largest, mean_over_processes, place, processes
+from utils.processes import _cleared, gathered, largest, mean_over_processes, place, processes, wait_for_all
 from utils.run_folder import RunFolder
 from utils.stopping import StopRequest
 
@@ -74,6 +74,7 @@ def run_rank(work, rank, count, meeting, results):
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(count))
     distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=count)
     results.put((rank, work(rank, count)))
+    wait_for_all()
     distributed.destroy_process_group()
 
 

@@ -45,7 +45,9 @@ def processes(longest_wait: timedelta) -> Iterator[tuple[int, int]]:
         elif isinstance(error, RuntimeError):
             raise
         raise SystemExit(_report_once(error, store)) from None
-    # Not after an error: it would wait for processes that don't come.
+    # Not after an error: processes that don't come would be waited for. In torch 2.6 one that closes its connections
+    # while others still read can leave them hanging.
+    wait_for_all()
     dist.destroy_process_group()
 
 
