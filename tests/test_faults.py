@@ -41,6 +41,15 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["torch", "cv2", "PIL.Image", "safetensors.torch", "tqdm", "torch.utils.tensorboard"])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As in the processes below, whose results are compared bit for bit: a sum by two threads has another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Four images and four masks."""
