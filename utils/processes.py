@@ -45,8 +45,10 @@ def processes(longest_wait: timedelta) -> Iterator[tuple[int, int]]:
         elif isinstance(error, RuntimeError):
             raise
         raise SystemExit(_report_once(error, store)) from None
-    # No destroy_process_group: of gloo's, in torch 2.6, one in five hangs. The end of the process does the same.
+    # Not after an error: processes that don't come would be waited for. In torch 2.6 one that closes its connections
+    # while others still read can leave them hanging.
     wait_for_all()
+    dist.destroy_process_group()
 
 
 def _cleared(store: torch.distributed.Store, number: int, count: int) -> torch.distributed.Store:
