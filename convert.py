@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from utils.arguments import path_argument
 from utils.errors import UserError, reports_user_errors
 
 FORMS = {
@@ -56,18 +57,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Convert a network's file into another form.",
         epilog="example: python convert.py 1000000.pth weights/places2.safetensors",
     )
-    parser.add_argument("input", type=_path, metavar="IN", help="a checkpoint or weights, ours or another project's")
-    parser.add_argument("output", type=_path, metavar="OUT", help=f"the file to write ({forms})")
+    parser.add_argument(
+        "input", type=path_argument, metavar="IN", help="a checkpoint or weights, ours or another project's"
+    )
+    parser.add_argument("output", type=path_argument, metavar="OUT", help=f"the file to write ({forms})")
     args = parser.parse_args(argv)
     if [] in (args.input, args.output):  # what argparse makes of a second `--`
         parser.error("the following arguments are required: IN, OUT")
     return args
-
-
-def _path(text: str) -> Path:
-    if not text:  # Path("") would be the current folder
-        raise argparse.ArgumentTypeError("an empty name")
-    return Path(os.path.expanduser(text))
 
 
 if __name__ == "__main__":

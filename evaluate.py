@@ -6,7 +6,6 @@ import argparse
 import hashlib
 import json
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from utils.arguments import path_argument, whole_number
 from utils.errors import UserError, reports_user_errors
 from utils.files import write_atomically
 
@@ -346,7 +346,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--images", required=True, metavar="DIR|LIST", help="folder, list of paths, or `sample`")
     parser.add_argument(
-        "--masks", type=_path, required=True, metavar="DIR", help="masks; `masks.py --benchmark DIR` makes a test set"
+        "--masks",
+        type=path_argument,
+        required=True,
+        metavar="DIR",
+        help="masks; `masks.py --benchmark DIR` makes a test set",
     )
     parser.add_argument("--hole", choices=("black", "white"), default="black", help="colour of the holes (black)")
     parser.add_argument(
@@ -355,11 +359,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--baseline", action="extend", nargs="+", default=[], choices=(*BASELINES, "all"), help="classical methods"
     )
-    parser.add_argument("--out", type=_path, required=True, metavar="DIR", help="the folder of results")
-    parser.add_argument("--size", type=_at_least(16), metavar="S", help="px of image and mask (that of each mask)")
-    parser.add_argument("--limit", type=_at_least(1), metavar="N", help="take the first N images (all)")
-    parser.add_argument("--seed", type=_at_least(0), default=0, metavar="N", help="of the pairing (0)")
-    parser.add_argument("--pairs", type=_path, metavar="FILE", help="a pairs.csv to take the pairs from")
+    parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="the folder of results")
+    parser.add_argument("--size", type=whole_number(16), metavar="S", help="px of image and mask (that of each mask)")
+    parser.add_argument("--limit", type=whole_number(1), metavar="N", help="take the first N images (all)")
+    parser.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="of the pairing (0)")
+    parser.add_argument("--pairs", type=path_argument, metavar="FILE", help="a pairs.csv to take the pairs from")
     parser.add_argument(
         "--extra", action="extend", nargs="+", default=[], choices=EXTRAS, help="needs requirements-metrics.txt"
     )
@@ -374,21 +378,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.pairs and (args.limit or args.seed):
         parser.error("--pairs says all about the pairs: leave --limit and --seed out")
     return args
-
-
-def _path(text: str) -> Path:
-    if not text:  # Path("") would be the current folder
-        raise argparse.ArgumentTypeError("an empty name")
-    return Path(os.path.expanduser(text))
-
-
-def _at_least(low: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if not re.fullmatch(r"\d+", text) or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at least {low}")
-        return int(text)
-
-    return number
 
 
 if __name__ == "__main__":

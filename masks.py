@@ -8,10 +8,11 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from utils.arguments import whole_number
 from utils.errors import UserError, reports_user_errors
 from utils.files import write_atomically
 from utils.parallel import in_processes
@@ -69,9 +70,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--config", metavar="FILE", help="the config (config.yml beside this script)")
     parser.add_argument("--force", action="store_true", help="replace the masks that masks.py made there before")
-    parser.add_argument("--processes", type=_at_least(1), metavar="N", help="processes (one per core)")
-    parser.add_argument("--per-bin", type=_at_least(1), metavar="N", help="with --benchmark: masks per bin and border")
-    parser.add_argument("--size", type=_at_least(32), metavar="S", help="with --benchmark: px (data.image_size)")
+    parser.add_argument("--processes", type=whole_number(1), metavar="N", help="processes (one per core)")
+    parser.add_argument(
+        "--per-bin", type=whole_number(1), metavar="N", help="with --benchmark: masks per bin and border"
+    )
+    parser.add_argument("--size", type=whole_number(32), metavar="S", help="with --benchmark: px (data.image_size)")
     parser.add_argument("--out", metavar="FILE", help="with --stats: the histogram, a .png (mask_stats.png)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values instead of the config's")
     args = parser.parse_intermixed_args(argv)
@@ -88,15 +91,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         if getattr(args, option) == "":
             parser.error(f"--{option} is empty")
     return args
-
-
-def _at_least(low: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if not re.fullmatch(r"\d+", text) or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at least {low}")
-        return int(text)
-
-    return number
 
 
 # --- making masks ----------------------------------------------------------------------------------------------

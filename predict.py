@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from utils.arguments import path_argument
 from utils.errors import UserError, reports_user_errors
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and argument errors are answered before
@@ -237,14 +238,22 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Repair photographs: fill the holes of an image, which a mask of the same size shows.",
         epilog="example: python predict.py --image photo.jpg --mask mask.png --model runs/demo/weights.safetensors",
     )
-    parser.add_argument("--image", type=_path, required=True, metavar="IMG", help="an image, or a folder of images")
     parser.add_argument(
-        "--mask", type=_path, required=True, metavar="MASK", help="its mask, or a folder of masks of the same names"
+        "--image", type=path_argument, required=True, metavar="IMG", help="an image, or a folder of images"
     )
-    parser.add_argument("--model", type=_path, required=True, metavar="CKPT", help="a checkpoint or a weights file")
+    parser.add_argument(
+        "--mask",
+        type=path_argument,
+        required=True,
+        metavar="MASK",
+        help="its mask, or a folder of masks of the same names",
+    )
+    parser.add_argument(
+        "--model", type=path_argument, required=True, metavar="CKPT", help="a checkpoint or a weights file"
+    )
     parser.add_argument(
         "--output",
-        type=_path,
+        type=path_argument,
         metavar="PATH",
         help="image to write, or folder (IMG_inpainted.png beside the image, or a folder beside the folder);"
         " .png, .webp and .tif keep valid pixels as they are, .jpg does not",
@@ -253,12 +262,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (auto)")
     parser.add_argument("--raw", action="store_true", help="write what the network makes of the valid part too")
     return parser.parse_args(argv)
-
-
-def _path(text: str) -> Path:
-    if not text:  # Path("") would be the current folder
-        raise argparse.ArgumentTypeError("an empty name")
-    return Path(os.path.expanduser(text))
 
 
 if __name__ == "__main__":

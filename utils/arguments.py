@@ -1,0 +1,27 @@
+"""Types of command-line arguments, as argparse takes them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+
+def path_argument(text: str) -> Path:
+    """A path, `~` expanded; an empty one is an error."""
+    if not text:  # Path("") would be the current folder
+        raise argparse.ArgumentTypeError("an empty name")
+    return Path(os.path.expanduser(text))
+
+
+def whole_number(low: int) -> Callable[[str], int]:
+    """A whole number of at least `low`."""
+
+    def number(text: str) -> int:
+        if not re.fullmatch(r"\d+", text) or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at least {low}")
+        return int(text)
+
+    return number
