@@ -10,6 +10,7 @@ from pathlib import Path
 
 from utils.arguments import path_argument
 from utils.errors import UserError, reports_user_errors
+from utils.startup import import_torch
 
 FORMS = {
     ".safetensors": "our weights file",
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     check_output(args.input, args.output)
 
+    import_torch()
     from model import load_model
     from utils.checkpoint import save_weights
 

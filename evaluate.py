@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from utils.arguments import path_argument, whole_number
 from utils.errors import UserError, reports_user_errors
 from utils.files import write_atomically
+from utils.startup import import_torch
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and argument errors are answered before
     import numpy as np
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     images = names_of(find_images(args.images, "--images")[: args.limit], root_of(args.images))
     out = ResultsFolder(args.out)
+    import_torch()
     with processes(LONGEST_WAIT) as (process, count):
         device = device_of(args.device)
         fills = load_fills(models, args.baseline, device)
@@ -134,9 +136,9 @@ def load_fills(models: Mapping[str, Path], baselines: Sequence[str], device: tor
 def fill_of_network(name: str, path: Path, device: torch.device) -> Fill:
     import torch
 
-    from model import load_model, predict_whole
+    from model import load_for_prediction, predict_whole
 
-    net = load_model(path, device)
+    net = load_for_prediction(path, device)
 
     def fill(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         mask_tensor = torch.from_numpy(mask).float()[None, None]  # (1,1,H,W)

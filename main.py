@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: --help and mistakes in the c
 
     from data.samples import Batches, Pair
     from model import PConvUNet
-    from utils.config import Config, OptimConfig
+    from utils.config import Config
     from utils.run_folder import RunFolder
 
 PICTURES = 6  # rows of the sheet of an evaluation
@@ -71,6 +71,9 @@ def train(
     config: Config, run: RunFolder, resume: bool = False, init_from: str | None = None, rescan: bool = False
 ) -> int:
     """Train as the config says; what is written lies in the run folder. Returns the exit code."""
+    from utils.startup import import_torch
+
+    import_torch()
     import torch
     from tqdm import tqdm
 
@@ -87,6 +90,7 @@ def train(
     from model import VGG16Features, synchronise_batch_norm
     from utils.checkpoint import save_weights
     from utils.config import config_to_dict
+    from utils.memory import keep_freed_memory
     from utils.processes import (
         data_parallel,
         device_of,
@@ -103,6 +107,7 @@ def train(
     process, count = place()
     check_shares(config, count)
 
+    device = device_of(config.run.device)
     # Data first: a wrong path is found before anything is built or written.
     train_images = from_first(lambda: kept_or_found(config.data.train, "data.train", run.train_list, rescan))
     val_images = from_first(lambda: kept_or_found(config.data.val, "data.val", run.val_list, rescan))
@@ -112,18 +117,22 @@ def train(
     first_steps, total_steps = config.train.initial_steps, config.train.initial_steps + config.train.finetune_steps
 
     # Network, loss, optimizer.
-    device = device_of(config.run.device)
     torch.backends.cudnn.deterministic = True  # so that a resumed run equals a straight one on CUDA too
+    if device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(config.run.seed)
     if resume and process == 0:
         run.lock()
     checkpoint = run.load_newest() if resume else None
     net = resumed_network(config, run, checkpoint) if checkpoint else starting_network(config, init_from)
     net.to(device).train()
+    if config.train.channels_last:
+        net.to(memory_format=torch.channels_last)
     if count > 1:
         synchronise_batch_norm(net)
     criterion = InpaintingLoss(VGG16Features(config.loss.vgg16), asdict(config.loss.weights)).to(device)
-    optimizer = make_optimizer(config.optim, net)
+    optimizer = make_optimizer(config, net)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.train.amp == "fp16")  # its gradients would underflow
     average = moving_average(net, config.train.ema_decay)  # None where there is to be none
     shown = average.module if average else net  # what validation and prediction use
 
@@ -136,10 +145,12 @@ def train(
         state = {"model": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "best": best}
         if average:
             state["ema"] = shown.state_dict()
+        if scaler.is_enabled():
+            state["scaler"] = scaler.state_dict()
         run.save_checkpoint({**state, "config": config_to_dict(config)}, config.train.keep_checkpoints, improved)
 
     if checkpoint:
-        step, best = restore(run, checkpoint, optimizer, average)
+        step, best = restore(run, checkpoint, optimizer, average, scaler)
         del checkpoint  # as large as the network and its optimizer
         if process == 0:
             run.rewind(step)
@@ -155,6 +166,9 @@ def train(
         run.start(config, step)
         print(f"{run.path}: step {step} to {total_steps} on {device}, {len(samples.images)} images")
     model = data_parallel(net)
+    if config.train.compile:
+        criterion.compile()
+        model.compile()
 
     with (
         reports_killed_workers(),
@@ -162,11 +176,13 @@ def train(
         tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True, disable=process > 0) as bar,
     ):
         since, images_seen = time.perf_counter(), 0
-        for batch in training_batches(samples, config, step, total_steps, bad_files.note, process, count):
+        for batch in training_batches(samples, config, step, total_steps, bad_files.note, process, count, device):
             # Second phase: lower learning rate, encoder batch norm frozen (§4.2).
             if step == first_steps:
                 last_step = step + config.train.settle_batches
-                settling = training_batches(samples, config, step, last_step, process=process, count=count)
+                settling = training_batches(
+                    samples, config, step, last_step, process=process, count=count, device=device
+                )
                 begin_finetuning(net, settling, config.train.accumulate)
                 model = data_parallel(net)  # anew: what is frozen has no gradients to wait for
             lr = config.optim.initial_lr if step < first_steps else config.optim.finetune_lr
@@ -176,16 +192,18 @@ def train(
             # One step: the gradient of the mean over the batch's parts, of which the last exchanges it.
             optimizer.zero_grad(set_to_none=True)
             losses = []
-            for part, (image, mask) in enumerate(parts_of(batch, config.train.accumulate, device), start=1):
+            for part, (image, mask) in enumerate(parts_of(batch, config.train.accumulate), start=1):
                 with without_exchange(model, part < config.train.accumulate):
-                    output = model(image, mask)
-                    total, terms = criterion(output, image, mask)
-                    (total / config.train.accumulate).backward()
+                    with mixed_precision(config.train.amp, device):
+                        output = model(image, mask)
+                        total, terms = criterion(output, image, mask)
+                    scaler.scale(total / config.train.accumulate).backward()
                 losses.append(torch.stack([total, *terms.values()]).detach())
             means = mean_over_processes(torch.stack(losses).mean(0)).tolist()
             values = dict(zip(["total", *terms], means, strict=True))
             stop_unless_finite(values, step + 1, run)
-            optimizer.step()
+            scaler.step(optimizer)
+            scaler.update()
             if average:
                 average.update_parameters(net)
             step += 1
@@ -240,10 +258,16 @@ def check_shares(config: Config, count: int) -> None:
         )
 
 
-def parts_of(batch: Pair, count: int, device: torch.device) -> Iterator[Pair]:
-    """So many equal parts of a batch of images and masks, on the device."""
-    for image, mask in zip(*(tensor.chunk(count) for tensor in batch), strict=True):
-        yield image.to(device, non_blocking=True), mask.to(device, non_blocking=True)
+def parts_of(batch: Pair, count: int) -> Iterator[Pair]:
+    """So many equal parts of a batch of images and masks."""
+    yield from zip(*(tensor.chunk(count) for tensor in batch), strict=True)
+
+
+def mixed_precision(amp: str, device: torch.device) -> torch.autocast:
+    """Within it convolutions are computed in a half type, or not where train.amp is `none`; masks and sums never."""
+    import torch
+
+    return torch.autocast(device.type, torch.float16 if amp == "fp16" else torch.bfloat16, enabled=amp != "none")
 
 
 def begin_finetuning(net: PConvUNet, batches: Batches, parts: int) -> None:
@@ -251,8 +275,7 @@ def begin_finetuning(net: PConvUNet, batches: Batches, parts: int) -> None:
     from model import settle_encoder_batch_norm
 
     if len(batches):
-        device = next(net.parameters()).device
-        settle_encoder_batch_norm(net, (part for batch in batches for part in parts_of(batch, parts, device)))
+        settle_encoder_batch_norm(net, (part for batch in batches for part in parts_of(batch, parts)))
     net.freeze_encoder_batch_norm()
 
 
@@ -323,16 +346,24 @@ def of_size(config: Config, net: PConvUNet, source: str | Path) -> PConvUNet:
 
 
 def restore(
-    run: RunFolder, checkpoint: dict[str, Any], optimizer: torch.optim.Optimizer, average: AveragedModel | None
+    run: RunFolder,
+    checkpoint: dict[str, Any],
+    optimizer: torch.optim.Optimizer,
+    average: AveragedModel | None,
+    scaler: torch.amp.GradScaler,
 ) -> tuple[int, float]:
-    """Take up a checkpoint's optimizer and average; returns the steps behind it, and the best L1 so far in percent.
+    """Take up a checkpoint's optimizer, average and loss scale. Returns the steps behind it, and the best L1 in %.
 
     Where the average was switched on since, it starts from the network as it is.
     """
     try:
+        for group in checkpoint["optimizer"]["param_groups"]:
+            group["fused"] = optimizer.defaults["fused"]  # the config's, not the checkpoint's
         optimizer.load_state_dict(checkpoint["optimizer"])
         if average and "ema" in checkpoint:
             average.module.load_state_dict(checkpoint["ema"])
+        if scaler.is_enabled() and "scaler" in checkpoint:
+            scaler.load_state_dict(checkpoint["scaler"])
     except (RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{run.path} does not fit its config; optim.name can't change: {reason}") from None
@@ -348,16 +379,16 @@ def moving_average(net: PConvUNet, decay: float) -> AveragedModel | None:
     return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
 
 
-def make_optimizer(optim: OptimConfig, net: PConvUNet) -> torch.optim.Optimizer:
+def make_optimizer(config: Config, net: PConvUNet) -> torch.optim.Optimizer:
     """The optimizer that the config names. The loop sets its learning rate at every step."""
     import torch
 
+    optim = config.optim
+    options: dict[str, Any] = {"weight_decay": optim.weight_decay, "fused": config.train.fused}
     if optim.name == "SGD":
-        return torch.optim.SGD(
-            net.parameters(), optim.initial_lr, momentum=optim.momentum, weight_decay=optim.weight_decay
-        )
+        return torch.optim.SGD(net.parameters(), optim.initial_lr, momentum=optim.momentum, **options)
     kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[optim.name]
-    return kind(net.parameters(), optim.initial_lr, betas=(optim.momentum, 0.999), weight_decay=optim.weight_decay)
+    return kind(net.parameters(), optim.initial_lr, betas=(optim.momentum, 0.999), **options)
 
 
 def stop_unless_finite(values: dict[str, float], step: int, run: RunFolder) -> None:

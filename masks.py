@@ -229,7 +229,7 @@ def write_job(job: MaskJob) -> float:
     from data.order import generator
     from utils.masks import hole_ratio, write_mask
 
-    mask = draw_mask(generator(job.seed, job.purpose, job.number), job.size, job.style, job.ratio, job.border)
+    mask = draw_mask(generator(job.purpose, job.number, job.seed), job.size, job.style, job.ratio, job.border)
     part = job.path.with_name(f".{job.path.name}.part")
     write_mask(part, mask)
     os.replace(part, job.path)

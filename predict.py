@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from utils.arguments import path_argument
 from utils.errors import UserError, reports_user_errors
+from utils.startup import import_torch
 
 if TYPE_CHECKING:  # torch takes seconds to import: --help and argument errors are answered before
     import numpy as np
@@ -47,12 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     inputs = [*images_of(args.image, "--image"), *images_of(args.mask, "--mask"), args.model]
     refuse_to_overwrite([output for _, _, output in pairs], inputs)
 
+    import_torch()
     from tqdm import tqdm
 
-    from model import load_model
+    from model import load_for_prediction
     from utils.device import pick_device
 
-    model = load_model(args.model, pick_device(args.device))
+    model = load_for_prediction(args.model, pick_device(args.device))
     failed = 0
     bar = tqdm(pairs, unit="image", disable=len(pairs) == 1)
     for image, masks, output in bar:

@@ -1,4 +1,4 @@
-"""Random crops of images and random changes of masks. All of it a function of the generator given."""
+"""Random parts of images and random changes of masks. All of it a function of the generator given."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-# Width over height of a random crop, from 3:4 to 4:3, as torchvision's RandomResizedCrop: its logarithm.
+from utils.images import Box
+
+# Width over height of a random part, from 3:4 to 4:3, as torchvision's RandomResizedCrop: its logarithm.
 _LOG_ASPECT = (math.log(3 / 4), math.log(4 / 3))
 
 
-def random_crop(image: Image.Image, size: int, scale: tuple[float, float], rng: np.random.Generator) -> Image.Image:
-    """A random part of an RGB image at size×size px, mirrored half of the time.
+def random_part(width: int, height: int, scale: tuple[float, float], rng: np.random.Generator) -> Box:
+    """A random part of an image of this size.
 
     scale: share of the picture's area that the part takes, from lowest to highest; less where a part of the
     drawn shape would not fit into the picture.
     """
-    width, height = image.size
     area = width * height * rng.uniform(*scale)
     aspect = math.exp(rng.uniform(*_LOG_ASPECT))
     across, down = math.sqrt(area * aspect), math.sqrt(area / aspect)
     fit = min(1.0, width / across, height / down)
-    crop_width, crop_height = max(1, round(across * fit)), max(1, round(down * fit))
-    left = int(rng.integers(width - crop_width + 1))
-    top = int(rng.integers(height - crop_height + 1))
-    crop = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + crop_width, top + crop_height))
-    return ImageOps.mirror(crop) if rng.random() < 0.5 else crop
+    part_width, part_height = max(1, round(across * fit)), max(1, round(down * fit))
+    left = int(rng.integers(width - part_width + 1))
+    top = int(rng.integers(height - part_height + 1))
+    return left, top, left + part_width, top + part_height
 
 
 def centre_crop(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import time
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
-from data.augment import fit_mask
-from data.faults import not_all_hole, one_line, read_picture
+from data.augment import fit_mask, random_part
+from data.faults import not_all_hole, one_line, read_part_of_picture, read_picture
 from data.listing import find_masks, list_of_images
 from utils.config import Config
 from utils.errors import UserError
-from utils.masks import HOLE_BINS, HoleColour, bin_name, hole_bin, hole_ratio, read_mask
+from utils.images import Box
+from utils.masks import HOLE_BINS, HoleColour, bin_name, hole_bin, hole_ratio, read_mask_alone
 from utils.parallel import cores, in_processes
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -50,20 +54,25 @@ def check_data(config: Config) -> int:
     all_masks = {key: find_masks(folder, key) for key, folder in folders.items()}
     broken = 0
     for key, images in all_images.items():
-        broken += check_pictures(key, images, data.image_size, data.workers)
+        # Training decodes a part of a picture, as coarsely as that allows; validation all of it.
+        scale = data.crop_scale if key == "data.train" else None
+        broken += check_pictures(key, images, data.image_size, data.workers, scale)
     for key, files in all_masks.items():
         broken += check_masks(key, files, masks.hole, data.image_size)
     return 1 if broken else 0
 
 
-def check_pictures(key: str, paths: Sequence[str], size: int, workers: int) -> int:
+def check_pictures(
+    key: str, paths: Sequence[str], size: int, workers: int, crop_scale: tuple[float, float] | None = None
+) -> int:
     """Read pictures, list the broken ones, print how large the others are and how long they take. Returns the broken.
 
-    size: data.image_size, px.
+    size: data.image_size, px. crop_scale: they are read as training with this data.crop_scale reads them; else whole.
     """
     sides: Counter[int] = Counter()
     seconds, broken = 0.0, 0
-    for picture in in_processes(look_at_picture, paths, None, key, "images"):
+    look = functools.partial(look_at_picture, size=size, crop_scale=crop_scale)
+    for picture in in_processes(look, paths, None, key, "images"):
         if picture.fault:
             broken += 1
             _tell(picture.fault)
@@ -108,18 +117,32 @@ def check_masks(key: str, paths: Sequence[Path], hole: HoleColour, size: int) ->
     return broken
 
 
-def look_at_picture(path: str) -> Picture:
+def look_at_picture(path: str, size: int, crop_scale: tuple[float, float] | None) -> Picture:
     start = time.perf_counter()
     try:
-        image = read_picture(path)
+        short = _short_side_of_part(path, size, crop_scale) if crop_scale else min(read_picture(path).size)
     except UserError as error:
         return Picture(str(error))
-    return Picture(None, min(image.size), time.perf_counter() - start)
+    return Picture(None, short, time.perf_counter() - start)
+
+
+def _short_side_of_part(path: str, size: int, crop_scale: tuple[float, float]) -> int:
+    """Read a random part of a picture, the same at every check. Returns the shorter side of the whole, in px."""
+    rng = np.random.default_rng(zlib.crc32(os.fsencode(path)))
+    short = 0
+
+    def choose(width: int, height: int) -> Box:
+        nonlocal short
+        short = min(width, height)
+        return random_part(width, height, crop_scale, rng)
+
+    read_part_of_picture(path, choose, size)
+    return short
 
 
 def look_at_mask(path: Path, hole: HoleColour, size: int) -> Mask:
     try:
-        mask, _ = read_mask(path, hole)
+        mask = read_mask_alone(path, hole)
         not_all_hole(fit_mask(mask, size), path, hole)
     except UserError as error:
         return Mask(str(error))

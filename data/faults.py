@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +15,8 @@ from tqdm import tqdm
 
 from utils.config import Config
 from utils.errors import UserError
-from utils.files import write_atomically
-from utils.images import open_image, to_rgb
+from utils.files import append, write_atomically
+from utils.images import Box, open_image, read_part, to_rgb
 from utils.masks import HoleColour
 
 SMALLEST = 16  # px of the shorter side, the least data.image_size: in less there is nothing to learn from
@@ -30,10 +31,26 @@ def read_picture(path: str) -> Image.Image:
     UserError where it can't be read, or is too small.
     """
     image = to_rgb(open_image(path))
-    if min(image.size) < SMALLEST:
-        size = f"{image.width}×{image.height} px"
-        raise UserError(f"image {path} is {size}; the shorter side must be at least {SMALLEST} px")
+    _check_size(path, *image.size)
     return image
+
+
+def read_part_of_picture(path: str, choose: Callable[[int, int], Box], size: int) -> np.ndarray:
+    """The part of an image file that `choose` names, given its width and height: see `read_part`.
+
+    UserError for the same files as `read_picture`.
+    """
+
+    def checked(width: int, height: int) -> Box:
+        _check_size(path, width, height)
+        return choose(width, height)
+
+    return read_part(path, checked, size)
+
+
+def _check_size(path: str, width: int, height: int) -> None:
+    if min(width, height) < SMALLEST:
+        raise UserError(f"image {path} is {width}×{height} px; the shorter side must be at least {SMALLEST} px")
 
 
 def not_all_hole(mask: np.ndarray, path: Path, hole: HoleColour) -> np.ndarray:
@@ -67,6 +84,7 @@ class BadFiles:
         self._names: set[str] = set()
         self._steps: list[int] = []  # sorted
         self._read = 0  # bytes of the file
+        self._warned = False  # that it can't be written
 
     def rewind(self, step: int) -> None:
         """Drop the lines behind `step`, which a resumed run will write again, and a line that was cut off."""
@@ -77,13 +95,20 @@ class BadFiles:
         write_atomically(self.path, lambda temporary: temporary.write_bytes(b"".join(kept)))
 
     def note(self, fault: Fault) -> None:
-        """Write a line, here and to stderr, for a picture that has none yet."""
+        """Write a line for a picture that has none yet, here and to stderr; without room for it to stderr alone."""
         self._read_on()
         name, reason = one_line(fault.path), one_line(fault.reason)
         if name in self._names:
             return
-        with open(self.path, "ab", buffering=0) as file:
-            file.write(f"{fault.number // self.batch_size + 1}\t{name}\t{reason}\n".encode())
+        step = fault.number // self.batch_size + 1
+        try:
+            append(self.path, f"{step}\t{name}\t{reason}\n".encode())
+        except OSError as error:
+            self._take_up(step, name)  # in this process alone
+            if not self._warned:
+                self._warned = True
+                told = f"{error.strerror or error}: {error.filename or self.path}"
+                tqdm.write(f"warning: {self.path.name} can't be written, the run goes on: {told}", file=sys.stderr)
         tqdm.write(f"warning: {reason}; another picture stands in for it", file=sys.stderr)
 
     def count(self, step: int) -> int:
@@ -112,9 +137,12 @@ class BadFiles:
         self._read += len(whole)
         for line in whole.split(b"\n")[:-1]:
             step, name, _ = line.decode().split("\t")
-            if name not in self._names:
-                self._names.add(name)
-                bisect.insort(self._steps, int(step))
+            self._take_up(int(step), name)
+
+    def _take_up(self, step: int, name: str) -> None:
+        if name not in self._names:
+            self._names.add(name)
+            bisect.insort(self._steps, step)
 
 
 def one_line(text: str) -> str:

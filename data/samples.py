@@ -7,6 +7,7 @@ of evaluations, or of when a run was interrupted.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import signal
@@ -20,17 +21,17 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from data.augment import augment_mask, centre_crop, fit_mask, random_crop
-from data.faults import Fault, not_all_hole, read_picture
+from data.augment import augment_mask, centre_crop, fit_mask, random_part
+from data.faults import Fault, not_all_hole, read_part_of_picture, read_picture
 from data.listing import find_images, find_masks
 from data.order import CROPS, SHUFFLE, SUBSTITUTES, VALIDATION_MASKS, generator, shuffled
 from utils.config import Config
 from utils.errors import UserError, message_of
-from utils.masks import HoleColour, read_mask
+from utils.masks import HoleColour, read_mask_alone
 
 # How long a worker still serves after SIGTERM: as long as torchrun, and Slurm, give the main process.
 _LAST_SECONDS = 30
@@ -40,7 +41,10 @@ _TRIES = 30
 # data.workers is the user's choice, and slower at worst: no warning where the machine has fewer cores.
 warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
 
-Pair = tuple[Tensor, Tensor]  # image float32 (3,H,W) in [0,1]; mask float32 (1,H,W), 1 = valid, 0 = hole
+# An image and its mask, 1 = valid, 0 = hole, or a batch of them. As data workers hand them over, for that is a quarter
+# of the bytes: uint8 (3,H,W) from 0 to 255, whose colours lie side by side in memory, and uint8 (1,H,W).
+RawPair = tuple[Tensor, Tensor]
+Pair = tuple[Tensor, Tensor]  # the same as all others see it: float32 in [0,1], float32
 
 
 class TrainingSamples(Dataset[Pair]):
@@ -56,35 +60,41 @@ class TrainingSamples(Dataset[Pair]):
         self.dilate = config.masks.dilate if config.masks.augment else None
 
     def __getitem__(self, number: int) -> Pair:
-        return self.draw(number)[0]
+        return as_floats(self.draw(number)[0])
 
-    def __getitems__(self, numbers: Sequence[int]) -> list[tuple[Pair, list[Fault]]]:
-        """What a DataLoader asks for instead, so that it learns of broken pictures too."""
+    def __getitems__(self, numbers: Sequence[int]) -> list[tuple[RawPair, list[Fault]]]:
+        """What a DataLoader asks for instead."""
         return [self.draw(number) for number in numbers]
 
-    def draw(self, number: int) -> tuple[Pair, list[Fault]]:
+    def draw(self, number: int) -> tuple[RawPair, list[Fault]]:
         """A sample, and the broken pictures that were met on the way to it."""
-        rng = generator(CROPS, number, self.seed)
-        picture, faults = self._picture(number)
-        image = random_crop(picture, self.size, self.crop_scale, rng)
+        part, rng, faults = self._part(number)
+        image = resized(part, self.size)
+        if rng.random() < 0.5:
+            image = cv2.flip(image, 1)
         mask_path = self.masks[int(rng.integers(len(self.masks)))]
-        mask, _ = read_mask(mask_path, self.hole)
+        mask = read_mask_alone(mask_path, self.hole)
         mask = augment_mask(mask, self.size, self.dilate, rng) if self.dilate else fit_mask(mask, self.size)
         return to_tensors(image, not_all_hole(mask, mask_path, self.hole)), faults
 
-    def _picture(self, number: int) -> tuple[Image.Image, list[Fault]]:
-        """The picture of a sample. Where its file is broken, another's: one that is a function of the sample too."""
+    def _part(self, number: int) -> tuple[np.ndarray, np.random.Generator, list[Fault]]:
+        """The part of a picture that a sample shows, and the generator that drew it, for what is to be drawn still.
+
+        Where the file is broken, it is a part of another: of one that is a function of the sample too.
+        """
         count = len(self.images)
         faults: list[Fault] = []
         epoch, position = divmod(number, count)
         chosen = shuffled(position, count, (SHUFFLE, epoch, self.seed))
-        rng = generator(SUBSTITUTES, number, self.seed)
+        substitutes = generator(SUBSTITUTES, number, self.seed)
         for _ in range(1 + _TRIES):
+            rng = generator(CROPS, number, self.seed)  # anew: the broken picture must not have drawn from it
+            choose = functools.partial(random_part, scale=self.crop_scale, rng=rng)
             try:
-                return read_picture(self.images[chosen]), faults
+                return read_part_of_picture(self.images[chosen], choose, self.size), rng, faults
             except UserError as error:
                 faults.append(Fault(number, self.images[chosen], str(error)))
-            chosen = int(rng.integers(count))
+            chosen = int(substitutes.integers(count))
         others = len({fault.path for fault in faults}) - 1
         raise UserError(faults[0].reason + (f"; nor is any of {others} others that were tried instead" * (others > 0)))
 
@@ -106,10 +116,17 @@ class ValidationPairs(Dataset[Pair]):
         return self.count
 
     def __getitem__(self, index: int) -> Pair:
+        return as_floats(self._read(index))
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[RawPair, list[Fault]]]:
+        """What a DataLoader asks for instead. No fault is ever among it: a broken picture stops the run."""
+        return [(self._read(index), []) for index in indices]
+
+    def _read(self, index: int) -> RawPair:
         image_path, mask_path = self.paths(index)
         image = centre_crop(read_picture(image_path), self.size, self.size)
-        mask, _ = read_mask(mask_path, self.hole)
-        return to_tensors(image, not_all_hole(fit_mask(mask, self.size), mask_path, self.hole))
+        mask = fit_mask(read_mask_alone(mask_path, self.hole), self.size)
+        return to_tensors(np.array(image), not_all_hole(mask, mask_path, self.hole))
 
     def paths(self, index: int) -> tuple[str, Path]:
         """The files of the image and of the mask of a pair."""
@@ -120,10 +137,25 @@ class ValidationPairs(Dataset[Pair]):
         return image, self.masks[shuffled(position, len(self.masks), (VALIDATION_MASKS, turn))]
 
 
-def to_tensors(image: Image.Image, mask: np.ndarray) -> Pair:
-    """An RGB image and a mask (H,W) of 0 and 1 in the project's form: see Pair."""
-    pixels = np.divide(np.asarray(image).transpose(2, 0, 1), 255, dtype=np.float32, order="C")  # (3,H,W)
-    return torch.from_numpy(pixels), torch.from_numpy(mask).float().unsqueeze(0)
+def resized(image: np.ndarray, size: int) -> np.ndarray:
+    """An image, uint8 (H,W,3), at size×size px: bicubic, with a wider kernel where it shrinks, as Pillow's."""
+    # Colours side by side, and torch's own strides for the batch of one: so it takes its fast way.
+    batch = torch.from_numpy(image).unsqueeze(0).permute(0, 3, 1, 2)
+    batch = interpolate(batch, (size, size), mode="bicubic", antialias=True)
+    return batch.permute(0, 2, 3, 1)[0].numpy()
+
+
+def to_tensors(image: np.ndarray, mask: np.ndarray) -> RawPair:
+    """An RGB image, uint8 (H,W,3), and a mask (H,W) of 0 and 1 as a DataLoader gets them."""
+    return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask).unsqueeze(0)
+
+
+def as_floats(pair: RawPair, device: torch.device | str = "cpu") -> Pair:
+    """A pair, or a batch of them, on a device: float32, contiguous, the image in [0,1]."""
+    image, mask = (tensor.to(device, non_blocking=True) for tensor in pair)
+    image = image.to(torch.float32, memory_format=torch.contiguous_format)
+    # By a tensor of the device: on a GPU torch would multiply by a rounded 1/255 instead of dividing by a number.
+    return image.div_(torch.full((), 255.0, device=device)), mask.to(torch.float32)
 
 
 class StepBatches:
@@ -151,10 +183,18 @@ class StepBatches:
 
 
 class Batches(DataLoader[Pair]):
-    """A DataLoader that passes on a worker's UserError as the one line that it is, and tells of broken pictures."""
+    """A DataLoader whose batches come as floats on a device. It tells of broken pictures, and passes on a worker's
+    UserError as the one line that it is."""
 
-    def __init__(self, *arguments: Any, tell: Callable[[Fault], object] | None = None, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(
+        self,
+        dataset: Dataset[Pair],
+        device: torch.device | str = "cpu",
+        tell: Callable[[Fault], object] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(dataset, collate_fn=_collate, **options)
+        self.device = device
         self.tell = tell
 
     def __iter__(self) -> Iterator[Pair]:  # type: ignore[override]
@@ -163,7 +203,7 @@ class Batches(DataLoader[Pair]):
                 if self.tell:
                     for fault in faults:
                         self.tell(fault)
-                yield image, mask
+                yield as_floats((image, mask), self.device)
             return
         except UserError as error:
             message = message_of(error)
@@ -198,22 +238,25 @@ def training_batches(
     tell: Callable[[Fault], object] | None = None,
     process: int = 0,
     count: int = 1,
+    device: torch.device | str = "cpu",
 ) -> Batches:
-    """The batches of steps first_step … last_step − 1: image (B,3,H,W) and mask (B,1,H,W).
+    """The batches of steps first_step … last_step − 1 on the device: image (B,3,H,W) and mask (B,1,H,W), float32.
 
     Of `count` processes each gets its share of every batch: see StepBatches.
     tell: is called with each broken picture of a batch, in this process, before the batch comes.
     """
     size, parts = config.train.batch_size, config.train.accumulate
     batches = StepBatches(first_step, last_step, size, parts, process, count)
-    return Batches(samples, batch_sampler=batches, collate_fn=_collate, tell=tell, **_loading(config))
+    return Batches(samples, device, tell, batch_sampler=batches, **_loading(config))
 
 
-def validation_batches(pairs: ValidationPairs, config: Config, process: int = 0, count: int = 1) -> Batches:
-    """All validation pairs in order, in batches as large as a part of a training step's; of several processes each
-    gets every count-th pair. The loader's sampler holds their numbers."""
+def validation_batches(
+    pairs: ValidationPairs, config: Config, process: int = 0, count: int = 1, device: torch.device | str = "cpu"
+) -> Batches:
+    """All validation pairs in order, in batches as large as a part of a training step's, on the device; of several
+    processes each gets every count-th pair. The loader's sampler holds their numbers."""
     size = config.train.batch_size // (config.train.accumulate * count)
-    return Batches(pairs, batch_size=size, sampler=range(process, len(pairs), count), **_loading(config))
+    return Batches(pairs, device, batch_size=size, sampler=range(process, len(pairs), count), **_loading(config))
 
 
 def _loading(config: Config) -> dict[str, Any]:
@@ -226,10 +269,11 @@ def _loading(config: Config) -> dict[str, Any]:
     }
 
 
-def _collate(drawn: Sequence[tuple[Pair, list[Fault]]]) -> tuple[Any, ...]:
+def _collate(drawn: Sequence[tuple[RawPair, list[Fault]]]) -> tuple[Any, ...]:
     """A batch of images, one of masks, and then whatever faults were met."""
-    image, mask = default_collate([pair for pair, _ in drawn])
-    return (image, mask, *(fault for _, faults in drawn for fault in faults))
+    # Images are stacked as their bytes lie: default_collate would reorder them.
+    pixels, mask = default_collate([(image.permute(1, 2, 0), mask) for (image, mask), _ in drawn])
+    return (pixels.permute(0, 3, 1, 2), mask, *(fault for _, faults in drawn for fault in faults))
 
 
 @contextlib.contextmanager

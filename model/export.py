@@ -75,7 +75,8 @@ def to_program(net: PConvUNet) -> ExportedProgram:
     except ImportError as error:  # torch is too old; sizes named as `Dim`s would rule out the small ones
         raise _missing(error) from None
 
-    inpainter = Inpainter(copy.deepcopy(net)).cpu().float().eval().requires_grad_(False)
+    folded = copy.deepcopy(net).cpu().float().folded().to(memory_format=torch.contiguous_format)
+    inpainter = Inpainter(folded).eval()
     n, h, w = (ShapeVar(name, min=1) for name in ("batch", "height", "width"))
     sizes = ParamsSpec({"image": TensorSpec([n, 3, h, w]), "mask": TensorSpec([n, 1, h, w])})
     example = torch.zeros(2, 3, 5, 7), torch.ones(2, 1, 5, 7)

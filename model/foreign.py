@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from model.layer import PartialConv2d
+from model.layer import UpPartialConv2d
 from model.network import Block, PConvUNet, architecture_of
 from model.vgg import IMAGENET_MEAN, IMAGENET_STD
 
@@ -74,18 +74,14 @@ PROJECTS = (
 )
 
 
-class RatioTwiceConv2d(PartialConv2d):
+class RatioTwiceConv2d(UpPartialConv2d):
     """The partial convolution with its result, bias included, multiplied by sum(1)/sum(M) once more."""
 
-    def forward(  # type: ignore[override]
-        self, x: Tensor | Sequence[Tensor], mask: Tensor | Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Arguments, results and errors as of PartialConv2d."""
-        y, updated_mask = super().forward(x, mask)
-        parts = [x] if isinstance(x, Tensor) else x
-        masks = [mask] if isinstance(mask, Tensor) else mask
-        ratio, _ = self._update(parts, masks)
-        return (y * ratio).to(y.dtype), updated_mask
+    def scaled(self, y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """As of UpPartialConv2d."""
+        ratio, _ = self.ratio(valid)
+        y, updated_mask = super().scaled(y, valid)
+        return y.mul_(ratio), updated_mask
 
 
 class ForeignUNet(PConvUNet):
@@ -104,7 +100,7 @@ class ForeignUNet(PConvUNet):
         self.register_buffer("std", torch.ones(1, 3, 1, 1))
         self.register_buffer("ratio_twice", torch.tensor(ratio_twice))
         if ratio_twice:
-            self.decoder[-1].conv = RatioTwiceConv2d(base_channels + 3, 3, 3, padding=1)
+            self.decoder[-1].conv = RatioTwiceConv2d(base_channels, 3, 3)
         for block in [*self.encoder, *self.decoder]:
             if isinstance(block, Block) and block.bn is not None and not batch_norm:
                 block.bn = None
@@ -148,8 +144,7 @@ def _convert(theirs: dict[str, Tensor], project: Project) -> dict[str, Tensor]:
     first = theirs.get(first_key)
     if first is None or first.ndim != 4:
         raise ValueError(f"{first_key} is missing or of another shape")
-    with torch.device("meta"):  # keys and shapes alone
-        wanted = ForeignUNet(depth, first.shape[0], project.norm is not None, project.ratio_twice).state_dict()
+    wanted = ForeignUNet(depth, first.shape[0], project.norm is not None, project.ratio_twice).state_dict()
 
     mean, std = (torch.tensor(values).float().view(1, 3, 1, 1) for values in (project.mean, project.std))
     ours = {"mean": mean, "std": std, "ratio_twice": torch.tensor(project.ratio_twice)}
@@ -160,7 +155,7 @@ def _convert(theirs: dict[str, Tensor], project: Project) -> dict[str, Tensor]:
         tensor = theirs.pop(their_key, None)
         no_bias = project.one_bias and (part, name) == ("conv", "bias") and (side, level) != ("decoder", 1)
         if tensor is None and (no_bias or name == "num_batches_tracked"):  # the latter is younger than some files
-            tensor = torch.zeros_like(wanted[key], device="cpu")
+            tensor = torch.zeros_like(wanted[key])
         if tensor is None:
             raise ValueError(f"{their_key} is missing")
         if tensor.shape != wanted[key].shape:

@@ -1,4 +1,4 @@
-"""The partial convolution: Eq. 1 and 2 of the paper."""
+"""The partial convolution: Eq. 1 and 2 of the paper, and the form of it that the decoder uses."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from model.fixed import FixedConvolution
+
+# Pixels of a batch's small maps from which the transposed convolution of UpPartialConv2d is faster in training: for
+# fewer, to make its kernel at every step costs more than it saves. Measured on a CPU with batches of 1, 4 and 8.
+_WORTHWHILE = 256
+
+# What each of the 3×3 weights adds to the 4×4 of upsampling_kernel: itself, turned, in four places. (16,9)
+_SPREAD = F.avg_pool2d(torch.eye(9).view(9, 1, 3, 3).flip(2, 3), 2, 1, padding=1, divisor_override=1).flatten(1).t()
 
 
 class PartialConv2d(nn.Conv2d):
@@ -31,6 +40,7 @@ class PartialConv2d(nn.Conv2d):
         bias: bool = True,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, bias=bias)
+        self.fixed: FixedConvolution | None = None
 
     def forward(  # type: ignore[override]
         self, x: Tensor | Sequence[Tensor], mask: Tensor | Sequence[Tensor]
@@ -49,31 +59,52 @@ class PartialConv2d(nn.Conv2d):
         self._check(parts, masks)
         # masked_fill rather than a product: 0 · NaN would be NaN.
         masked = [part.masked_fill(m == 0, 0) for part, m in zip(parts, masks, strict=True)]
-        ratio, updated_mask = self._update(parts, masks)
-        y = F.conv2d(torch.cat(masked, 1), self.weight, None, self.stride, self.padding, self.dilation)
-        scaled = y * ratio  # in float32 where y is a half type: the ratio may be beyond float16
+        # A one-channel mask stands for as many copies as its features have channels.
+        counts = [
+            counted(m).sum(1, keepdim=True) * (part.shape[1] // m.shape[1])
+            for part, m in zip(parts, masks, strict=True)
+        ]
+        return self.of_masked(torch.cat(masked, 1), torch.stack(counts).sum(0))
+
+    def of_masked(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward` for X ⊙ M, features (N,C,H,W) that are 0 already where their mask is.
+
+        valid: how many channels are valid at each pixel, (N,1,H,W), at least float32.
+        """
+        if self.fixed is not None:
+            y = self.fixed(x)
+        else:
+            y = F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation)
+        return self.scaled(y, valid)
+
+    def fix(self, scale: Tensor) -> None:
+        """Multiply the weight by a number for each output channel, (C',), and make it a constant, not to be trained or
+        saved any more: `of_masked` is faster then."""
+        weight = self.weight.detach() * scale.view(-1, 1, 1, 1)
+        assert not isinstance(self.padding, str)  # as nn.Conv2d would allow
+        self.fixed = FixedConvolution(weight, self.stride, self.padding, self.dilation)
+        self.register_parameter("weight", None)
+
+    def scaled(self, y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """What Eq. 1 and 2 make of y = Wᵀ(X ⊙ M), which is overwritten. valid: as of of_masked."""
+        ratio, updated_mask = self.ratio(valid)
+        y = y.mul_(ratio)  # computed in float32 where y is a half type: the ratio may be beyond float16
         if self.bias is not None:
-            scaled = scaled + self.bias.view(1, -1, 1, 1) * updated_mask
-        return scaled.to(y.dtype), updated_mask
+            y = y.addcmul_(self.bias.view(1, -1, 1, 1).to(y), updated_mask.to(y))
+        return y, updated_mask
 
     @torch.no_grad()
-    def _update(self, parts: Sequence[Tensor], masks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """(sum(1)/sum(M) or 0, m'), both (N,1,H',W').
+    def ratio(self, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """(sum(1)/sum(M) or 0, m'), both (N,1,H',W'); valid: as of of_masked.
 
-        At least float32 and never autocast: float16 and bfloat16 can't count to 9·1024.
+        sum(M) is the same for all features, so a window of ones over one channel is enough. Never autocast: float16
+        and bfloat16 can't count to 9·1024.
         """
-        with torch.autocast(parts[0].device.type, enabled=False):
-            dtype = torch.promote_types(parts[0].dtype, torch.float32)
-            # A one-channel mask stands for as many copies as its features have channels.
-            counts = [
-                m.to(dtype).sum(1, keepdim=True) * (part.shape[1] // m.shape[1])
-                for part, m in zip(parts, masks, strict=True)
-            ]
-            valid = torch.stack(counts).sum(0)  # (N,1,H,W): valid channels at each pixel
+        with torch.autocast(valid.device.type, enabled=False):
             window = valid.new_ones(1, 1, *self.kernel_size)
             sum_m = F.conv2d(valid, window, None, self.stride, self.padding, self.dilation)
             sum_1 = self.in_channels * window.numel()
-            updated_mask = (sum_m > 0).to(dtype)
+            updated_mask = (sum_m > 0).to(valid.dtype)
             return updated_mask * sum_1 / sum_m.clamp(min=1), updated_mask
 
     def _check(self, parts: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
@@ -90,3 +121,73 @@ class PartialConv2d(nn.Conv2d):
         channels = sum(part.shape[1] for part in parts)
         if channels != self.in_channels:
             raise ValueError(f"x must have {self.in_channels} channels in all, got {channels}")
+
+
+class UpPartialConv2d(PartialConv2d):
+    """The decoder's layer: a 3×3 partial convolution of features upsampled ×2 and features of that size.
+
+    Parameters, arguments and results are those of PartialConv2d. `of_upsampled` computes the same from the small map.
+    """
+
+    def __init__(self, up_channels: int, skip_channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__(up_channels + skip_channels, out_channels, 3, padding=1, bias=bias)
+        self.part_channels = [up_channels, skip_channels]
+        self.fixed_parts: nn.ModuleList | None = None
+
+    def of_upsampled(self, x: Tensor, mask: Tensor, skip: Tensor, skip_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """forward([upsample(x), skip], [upsample(mask), skip_mask]) of features that are 0 where their masks are.
+
+        x: (N,C,H,W), mask: (N,1,H,W), float32 at least. skip and skip_mask: likewise, of 2H×2W.
+
+        Wᵀ is linear: Wᵀ[up(X), S] = W_upᵀ up(X) + W_skipᵀ S. So the concat need not be made, and the first term has a
+        faster form, upsampling_kernel. sum(M) is still a box filter of one channel.
+        """
+        valid = upsample(mask) * x.shape[1] + skip_mask * skip.shape[1]
+        if self.fixed_parts is not None:
+            of_x, of_skip = self.fixed_parts
+            return self.scaled(of_x(x).add_(of_skip(skip)), valid)
+        pixels = x.shape[0] * x.shape[2] * x.shape[3]
+        if pixels < _WORTHWHILE:
+            return self.of_masked(torch.cat([upsample(x), skip], 1), valid)
+        up_weight, skip_weight = self.weight.split(self.part_channels, 1)
+        y = F.conv_transpose2d(x, upsampling_kernel(up_weight), stride=2, padding=1)
+        y += F.conv2d(skip, skip_weight, padding=1)
+        return self.scaled(y, valid)
+
+    def fix(self, scale: Tensor) -> None:
+        """As of PartialConv2d, for `of_upsampled` alone."""
+        weight = self.weight.detach() * scale.view(-1, 1, 1, 1)
+        up_weight, skip_weight = weight.split(self.part_channels, 1)
+        self.fixed_parts = nn.ModuleList(
+            [
+                FixedConvolution(upsampling_kernel(up_weight), stride=(2, 2), transposed=True),
+                FixedConvolution(skip_weight),
+            ]
+        )
+        self.register_parameter("weight", None)
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Nearest-neighbour ×2, of features and masks."""
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def upsampling_kernel(weight: Tensor) -> Tensor:
+    """K (C,C',4,4) with conv_transpose2d(x, K, stride=2, padding=1) = conv2d(upsample(x), weight, padding=1).
+
+    weight: (C',C,3,3). Of the 36 products that 2×2 pixels of the result cost for each pair of channels, 16 are left.
+
+    Upsampling spreads each pixel of x over 2×2 pixels, and a pixel of those adds the turned weight around it to the
+    result. So a pixel of x adds K, the sum of the turned weight at its four places, and the next one the same two
+    pixels further: that is a transposed convolution of stride 2.
+    """
+    c_out, c_in = weight.shape[:2]
+    taps = weight.permute(1, 2, 3, 0).reshape(c_in, 9, c_out).contiguous()
+    with torch.autocast(weight.device.type, enabled=False):
+        k = _SPREAD.to(weight) @ taps  # (C,16,C')
+    return k.view(c_in, 4, 4, c_out).permute(0, 3, 1, 2)  # in memory it is channels-last, as the convolution wants it
+
+
+def counted(mask: Tensor) -> Tensor:
+    """A mask in a type that it can be counted in: float32, or float64 if it is that."""
+    return mask.to(torch.promote_types(mask.dtype, torch.float32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.layer import PartialConv2d
+from model.layer import PartialConv2d, UpPartialConv2d, counted
 
 # The encoder's first kernels; every other kernel of the network is 3×3.
 ENCODER_KERNELS = (7, 5, 5)
@@ -22,28 +23,45 @@ def encoder_channels(depth: int, base_channels: int) -> list[int]:
 
 
 class Block(nn.Module):
-    """Partial convolution, batch norm, nonlinearity: one row of the paper's table."""
+    """Partial convolution, batch norm, nonlinearity: one row of the paper's table.
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, stride: int, batch_norm: bool, slope: float | None
-    ) -> None:
+    Features go in and come out as X ⊙ M of Eq. 1, 0 where their mask is: so each is masked once, though two layers
+    take it.
+    """
+
+    def __init__(self, conv: PartialConv2d, batch_norm: bool, slope: float | None) -> None:
         super().__init__()
-        # A bias only where no batch norm follows, which would take it away again.
-        self.conv = PartialConv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=not batch_norm)
-        self.bn = nn.BatchNorm2d(out_channels) if batch_norm else None
+        self.conv = conv
+        self.bn = nn.BatchNorm2d(conv.out_channels) if batch_norm else None
         self.slope = slope  # of LeakyReLU; 0 is ReLU, None no nonlinearity
         # He initialisation; a slope of 1 is its gain for a layer without nonlinearity.
-        nn.init.kaiming_normal_(self.conv.weight, a=1 if slope is None else slope)
-        if self.conv.bias is not None:
-            nn.init.zeros_(self.conv.bias)
+        nn.init.kaiming_normal_(conv.weight, a=1 if slope is None else slope)
+        if conv.bias is not None:
+            nn.init.zeros_(conv.bias)
 
-    def forward(self, x: Tensor | list[Tensor], mask: Tensor | list[Tensor]) -> tuple[Tensor, Tensor]:
-        y, updated_mask = self.conv(x, mask)
+    def _finished(self, y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The rest of the row for what the convolution gave."""
         if self.bn is not None:
-            y = self.bn(y)
-        if self.slope is not None:
-            y = F.leaky_relu(y, self.slope) if self.slope > 0 else F.relu(y)
-        return y, updated_mask
+            y = self.bn(y).mul_(mask)  # without batch norm y is 0 there as it is
+        if self.slope is not None:  # both take 0 to 0
+            y = F.leaky_relu_(y, self.slope) if self.slope > 0 else F.relu_(y)
+        return y, mask
+
+
+class EncoderBlock(Block):
+    """A row that halves height and width."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return self._finished(*self.conv.of_masked(x, mask * x.shape[1]))
+
+
+class DecoderBlock(Block):
+    """A row that doubles them, and joins what the encoder had at that size."""
+
+    conv: UpPartialConv2d
+
+    def forward(self, x: Tensor, mask: Tensor, skip: Tensor, skip_mask: Tensor) -> tuple[Tensor, Tensor]:
+        return self._finished(*self.conv.of_upsampled(x, mask, skip, skip_mask))
 
 
 class PConvUNet(nn.Module):
@@ -63,11 +81,21 @@ class PConvUNet(nn.Module):
         self.base_channels = base_channels
         widths = [3, *encoder_channels(depth, base_channels)]  # of the image, PConv1, PConv2, …
         kernels = [*ENCODER_KERNELS, *[3] * depth][:depth]
+        # The first level of the encoder and the last of the decoder have no batch norm, so a bias instead.
         self.encoder = nn.ModuleList(
-            Block(widths[i], widths[i + 1], kernels[i], stride=2, batch_norm=i > 0, slope=0.0) for i in range(depth)
+            EncoderBlock(
+                PartialConv2d(widths[i], widths[i + 1], kernels[i], stride=2, padding=kernels[i] // 2, bias=i == 0),
+                batch_norm=i > 0,
+                slope=0.0,
+            )
+            for i in range(depth)
         )
         self.decoder = nn.ModuleList(
-            Block(widths[i + 1] + widths[i], widths[i], 3, stride=1, batch_norm=i > 0, slope=LEAK if i > 0 else None)
+            DecoderBlock(
+                UpPartialConv2d(widths[i + 1], widths[i], widths[i], bias=i == 0),
+                batch_norm=i > 0,
+                slope=LEAK if i > 0 else None,
+            )
             for i in reversed(range(depth))
         )
         self._encoder_batch_norm_frozen = False
@@ -79,15 +107,33 @@ class PConvUNet(nn.Module):
         ValueError unless height and width are multiples of 2**depth and the shapes fit.
         """
         self._check(image, mask)
-        x, m = image, mask
+        x, m = image.masked_fill(mask == 0, 0), counted(mask)  # a product would not do: 0 · NaN is NaN
         skips = []
         for block in self.encoder:
             skips.append((x, m))
             x, m = block(x, m)
         for block in self.decoder:
-            skip, skip_mask = skips.pop()
-            x, m = block([upsample(x), skip], [upsample(m), skip_mask])
+            x, m = block(x, m, *skips.pop())
         return x
+
+    @torch.no_grad()
+    def folded(self) -> PConvUNet:
+        """A copy for prediction alone: it computes the same to rounding, faster, and can't be trained or saved.
+
+        Batch norm, by its running statistics, is part of the convolutions there: of x' it makes s·x' + t, which is what
+        a partial convolution with the weights s·W and the bias t makes where sum(M) > 0; elsewhere nobody looks.
+        """
+        weights = {id(block.conv.weight): block.conv.weight for block in [*self.encoder, *self.decoder]}
+        net = copy.deepcopy(self, weights).eval()  # but for these: what becomes of them is a copy
+        for block in [*net.encoder, *net.decoder]:
+            conv, bn = block.conv, block.bn
+            scale = conv.weight.new_ones(conv.out_channels)
+            if bn is not None:
+                scale = bn.weight / torch.sqrt(bn.running_var + bn.eps)
+                conv.bias = nn.Parameter(bn.bias - scale * bn.running_mean)
+                block.bn = None
+            conv.fix(scale)
+        return net.requires_grad_(False)
 
     def encoder_batch_norms(self) -> Iterator[nn.BatchNorm2d]:
         """The batch norms that fine-tuning freezes."""
@@ -118,11 +164,6 @@ class PConvUNet(nn.Module):
                 f"height and width must be multiples of {2**self.depth} = 2**depth, got {h}×{w};"
                 " model.inpaint pads any size"
             )
-
-
-def upsample(x: Tensor) -> Tensor:
-    """Nearest-neighbour ×2, of features and masks."""
-    return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
 def architecture_of(state_dict: Mapping[str, Any]) -> dict[str, int]:

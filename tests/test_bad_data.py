@@ -1,7 +1,9 @@
 """Broken pictures and masks, data workers that are killed, and `main.py --check-data`."""
 
+import contextlib
 import os
 import re
+import resource
 import shutil
 import signal
 import struct
@@ -19,7 +21,7 @@ from PIL import Image
 import main as training
 from data.check import check_pictures
 from data.faults import BadFiles, Fault, read_picture
-from data.samples import reports_killed_workers, training_batches, training_samples
+from data.samples import as_floats, reports_killed_workers, training_batches, training_samples
 from tests.test_training import arguments, assert_same_weights, fails, records, run_main
 from utils.config import load_config
 from utils.errors import UserError
@@ -95,7 +97,8 @@ def test_a_broken_picture_is_replaced_and_nothing_else_changes(folder, images, k
     breaks(images / BROKEN)
     hit = []
     for number, (image, mask) in enumerate(whole):
-        (new_image, new_mask), faults = samples.draw(number)
+        pair, faults = samples.draw(number)
+        new_image, new_mask = as_floats(pair)
         assert torch.equal(new_mask, mask)
         assert torch.equal(new_image, image) == (not faults)
         if faults:
@@ -109,6 +112,8 @@ def test_a_broken_picture_is_replaced_and_nothing_else_changes(folder, images, k
 
 def test_the_substitute_is_a_function_of_seed_step_and_slot(folder, images):
     """Whoever draws it, and in whatever order; with another seed or number it is another one."""
+    for i in range(COUNT):
+        Image.new("RGB", (50, 40), (20 * i, 9, 255 - 20 * i)).save(images / f"{i:02}.png")
     for name in ("01.png", "07.png", "10.png"):
         (images / name).write_bytes(b"")
     stand_ins = {}
@@ -122,17 +127,15 @@ def test_the_substitute_is_a_function_of_seed_step_and_slot(folder, images):
             assert torch.equal(mask, drawn[number][0][1])
             assert faults == drawn[number][1]
             if faults:
-                picture, met = again._picture(number)
-                assert met == faults
-                stand_ins[seed, number] = picture.tobytes()
+                stand_ins[seed, number] = tuple(image[:, 0, 0].tolist())
         for workers in (1, 2):
             with_workers = config_of(folder, f"data.train={images}", f"run.seed={seed}", f"data.workers={workers}")
             told = []
             batches = list(training_batches(training_samples(with_workers), with_workers, 0, 2 * COUNT, told.append))
             assert told == [fault for _, faults in drawn.values() for fault in faults]
-            assert all(torch.equal(batches[n // 2][0][n % 2], drawn[n][0][0]) for n in drawn)
+            assert all(torch.equal(batches[n // 2][0][n % 2], as_floats(drawn[n][0])[0]) for n in drawn)
     assert len(stand_ins) == 2 * 4 * 3
-    whole = {noise(i).tobytes() for i in range(COUNT) if i not in (1, 7, 10)}
+    whole = {(20 * i, 9, 255 - 20 * i) for i in range(COUNT) if i not in (1, 7, 10)}
     assert set(stand_ins.values()) <= whole
     assert len(set(stand_ins.values())) > 5
 
@@ -210,6 +213,41 @@ def test_each_is_named_once_by_all_processes_together(tmp_path, capsys):
     ]
     assert lines[6:] == ["4\th.jpg\tno such file", ""]
     assert capsys.readouterr().err.count("warning: ") == 7
+
+
+@contextlib.contextmanager
+def largest_file(size):
+    """No file of this process can grow beyond so many bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_without_room_the_run_goes_on_and_still_counts(tmp_path, capsys):
+    bad_files = account(tmp_path, 100, share=0.03)
+    with largest_file(40):  # the first line and a half
+        for number in (0, 1, 1, 2):
+            bad_files.note(Fault(number, f"{number}.jpg", f"damaged image {number}.jpg"))
+        assert [bad_files.count(step) for step in range(5)] == [0, 1, 2, 3, 3]
+        bad_files.check(3)
+        bad_files.note(Fault(2, "3.jpg", "empty"))
+        with pytest.raises(UserError, match="^step 3: 4 of the 3 pictures"):
+            bad_files.check(3)
+    assert bad_files.path.read_text() == "1\t0.jpg\tdamaged image 0.jpg\n"
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: damaged image 0.jpg; another picture stands in for it",
+        f"warning: bad_files.txt can't be written, the run goes on: File too large: {bad_files.path}",
+        "warning: damaged image 1.jpg; another picture stands in for it",
+        "warning: damaged image 2.jpg; another picture stands in for it",
+        "warning: empty; another picture stands in for it",
+    ]
+    bad_files.note(Fault(3, "1.jpg", "again"))
+    bad_files.note(Fault(3, "4.jpg", "with room again"))
+    assert bad_files.path.read_text().splitlines()[1:] == ["4\t4.jpg\twith room again"]
+    assert bad_files.count(4) == 5
 
 
 def test_rewinding_drops_what_comes_again_and_what_was_cut_off(tmp_path):
@@ -328,11 +366,11 @@ class KillsItsWorker(torch.utils.data.Dataset):
     def __len__(self):
         return 4
 
-    def __getitem__(self, number):
-        if number == 2:
+    def __getitems__(self, numbers):
+        if numbers == [2]:
             time.sleep(self.wait)
             os.kill(os.getpid(), signal.SIGKILL)
-        return torch.zeros(1), torch.zeros(1)
+        return [((torch.zeros(3, 1, 1, dtype=torch.uint8), torch.zeros(1, 1, 1, dtype=torch.uint8)), [])]
 
 
 @pytest.mark.parametrize(("wait", "step"), [(0, 0), (0.3, 0), (0.3, 5)])  # while it hands over, is waited for, or works

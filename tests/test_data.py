@@ -20,10 +20,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.augment import augment_mask, centre_crop, fit_mask, random_crop
+from data.augment import augment_mask, centre_crop, fit_mask, random_part
 from data.listing import find_images
 from data.order import CROPS, generator, shuffled
-from data.samples import StepBatches, training_batches, training_samples, validation_batches, validation_pairs
+from data.samples import (
+    StepBatches,
+    as_floats,
+    resized,
+    training_batches,
+    training_samples,
+    validation_batches,
+    validation_pairs,
+)
 from utils.config import load_config
 from utils.errors import UserError, message_of
 from utils.masks import write_mask
@@ -277,6 +285,8 @@ def test_form_of_a_batch(world):
         assert image.dtype == mask.dtype == torch.float32
         assert 0 <= image.min() <= image.max() <= 1
         assert set(mask.unique().tolist()) <= {0.0, 1.0}
+        assert image.is_contiguous()
+        assert mask.is_contiguous()
     assert all(tensor.is_contiguous() for tensor in training_samples(config)[0])
 
 
@@ -398,6 +408,14 @@ def test_batches_do_not_depend_on_workers_nor_on_where_they_start(world, referen
     assert same(batches(config, 4, 6), reference[4:])
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_holds_its_samples_pixel_by_pixel(world, workers):
+    config = config_of(world, f"data.train={world / 'val'}", f"data.workers={workers}")  # images of noise
+    samples, pairs = training_samples(config), validation_pairs(config)
+    for batch, data in ((batches(config, 1, 2)[0], samples), (list(validation_batches(pairs, config))[1], pairs)):
+        assert same([batch], [[torch.stack(column) for column in zip(*(data[i] for i in (3, 4, 5)), strict=True)]])
+
+
 def test_batches_neither_read_nor_change_the_global_random_state(world, reference):
     def state():
         _, words, *rest = np.random.get_state()
@@ -429,6 +447,27 @@ def test_numbers_of_the_samples_of_a_step():
     assert list(StepBatches(2, 4, 3)) == [[6, 7, 8], [9, 10, 11]]
     assert len(StepBatches(2, 4, 3)) == 2
     assert list(StepBatches(5, 5, 3)) == []
+
+
+def test_levels_become_floats_as_by_a_division_of_float32():
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = torch.from_numpy(np.stack([levels, levels.T, 255 - levels])).unsqueeze(0)
+    floats, mask = as_floats((image, torch.tensor([[[[0, 1]]]], dtype=torch.uint8)))
+    assert floats.dtype == mask.dtype == torch.float32
+    assert np.array_equal(floats.numpy(), np.divide(image.numpy(), 255, dtype=np.float32))
+    assert mask.tolist() == [[[[0, 1]]]]
+
+
+def test_batches_come_on_the_device_that_is_asked_for(world):
+    config = config_of(world)
+    loaders = (
+        training_batches(training_samples(config), config, 0, 1, device="meta"),
+        validation_batches(validation_pairs(config), config, device="meta"),
+    )
+    for loader in loaders:
+        for image, mask in loader:
+            assert image.device.type == mask.device.type == "meta"
+            assert image.dtype == mask.dtype == torch.float32
 
 
 def test_other_seeds_steps_and_slots_give_other_samples(world, tmp_path):
@@ -568,9 +607,10 @@ def box_of(crop):
 
 
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (400, 400)])
-def test_a_random_crop_has_the_share_and_the_shape_that_it_should(width, height):
-    image, scale = ramp(width, height), (0.2, 0.5)
-    boxes = [box_of(random_crop(image, 64, scale, generator(CROPS, i, 0))) for i in range(200)]
+def test_a_sample_shows_the_share_and_the_shape_that_it_should(world, tmp_path, width, height):
+    ramp(width, height).save(tmp_path / "a.png")
+    samples = training_samples(config_of(world, f"data.train={tmp_path}", "data.crop_scale=[0.2, 0.5]"))
+    boxes = [box_of(samples[i][0].permute(1, 2, 0) * 255) for i in range(200)]
     left, top, right, bottom = np.array(boxes).T
     mirrored = left > right
     left, right = np.minimum(left, right), np.maximum(left, right)
@@ -586,18 +626,37 @@ def test_a_random_crop_has_the_share_and_the_shape_that_it_should(width, height)
     assert 70 < mirrored.sum() < 130
 
 
-def test_a_crop_is_not_squeezed_where_its_shape_does_not_fit():
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_sample_of_a_large_turned_jpeg_shows_what_one_of_the_upright_picture_shows(world, tmp_path, orientation):
+    """The JPEG is decoded at a quarter or an eighth, the PNG whole: the parts are the same to half a pixel of that."""
+    upright = ramp(500, 370)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    upright.save(tmp_path / "a/x.png")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # numbers of Pillow's transpositions
+    stored = upright.transpose(Image.Transpose(undo[orientation])) if orientation > 1 else upright
+    stored.save(tmp_path / "b/x.jpg", exif=exif, quality=95)
+    pairs = [training_samples(config_of(world, f"data.train={tmp_path / name}")) for name in "ab"]
+    for number in range(20):
+        (whole, mask), (coarse, same_mask) = (samples[number] for samples in pairs)
+        assert torch.equal(mask, same_mask)
+        assert (whole - coarse).abs().max() < 0.02
+
+
+def test_a_part_is_not_squeezed_where_its_shape_does_not_fit():
     for width, height in ((1000, 200), (200, 1000)):
         for i in range(50):
-            left, top, right, bottom = box_of(random_crop(ramp(width, height), 64, (1, 1), generator(CROPS, i, 0)))
-            assert 0.72 < abs(right - left) * width / ((bottom - top) * height) < 1.39
+            left, top, right, bottom = random_part(width, height, (1, 1), generator(CROPS, i, 0))
+            assert 0.74 < (right - left) / (bottom - top) < 1.34
 
 
-def test_small_crops_can_be_of_any_place():
+def test_small_parts_can_be_of_any_place():
     places = Counter()
     for i in range(400):
-        left, top, right, bottom = box_of(random_crop(ramp(300, 300), 16, (0.01, 0.02), generator(CROPS, i, 0)))
-        places[int((left + right) * 1.5), int((top + bottom) * 1.5)] += 1
+        left, top, right, bottom = random_part(300, 300, (0.01, 0.02), generator(CROPS, i, 0))
+        places[(left + right) // 200, (top + bottom) // 200] += 1
     assert len(places) == 9
     assert min(places.values()) > 20
 
@@ -609,11 +668,23 @@ def test_small_crops_can_be_of_any_place():
     scale=st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)).map(sorted).map(tuple),
     seed=st.integers(0, 10**6),
 )
-def test_a_crop_lies_within_any_image(width, height, scale, seed):
-    image = Image.new("RGB", (width, height), (10, 20, 30))
-    crop = random_crop(image, 8, scale, generator(CROPS, 0, seed))  # Pillow refuses a box that reaches outside
-    assert crop.size == (8, 8)
-    assert crop.getextrema() == ((10, 10), (20, 20), (30, 30))
+def test_a_part_lies_within_any_image(width, height, scale, seed):
+    left, top, right, bottom = random_part(width, height, scale, generator(CROPS, 0, seed))
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+
+
+@settings(max_examples=200, deadline=None)
+@given(height=st.integers(8, 90), width=st.integers(8, 90), size=st.sampled_from([16, 64]))
+def test_resized_as_pillow_resizes(height, width, size):
+    pixels = noise(height, width, height) // 2 + 64  # so that nothing overshoots and is cut off
+    wanted = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)).astype(int)
+    result = resized(pixels, size)
+    assert result.shape == (size, size, 3)
+    assert result.dtype == np.uint8
+    assert abs(result - wanted).max() <= 3  # of rounding in between
+    assert abs(result - wanted).mean() < 0.4
+    assert np.array_equal(resized(np.full_like(pixels, 201), size), np.full((size, size, 3), 201))
 
 
 def test_centre_crop_is_the_largest_square_in_the_middle():

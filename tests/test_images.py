@@ -1,6 +1,7 @@
 """Image files: what is read, kept and written, for every kind of file that people have."""
 
 import io
+import re
 import struct
 import zlib
 
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
 from utils.errors import UserError
-from utils.images import exif_orientation, is_image_name, list_images, open_image, to_8_bit, to_rgb, upright
-from utils.masks import read_mask
+from utils.images import exif_orientation, is_image_name, list_images, open_image, read_part, to_8_bit, to_rgb, upright
+from utils.masks import read_mask, read_mask_alone
 from utils.photo import Photo, check_keeps, read_photo, write_photo
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -168,6 +169,153 @@ def test_any_kind_becomes_rgb(image, expected):
     rgb = to_rgb(image)
     assert rgb.mode == "RGB"
     assert np.asarray(rgb).tolist() == [expected]
+
+
+# --- a part of an image ------------------------------------------------------------------------------------------
+
+WHOLE = 10**6  # a size that no part has: nothing is decoded coarsely
+
+
+def gradient(width, height, mode="RGB"):
+    """An image whose colours change slowly: it looks the same at any scale."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([x, y, (x + y) / 2], 2).astype(np.uint8)).convert(mode)
+
+
+def stored_as(kind, mode, orientation, path):
+    image = gradient(70, 50).quantize(64) if mode == "P" else gradient(70, 50, mode)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(gradient(70, 50, "L")).astype(np.uint16) * 257)
+    options = {"compression": "tiff_lzw"} if kind == "TIFF" else {}
+    return saved(image, path, format=kind, exif=exif(orientation), **options)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        *(("JPEG", mode) for mode in ("RGB", "L", "CMYK")),
+        *(("PNG", mode) for mode in ("RGB", "L", "P", "1", "RGBA", "LA", "I;16")),
+        *(("TIFF", mode) for mode in ("RGB", "CMYK")),
+        ("WEBP", "RGBA"),
+    ],
+)
+def test_a_part_is_what_it_is_of_the_whole_image(tmp_path, kind, mode, orientation):
+    path = stored_as(kind, mode, orientation, tmp_path / "a")
+    whole = to_rgb(open_image(path))
+    for box in ((3, 5, 20, 41), (0, 0, *whole.size), (whole.width - 1, whole.height - 1, *whole.size)):
+        asked = []
+        part = read_part(path, lambda *size: asked.append(size) or box, WHOLE)  # noqa: B023
+        assert asked == [whole.size]
+        assert part.dtype == np.uint8
+        assert np.array_equal(part, whole.crop(box))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [True, False])
+def test_a_large_part_of_a_jpeg_is_decoded_coarsely(tmp_path, mode, progressive, orientation):
+    options = {"quality": 95, "progressive": progressive, "exif": exif(orientation)}
+    path = saved(gradient(801, 603, mode), tmp_path / "a.jpg", **options)
+    whole = to_rgb(open_image(path))
+    box = (83, 64, 83 + 400, 64 + 480)
+    for size, divisor in ((400, 1), (201, 1), (200, 2), (101, 2), (100, 4), (51, 4), (50, 8), (1, 8)):
+        part = read_part(path, lambda *_: box, size)
+        assert part.shape == (480 // divisor, 400 // divisor, 3)
+        wanted = whole.resize((400 // divisor, 480 // divisor), Image.Resampling.BOX, box)
+        assert abs(part - np.asarray(wanted).astype(int)).max() < 8  # half a pixel of the coarse image is 3
+
+
+def test_rounding_costs_a_part_no_pixel(tmp_path):
+    path = saved(gradient(60, 60), tmp_path / "a.jpg")
+    for divisor in (2, 4, 8):
+        for left in range(16):
+            part = read_part(path, lambda *_: (left, 0, left + 5 * divisor, 5 * divisor), 5)  # noqa: B023
+            assert part.shape == (5, 5, 3)
+
+
+def test_a_png_is_never_decoded_coarsely(tmp_path):
+    path = saved(gradient(200, 100), tmp_path / "a.jpg", format="PNG")
+    assert read_part(path, lambda *size: (0, 0, *size), 5).shape == (100, 200, 3)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), width=st.integers(1, 150), height=st.integers(1, 150), orientation=st.integers(1, 8))
+def test_a_part_keeps_as_many_pixels_as_are_needed(tmp_path, data, width, height, orientation):
+    path = saved(gradient(width, height), tmp_path / "a.jpg", exif=exif(orientation))
+    box = ()
+
+    def choose(width, height):
+        nonlocal box
+        left, top = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+        box = left, top, data.draw(st.integers(left + 1, width)), data.draw(st.integers(top + 1, height))
+        return box
+
+    size = data.draw(st.integers(1, 40))
+    part = read_part(path, choose, size)
+    across, down = box[2] - box[0], box[3] - box[1]
+    assert part.shape[0] >= min(size, down)
+    assert part.shape[1] >= min(size, across)
+    assert part.shape[0] < down / 8 + 2 or min(part.shape[:2]) < 2 * size + 2
+
+
+def test_of_a_jpeg_with_further_pictures_the_first_is_read(tmp_path):
+    path = saved(gradient(400, 300), tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[gradient(40, 30)])
+    assert open_image(path).format == "MPO"
+    part = read_part(path, lambda *size: (0, 0, *size), 75)
+    wanted = np.asarray(gradient(400, 300).resize((100, 75), Image.Resampling.BOX)).astype(int)
+    assert part.shape == (75, 100, 3)
+    assert abs(part - wanted).max() < 6
+
+
+def lossless_jpeg(pixels):
+    """Grey (H,W) as a lossless JPEG: the differences to the pixel on the left (above it in the first column)."""
+
+    def segment(marker, content):
+        return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
+
+    values = pixels.astype(int)
+    before = np.roll(values, 1, 1)
+    before[1:, 0], before[0, 0] = values[:-1, 0], 128
+    bits = ""
+    for difference in (values - before).ravel().tolist():
+        length = abs(difference).bit_length()
+        number = difference if difference > 0 else difference + (1 << length) - 1
+        bits += f"{length:04b}" + (f"{number:0{length}b}" if length else "")
+    bits += "1" * (-len(bits) % 8)
+    head = segment(0xC3, struct.pack(">BHHB", 8, *pixels.shape, 1) + b"\x01\x11\0")
+    codes = segment(0xC4, bytes([0, 0, 0, 0, 9, *[0] * 12]) + bytes(range(9)))  # nine lengths, four bits for each
+    scan = segment(0xDA, b"\x01\x01\0\x01\0\0")
+    data = bytes(int(bits[i : i + 8], 2) for i in range(0, len(bits), 8)).replace(b"\xff", b"\xff\0")
+    return b"\xff\xd8" + head + codes + scan + data + b"\xff\xd9"
+
+
+def test_a_lossless_jpeg_is_read_whole(tmp_path):
+    """It has no coarser form. Pillow would try, and write beyond its memory."""
+    pixels = np.asarray(gradient(90, 60, "L"))
+    (tmp_path / "a.jpg").write_bytes(lossless_jpeg(pixels))
+    part = read_part(tmp_path / "a.jpg", lambda *size: (0, 0, *size), 5)
+    assert np.array_equal(part, np.stack([pixels] * 3, 2))
+
+
+@pytest.mark.parametrize("progressive", [True, False])
+def test_a_coarsely_decoded_jpeg_is_broken_where_the_whole_is(tmp_path, progressive):
+    image = Image.fromarray(noise(64, 72, 3))
+    data = saved(image, tmp_path / "whole.jpg", progressive=progressive).read_bytes()
+    path = tmp_path / "cut.jpg"
+    broken = 0
+    for length in [*range(1, len(data), 61), *range(len(data) - 20, len(data) + 1)]:
+        path.write_bytes(data[:length])
+        messages = []
+        for read in (open_image, lambda path: read_part(path, lambda *size: (0, 0, *size), 8)):
+            try:
+                read(path)
+                messages.append("")
+            except UserError as error:
+                messages.append(re.sub(r"\d+ bytes", "bytes", str(error)))
+        assert messages[0] == messages[1]
+        broken += bool(messages[0])
+    assert broken > len(data) // 61
 
 
 # --- a photograph as stored --------------------------------------------------------------------------------------
@@ -346,6 +494,20 @@ def test_what_cannot_be_written_is_said_in_one_line(tmp_path):
         write_photo(Photo(np.zeros((1, 20000, 3), np.uint8)), tmp_path / "a.webp")
 
 
+# --- masks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hole", ["black", "white"])
+def test_masks_are_cut_at_half(tmp_path, hole):
+    path = saved(Image.fromarray(np.array([[0, 31, 32, 127, 128, 223, 224, 255]], np.uint8)), tmp_path / "a.png")
+    white = [[0, 0, 0, 0, 1, 1, 1, 1]]
+    mask, between = read_mask(path, hole)
+    assert mask.dtype == np.uint8
+    assert mask.tolist() == (white if hole == "black" else (1 - np.array(white)).tolist())
+    assert np.array_equal(read_mask_alone(path, hole), mask)
+    assert between == 4 / 8
+
+
 # --- whatever a file holds, it is an image or a UserError --------------------------------------------------------
 
 
@@ -391,7 +553,12 @@ def test_any_file_is_an_image_or_a_user_error(tmp_path, data):
     path = tmp_path / "file"
     path.write_bytes(data)
     errors = []
-    for read in (read_photo, lambda path: to_rgb(open_image(path)), lambda path: read_mask(path, "black")):
+    for read in (
+        read_photo,
+        lambda path: to_rgb(open_image(path)),
+        lambda path: read_part(path, lambda *size: (0, 0, *size), 1),
+        lambda path: read_mask(path, "black"),
+    ):
         try:
             read(path)
         except UserError as error:

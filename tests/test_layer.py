@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from model import PartialConv2d
+from model.layer import counted
 from tests.textbook import textbook_partial_conv
 
 
@@ -185,13 +186,13 @@ def test_counting_is_exact_in_half_types_and_under_autocast():
     valid = F.avg_pool2d(mask, 3, stride=1, padding=1, divisor_override=1)
     expected = torch.where(valid > 0, 9 / valid.clamp(min=1), 0)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        ratio, updated = layer._update([x.to(dtype)], [mask.to(dtype)])
+        ratio, updated = layer.ratio(257 * counted(mask.to(dtype)))
         assert ratio.dtype == torch.float32
         assert torch.allclose(ratio, expected, rtol=1e-6)
         assert torch.equal(updated, (valid > 0).float())
     with torch.autocast("cpu", torch.bfloat16):
         y, _ = layer(x, mask)
-        assert torch.allclose(layer._update([x], [mask])[0], expected, rtol=1e-6)
+        assert torch.allclose(layer.ratio(257 * mask)[0], expected, rtol=1e-6)
     assert y.dtype == torch.bfloat16
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from PIL import Image
 import masks
 from data.holes import STYLES, draw_mask, spread_ratio
 from utils.masks import HOLE_BINS, count_holes, hole_bin, hole_ratio, inscribed_radius, read_mask, write_mask
+from utils.parallel import in_processes
 
 PROJECT = Path(__file__).resolve().parent.parent
 ALL_STYLES = (*STYLES, "mixed")
@@ -67,6 +69,20 @@ def test_the_inscribed_circle_ignores_the_edge_of_the_image():
     assert inscribed_radius(mask) == pytest.approx(4 / 10)
     assert inscribed_radius(np.ones((10, 10), np.uint8)) == 0
     assert inscribed_radius(np.zeros((10, 10), np.uint8)) == np.inf
+
+
+# --- mask files ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 13), (16, 20), (7, 8), (300, 257)])
+@pytest.mark.parametrize("valid", [np.uint8(1), np.uint8(2), np.bool_(True), np.float32(0.5)])
+def test_a_mask_file_holds_the_mask_in_one_bit_a_pixel(tmp_path, shape, valid):
+    mask = np.random.default_rng(0).random(shape) < 0.7
+    write_mask(tmp_path / "a.png", mask * valid)
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.mode == "1"
+        np.testing.assert_array_equal(np.asarray(image), mask)
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "a.png"), cv2.IMREAD_GRAYSCALE), mask * 255)
 
 
 # --- holes -----------------------------------------------------------------------------------------------------
@@ -150,6 +166,24 @@ def test_ratios_of_a_bin_are_never_on_its_edge():
             assert min(ratios) < low + 0.002
             assert max(ratios) > high - 0.002
     assert spread_ratio(3, 0.3, 0.3, 100) == pytest.approx(0.3, abs=2e-4)
+
+
+# --- processes -------------------------------------------------------------------------------------------------
+
+
+def pages_fetched(_job):
+    """How often the system had to hand out a page for a megabyte that this process just had and freed."""
+    import resource  # which Windows has not
+
+    np.ones(1 << 20, np.uint8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(1 << 20, np.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep memory by other rules")
+def test_processes_keep_the_memory_that_they_free():
+    assert max(in_processes(pages_fetched, range(4), 2, "jobs", "jobs")) < 128  # of 256 pages
 
 
 # --- masks.py --------------------------------------------------------------------------------------------------

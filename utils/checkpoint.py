@@ -10,6 +10,7 @@ import hashlib
 import os
 import pickle
 import struct
+import zipfile
 from pathlib import Path
 from typing import IO, Any
 
@@ -95,10 +96,11 @@ def save_weights(path: Path, state_dict: dict[str, Tensor]) -> None:
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors by name of a weights file or, of a checkpoint, those of its network. On the CPU.
 
+    They may be the bytes of the file itself, mapped into memory: copy those that shall outlive it.
     Also of files with pickled objects beside the tensors, which are passed over; no code of a file is run.
     UserError where the file is missing, damaged, or holds no tensors by name.
     """
-    tensors = _load(Path(path), pass_over_objects=True)
+    tensors = _load(Path(path), tensors_alone=True)
     for key in NETWORK_KEYS:
         if isinstance(tensors, dict) and isinstance(tensors.get(key), dict):
             tensors = tensors[key]
@@ -113,10 +115,11 @@ def _are_named_tensors(value: Any) -> bool:
     )
 
 
-def _load(path: Path, pass_over_objects: bool = False) -> Any:
+def _load(path: Path, tensors_alone: bool = False) -> Any:
     """Whatever a safetensors or torch file holds; tensors and plain values alone, no code is run.
 
-    A file with other objects is refused, or they become something inert.
+    tensors_alone: the file is mapped, so that only those tensors are read that are used; and other objects, with which
+    a file is refused else, become something inert.
     """
     if not path.is_file():
         raise UserError(f"no such file: {path}" if not path.is_dir() else f"a folder, where a file is needed: {path}")
@@ -126,9 +129,10 @@ def _load(path: Path, pass_over_objects: bool = False) -> Any:
         if not _is_as_written(path):
             raise UserError(f"damaged: {path} (its checksum is another)")
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            mapped = tensors_alone and zipfile.is_zipfile(path)  # torch can't map its older format
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError:  # torch's word for objects that it would have to make
-            if not pass_over_objects:
+            if not tensors_alone:
                 raise
             return load_tensors_only(path)
     except UserError:

@@ -141,6 +141,10 @@ class OptimConfig:
 class TrainConfig:
     batch_size: Annotated[int, within(1, 65536)]
     accumulate: Positive
+    amp: Literal["none", "bf16", "fp16"]
+    channels_last: bool
+    compile: bool
+    fused: bool
     ema_decay: Share
     initial_steps: Count
     finetune_steps: Count

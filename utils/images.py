@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,17 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 # Images that can be written: by the suffix of the name, Pillow's word for the kind, and its options.
 OUTPUT_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".png": ("PNG", {}),
+    ".png": ("PNG", {"compress_level": 3}),  # as small for photographs as 6, Pillow's own, in half the time
     ".webp": ("WEBP", {"lossless": True, "exact": True}),  # exact: colours stay where alpha is 0, too
     ".tif": ("TIFF", {"compression": "tiff_deflate"}),
     ".tiff": ("TIFF", {"compression": "tiff_deflate"}),
     ".jpg": ("JPEG", {"quality": 95}),
     ".jpeg": ("JPEG", {"quality": 95}),
 }
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom, px
+
+_JPEG_FORMATS = ("JPEG", "MPO")  # Pillow's words; MPO is a JPEG with further pictures behind it, as cameras write it
 
 # What undoes the turn of a camera, by EXIF orientation; 1 is upright.
 _TURNS = {
@@ -54,11 +60,64 @@ def open_image(path: str | Path) -> Image.Image:
     Pillow decodes late, so a truncated file would fail far from here: the pixels are read at once.
     UserError where the file is missing, no image, damaged, too large, or its pixels are floats without a known range.
     """
+    with _opened(path) as image:
+        image.load()
+    return image
+
+
+def read_part(path: str | Path, choose: Callable[[int, int], Box], size: int) -> np.ndarray:
+    """A part of an image file, upright, as 8-bit RGB: uint8 (H,W,3), to be resized to size×size px.
+
+    choose: is told the width and height of the upright image in px, and returns the part.
+    The result may have fewer pixels than the part, but on no side fewer than `size`: where the part is so large, a JPEG
+    is decoded at 1/2, 1/4 or 1/8. Its file is read to the end all the same. UserError as open_image.
+    """
+    with _opened(path) as image:
+        if image.format not in _JPEG_FORMATS:
+            image.load()  # before its size counts: Pillow turns a TIFF as it decodes it
+        orientation = exif_orientation(image)
+        extent = image.size if orientation < 5 else image.size[::-1]
+        part = _decoded_part(image, _stored_part(choose(*extent), orientation, *image.size), size)
+        image.load()
+    turn = _TURNS.get(orientation)
+    cut = image.crop(part)
+    return np.array(to_8_bit(cut if turn is None else cut.transpose(turn)).convert("RGB"))
+
+
+def _stored_part(part: Box, orientation: int, width: int, height: int) -> Box:
+    """Where a part of the upright image lies in the stored one, which has this width and height."""
+    left, top, right, bottom = part
+    if orientation >= 5:
+        left, top, right, bottom = top, left, bottom, right
+    if orientation in (2, 3, 7, 8):
+        left, right = width - right, width - left
+    if orientation in (3, 4, 6, 7):
+        top, bottom = height - bottom, height - top
+    return left, top, right, bottom
+
+
+def _decoded_part(image: Image.Image, part: Box, size: int) -> Box:
+    """Have a JPEG decoded as coarsely as its part and `size` allow. Returns where the part will lie then."""
+    shorter = min(part[2] - part[0], part[3] - part[1])
+    divisor = next((by for by in (8, 4, 2) if shorter >= by * size), 1)
+    # A JPEG without quantisation tables is a lossless one: it can't be decoded coarsely, and Pillow would try.
+    if divisor == 1 or image.format not in _JPEG_FORMATS or not getattr(image, "quantization", None):
+        return part
+    image.draft(None, (image.width // divisor, image.height // divisor))
+    left, top, right, bottom = ((edge + divisor // 2) // divisor for edge in part)
+    return left, top, right, bottom
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """An image file whose header is read. What goes wrong with it, here or inside, becomes the UserError that it is."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large images and of damaged EXIF; neither stops us
             with Image.open(path) as image:
-                image.load()
+                yield image
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
     except UnidentifiedImageError:
@@ -75,7 +134,6 @@ def open_image(path: str | Path) -> Image.Image:
         raise UserError(f"damaged image {path}: {reason}") from None
     if image.mode == "F":
         raise UserError(f"image {path} has floating-point pixels, whose range is unknown; save it with 8 or 16 bits")
-    return image
 
 
 def exif_orientation(image: Image.Image) -> int:

@@ -7,13 +7,13 @@ the hole; `read_mask` is the only place that knows which.
 from __future__ import annotations
 
 import math
+import struct
+import zlib
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import numpy as np
 
-from utils.errors import UserError
 from utils.images import open_image, to_8_bit, upright
 
 HoleColour = Literal["black", "white"]
@@ -64,6 +64,8 @@ def keeps_border(mask: np.ndarray) -> bool:
 
 def count_holes(mask: np.ndarray) -> int:
     """Number of connected holes of a mask (H,W), 0 = hole; pixels connect by corners too (8 neighbours)."""
+    import cv2  # here, as prediction does without
+
     return int(cv2.connectedComponents((mask == 0).astype(np.uint8), connectivity=8)[0]) - 1
 
 
@@ -73,6 +75,8 @@ def inscribed_radius(mask: np.ndarray) -> float:
     It is the distance from the deepest hole pixel to the nearest valid one, centre to centre. The outside of
     the image does not count as valid, so a hole at the edge may hold part of a circle. Infinite without a valid pixel.
     """
+    import cv2
+
     if not mask.any():
         return math.inf
     depth = cv2.distanceTransform((mask == 0).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
@@ -85,15 +89,41 @@ def read_mask(path: str | Path, hole: HoleColour) -> tuple[np.ndarray, float]:
     Returns the mask, uint8 (H,W), 1 = valid and 0 = hole, grey cut at half; and the share of pixels that
     were neither near black nor near white. UserError where the file can't be read.
     """
-    grey = np.asarray(to_8_bit(upright(open_image(path))).convert("L"))
+    grey = _read_grey(path)
     between = float(np.mean((grey >= _NOISE) & (grey <= 255 - _NOISE)))
-    white = (grey >= 128).astype(np.uint8)
-    return (white if hole == "black" else 1 - white), between
+    return _cut_at_half(grey, hole), between
+
+
+def read_mask_alone(path: str | Path, hole: HoleColour) -> np.ndarray:
+    """The mask as `read_mask` reads it, without the share, which takes a third of its time."""
+    return _cut_at_half(_read_grey(path), hole)
+
+
+def _read_grey(path: str | Path) -> np.ndarray:
+    return np.asarray(to_8_bit(upright(open_image(path))).convert("L"))
+
+
+def _cut_at_half(grey: np.ndarray, hole: HoleColour) -> np.ndarray:
+    return (grey > 127 if hole == "black" else grey <= 127).view(np.uint8)
 
 
 def write_mask(path: str | Path, mask: np.ndarray) -> None:
-    """Write a mask (H,W), nonzero = valid, as an 8-bit PNG: holes black, valid white."""
-    done, data = cv2.imencode(".png", np.where(mask, np.uint8(255), np.uint8(0)), [cv2.IMWRITE_PNG_BILEVEL, 1])
-    if not done:
-        raise UserError(f"could not encode a mask of shape {mask.shape} as PNG for {path}")
-    Path(path).write_bytes(data.tobytes())
+    """Write a mask (H,W), nonzero = valid, as a PNG of 1 bit a pixel: holes black, valid white.
+
+    The PNG is put together here, in less than half of cv2's time: rows are stored less the row above, mostly zeros
+    then, and zlib looks for runs alone.
+    """
+    height, width = mask.shape
+    bits = np.packbits(mask != 0, axis=1)
+    rows = np.full((height, 1 + bits.shape[1]), 2, np.uint8)  # each row begins with its filter, 2 = less the row above
+    rows[:, 1:] = np.diff(bits, axis=0, prepend=np.uint8(0))  # modulo 256
+    packer = zlib.compressobj(1, strategy=zlib.Z_RLE)
+    data = packer.compress(rows.tobytes()) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)  # 1 bit of grey
+    chunks = _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
+    Path(path).write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    """A part of a PNG file: length, kind, data, checksum."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -15,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from utils.errors import UserError
+from utils.memory import keep_freed_memory
 
 CHUNK = 16  # jobs that a process takes at a time
 AHEAD = 4  # chunks for each process that are handed out and not yet taken back: no more is held in memory
@@ -33,6 +34,7 @@ def in_processes(
     """
     from tqdm import tqdm
 
+    keep_freed_memory()
     processes = processes or min(cores(), math.ceil(len(jobs) / WORTH_A_PROCESS))
     with contextlib.ExitStack() as stack:
         # Ctrl-C and SIGTERM stop this process, which lets the others finish what they are at and ends them.
@@ -87,6 +89,7 @@ def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
 def _start_process() -> None:
     import cv2
 
+    keep_freed_memory()
     cv2.setNumThreads(1)  # one process per core: more threads would only wait for each other
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

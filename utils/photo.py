@@ -8,7 +8,6 @@ import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import TiffImageFile
@@ -49,8 +48,8 @@ class Photo:
 
     def rgb(self) -> np.ndarray:
         """The picture as shown, float32 (H,W,3) in [0,1], without alpha."""
-        colour = self._shown_colour() / np.float32(self._white)
-        return np.broadcast_to(colour, (*colour.shape[:2], 3)).astype(np.float32)
+        colour = self._shown_colour()
+        return np.divide(colour, np.float32(self._white), out=np.empty((*colour.shape[:2], 3), np.float32))
 
     def visible(self) -> np.ndarray:
         """Where the picture as shown is not fully transparent: bool (H,W)."""
@@ -64,10 +63,11 @@ class Photo:
         """
         copy = replace(self, pixels=self.pixels.copy())
         colour = copy._shown_colour()  # a view: what is written here is written in the copy
+        hole = mask == 0
+        values = rgb[hole]  # (pixels,3)
         if colour.shape[2] == 1:
-            rgb = rgb @ np.array([[0.299], [0.587], [0.114]], rgb.dtype)  # luma of ITU-R 601, as Pillow's
-        values = np.rint(np.clip(rgb, 0, 1).astype(np.float64) * self._white).astype(self.pixels.dtype)
-        np.copyto(colour, values, where=mask[..., None] == 0)
+            values = values @ np.array([[0.299], [0.587], [0.114]], rgb.dtype)  # luma of ITU-R 601, as Pillow's
+        colour[hole] = np.rint(np.clip(values, 0, 1).astype(np.float64) * self._white)
         return copy
 
     def _shown_colour(self) -> np.ndarray:
@@ -115,6 +115,8 @@ def _grey_16_bit(image: Image.Image, path: Path) -> np.ndarray:
 
 def _decode_16_bit_png(data: bytes, path: Path) -> np.ndarray:
     """uint16 (H,W,2 to 4) of a PNG with colour or alpha, of which Pillow would keep 8 bits."""
+    import cv2  # here, as few images need it
+
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # (H,W,3 or 4), blue first
     except cv2.error as error:

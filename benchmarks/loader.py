@@ -1,0 +1,127 @@
+"""Training samples per second and core: ours against open, resize and crop with PIL and torchvision.
+
+Run from the project's folder: python -m benchmarks.loader
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from data.holes import draw_mask
+from data.samples import training_batches, training_samples
+from utils.config import Config, load_config
+from utils.masks import write_mask
+
+PROJECT = Path(__file__).resolve().parent.parent
+MASKS = 32  # 512×512, of all styles, 5 to 50 % hole
+BATCH = 4
+SIZE = 256
+# Width and height of the JPEGs, their number, and the standard deviation of their grain: it decides about the bytes.
+# At 16 megapixels with these two they have 1 and 1.8 bits a pixel, as photographs of a good and a high quality have.
+KINDS = ((500, 375, 16, 6.0, 2.0), (5000, 3333, 2, 3.0, 6.0), (5000, 3333, 2, 6.0, 6.0))
+ROUNDS = {500: 40, 5000: 6}
+
+
+def rows() -> Iterator[tuple[str, str, str]]:
+    """What was measured, the figure, the figure to reach: CPU time of one thread, ours and the rival's by turns."""
+    threads = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            write_masks(Path(folder) / "masks")
+            for number, (width, height, count, grain, goal) in enumerate(KINDS):
+                images = Path(folder) / str(number)
+                print(f"loader: {width}×{height} px, {count} JPEGs …", file=sys.stderr)
+                megabytes = write_jpegs(images, width, height, count, grain)
+                ours, rival = seconds(images, Path(folder) / "masks", ROUNDS[width])
+                what = f"from {width}×{height} JPEGs of {megabytes:.2g} MB"
+                yield f"samples per second and core {what}", f"{1 / ours:.0f}", ""
+                yield f"the same, ours / PIL and torchvision {what}", f"{rival / ours:.2f}", f"{goal:g}"
+    finally:
+        torch.set_num_threads(threads[0])
+        cv2.setNumThreads(threads[1])
+
+
+def write_jpegs(folder: Path, width: int, height: int, count: int, grain: float) -> float:
+    """Write a photograph of docs/ enlarged or reduced, with grain, as every other JPEG mirrored; returns MB of each."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    with Image.open(PROJECT / "docs/chelsea.jpg") as image:
+        pixels = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)).astype(np.float32)
+    for i in range(count):
+        noisy = pixels[:, :: 1 - 2 * (i % 2)] + grain * rng.standard_normal(pixels.shape, np.float32)
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.jpg", quality=90)
+    return sum(path.stat().st_size for path in folder.iterdir()) / count / 1e6
+
+
+def write_masks(folder: Path) -> None:
+    folder.mkdir()
+    for i in range(MASKS):
+        mask = draw_mask(np.random.default_rng(i), 512, "mixed", 0.05 + 0.45 * i / MASKS)
+        write_mask(folder / f"{i}.png", mask)
+
+
+def seconds(images: Path, masks: Path, rounds: int) -> tuple[float, float]:
+    """Seconds of the CPU for a sample in a batch of float32 tensors, ours and the rival's, as medians."""
+    places = (f"data.train={images}", f"masks.train_dir={masks}")
+    config = load_config(overrides=[*places, f"data.image_size={SIZE}", "data.workers=0", f"train.batch_size={BATCH}"])
+    samples = training_samples(config)
+    ours = iter(training_batches(samples, config, 0, 1 + rounds))
+    rivals = rival_batches([Path(path) for path in samples.images], sorted(masks.iterdir()), config)
+    torch.manual_seed(0)
+    times: dict[str, list[float]] = {"ours": [], "rival": []}
+    for number in range(1 + rounds):
+        for name, batches in (("ours", ours), ("rival", rivals)):
+            start = time.process_time()
+            next(batches)
+            if number:  # the first is to warm up
+                times[name].append((time.process_time() - start) / BATCH)
+    return statistics.median(times["ours"]), statistics.median(times["rival"])
+
+
+def rival_batches(images: list[Path], masks: list[Path], config: Config) -> Iterator[list[Tensor]]:
+    """The usual way, with the same changes: the picture's part, its mirror image; the mask's dilation, turn, place,
+    zoom, mirror image. Dilation is OpenCV's: PIL's MinFilter and torch's max_pool2d take a hundred times as long."""
+    of_image, of_mask = rival_transforms(config)
+    rng = np.random.default_rng(0)
+    low, high = config.masks.dilate
+    while True:
+        pairs = []
+        for _ in range(BATCH):
+            image = of_image(Image.open(images[rng.integers(len(images))]).convert("RGB"))
+            grey = np.asarray(Image.open(masks[rng.integers(len(masks))]).convert("L"))
+            side = int(rng.integers(low, high + 1))
+            mask = Image.fromarray(cv2.erode(grey, np.ones((side, side), np.uint8)))
+            pairs.append((image, (of_mask(mask) > 0.5).float()))
+        yield default_collate(pairs)
+
+
+def rival_transforms(config: Config) -> tuple[Callable[[Image.Image], Tensor], Callable[[Image.Image], Tensor]]:
+    """torchvision's chains for an image and for a mask."""
+    from torchvision import transforms
+
+    size, mode = config.data.image_size, transforms.InterpolationMode
+    end = (transforms.RandomHorizontalFlip(), transforms.ToTensor())
+    crop = transforms.RandomResizedCrop(size, scale=config.data.crop_scale, interpolation=mode.BICUBIC)
+    turn = transforms.RandomAffine(180, translate=(0.1, 0.1), interpolation=mode.NEAREST)
+    part = transforms.RandomResizedCrop(size, scale=(0.5, 1), ratio=(1, 1), interpolation=mode.NEAREST)
+    return transforms.Compose([crop, *end]), transforms.Compose([turn, part, *end])
+
+
+if __name__ == "__main__":
+    print("| what | figure | to reach |\n|---|---|---|")
+    for what, figure, goal in rows():
+        print(f"| {what} | {figure} | {goal} |", flush=True)

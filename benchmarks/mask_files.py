@@ -1,0 +1,78 @@
+"""How many masks masks.py writes in a second, and how many of each style a core draws.
+
+Run from the project's folder: python -m benchmarks.mask_files
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+
+from data.holes import STYLES, draw_mask, spread_ratio
+from data.order import TRAIN_MASKS, generator
+from utils.parallel import cores, in_processes
+
+PROJECT = Path(__file__).resolve().parent.parent
+SIZE = 512  # px
+FILES = 4_000
+RUNS = 3  # of masks.py
+DRAWN = 100  # masks of a style at a time
+ROUNDS = 5  # of all styles
+
+
+def rows() -> Iterator[tuple[str, str, str]]:
+    """What was measured, the figure, and the figure to reach."""
+    what = f"{FILES:,} masks of {SIZE}×{SIZE}, the styles mixed, cores: {cores()}"
+    with tempfile.TemporaryDirectory() as folder:  # emptied at the end: ext4 creates files slowly after deleting many
+        speeds = [write_files(Path(folder) / str(run)) for run in range(RUNS)]
+    printed, whole = (statistics.median(found) for found in zip(*speeds, strict=True))
+    yield f"masks.py: {what}", f"{printed:.0f} a second", "800 on two cores"
+    yield "the same with the start of the command", f"{whole:.0f} a second", ""
+    for style, speed in drawing_speeds().items():
+        yield f"drawing alone, style {style}, {SIZE}×{SIZE}", f"{speed:.0f} a second on one core", ""
+
+
+def write_files(folder: Path) -> tuple[float, float]:
+    """Masks a second of one run of masks.py: as it prints it, and by a clock around the command."""
+    command = [sys.executable, "masks.py", f"data.image_size={SIZE}", "masks.style=mixed"]
+    command += [f"masks.train_dir={folder / 'train'}", f"masks.train_count={FILES}"]
+    command += [f"masks.val_dir={folder / 'val'}", "masks.val_count=1"]
+    start = time.perf_counter()
+    done = subprocess.run(command, cwd=PROJECT, check=True, stdout=subprocess.PIPE, text=True)
+    seconds = time.perf_counter() - start
+    printed = re.search(r"(\d+) a second", done.stdout)
+    assert printed, done.stdout
+    return float(printed[1]), FILES / seconds
+
+
+def drawing_speeds() -> dict[str, float]:
+    """Masks a second of processor time for each style, in the median of the rounds."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # as where masks.py draws
+    try:
+        seconds = list(in_processes(draw_some, STYLES * ROUNDS, 1, "drawing", "rounds"))
+    finally:
+        cv2.setNumThreads(threads)
+    return {style: DRAWN / statistics.median(seconds[i :: len(STYLES)]) for i, style in enumerate(STYLES)}
+
+
+def draw_some(style: str) -> float:
+    """Seconds of processor time for DRAWN masks with hole ratios as in the paper."""
+    start = time.process_time()
+    for number in range(DRAWN):
+        draw_mask(generator(TRAIN_MASKS, number, 0), SIZE, style, spread_ratio(number, 0.01, 0.6, SIZE))
+    return time.process_time() - start
+
+
+if __name__ == "__main__":
+    print("| what | figure | to reach |\n|---|---|---|")
+    for row in rows():
+        print(f"| {' | '.join(row)} |", flush=True)
