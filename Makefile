@@ -1,5 +1,6 @@
 # make demo   train a small network on sample photographs and repair a picture with it
 # make evaluate   measure the demo's network and the classical methods, with tables, plots and pictures
+# make bench   measure speed and memory against rivals, on a quiet machine: about ten minutes
 # make test   run the tests          make test-slow   those that take minutes: kills, several processes, long runs
 # make lint   ruff and mypy          make clean   forget the environment
 # The environment lies in .venv and is made once; VENV=DIR takes another, PYTHON=... another Python (3.10 or later).
@@ -12,7 +13,7 @@ RUN := runs/demo
 MASKS := datasets/masks_evaluation
 EVALUATION := runs/evaluation
 
-.PHONY: demo evaluate test test-slow lint clean
+.PHONY: demo evaluate bench test test-slow lint clean
 
 $(VENV)/installed: requirements.txt
 	@echo "Installing requirements.txt into $(VENV): a few minutes, several GB with torch."
@@ -48,6 +49,9 @@ evaluate: $(VENV)/installed $(RUN)/weights.safetensors
 	rm -rf $(EVALUATION)
 	$(BIN)/python evaluate.py --images sample --masks $(MASKS) --model demo=$(RUN)/weights.safetensors \
 		--baseline all --out $(EVALUATION)
+
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -m "not slow"

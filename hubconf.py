@@ -71,7 +71,7 @@ def inpainter(
     image: float (N,3,H,W), RGB in [0,1]; what lies in a hole never matters. mask: float (N,1,H,W), 1 = valid,
     0 = hole. Valid pixels come back bit for bit. weights, device: as of `pconv_unet`.
     """
-    net = pconv_unet(weights, device=device)
+    net = pconv_unet(weights, device=device).folded()
     from model import inpaint
 
     return functools.partial(inpaint, net)

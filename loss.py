@@ -34,44 +34,51 @@ class InpaintingLoss(nn.Module):
         """
         comp = composite(image, output, mask)
         difference = (output - image).abs()
-        psi_out, psi_comp, psi_gt = self._features_of(output, comp, image)
+        with torch.no_grad():
+            psi_gt = self.features(image)
+        psi = self.features(torch.cat([output, comp]))  # one pass for the two that have a gradient: (2N,…)
         terms = {
             "valid": (mask * difference).mean(),  # Eq. 3: over all N = C·H·W, not over the valid part
             "hole": ((1 - mask) * difference).mean(),
-            "perceptual": perceptual(psi_out, psi_gt) + perceptual(psi_comp, psi_gt),  # Eq. 4
-            "style": style(psi_out, psi_gt) + style(psi_comp, psi_gt),  # Eq. 5 + Eq. 6
+            "perceptual": perceptual(psi, psi_gt),
+            "style": style(psi, psi_gt),
             "tv": total_variation(comp, mask),
         }
         total = torch.stack([self.weights[name] * terms[name] for name in TERMS]).sum()  # Eq. 7
         return total, terms
 
-    def _features_of(self, output: Tensor, comp: Tensor, image: Tensor) -> tuple[Sequence[Tensor], ...]:
-        """Ψ of the three images: one pass for the two with a gradient, one without for the truth."""
-        both = [feature.chunk(2) for feature in self.features(torch.cat([output, comp]))]
-        with torch.no_grad():
-            truth = self.features(image)
-        return [pair[0] for pair in both], [pair[1] for pair in both], truth
-
 
 def perceptual(psi: Sequence[Tensor], psi_gt: Sequence[Tensor]) -> Tensor:
-    """Σ_p ‖Ψ_p − Ψ_p(I_gt)‖₁ / N_Ψp, one of the two halves of Eq. 4."""
-    return torch.stack([F.l1_loss(p, gt) for p, gt in zip(psi, psi_gt, strict=True)]).sum()
+    """Eq. 4: Σ_p ‖Ψ_p(I_out) − Ψ_p(I_gt)‖₁ / N_Ψp and the same of I_comp.
+
+    psi: Ψ of the batch of I_out, then of that of I_comp, (2N,C,H,W) each. psi_gt: Ψ of I_gt, (N,C,H,W) each.
+    """
+    return torch.stack([_two_means(p, gt) for p, gt in zip(psi, psi_gt, strict=True)]).sum()
 
 
 def style(psi: Sequence[Tensor], psi_gt: Sequence[Tensor]) -> Tensor:
-    """Σ_p 1/C_p² ‖K_p (ΨᵀΨ − ΨᵀΨ(I_gt))‖₁, Eq. 5 or 6, averaged over the batch."""
-    return torch.stack([F.l1_loss(gram_matrix(p), gram_matrix(gt)) for p, gt in zip(psi, psi_gt, strict=True)]).sum()
+    """Eq. 5 + Eq. 6: Σ_p 1/C_p² ‖K_p (ΨᵀΨ − ΨᵀΨ(I_gt))‖₁ of I_out and of I_comp, averaged over the batch.
+
+    Arguments as of perceptual.
+    """
+    grams = zip(map(gram_matrix, psi), map(gram_matrix, psi_gt), strict=True)
+    return torch.stack([_two_means(gram, gram_gt) for gram, gram_gt in grams]).sum()
+
+
+def _two_means(both: Tensor, truth: Tensor) -> Tensor:
+    """Mean |difference| of the first half of a batch from the truth, plus that of the second half."""
+    return 2 * (both.unflatten(0, (2, -1)) - truth).abs().mean()
 
 
 def gram_matrix(features: Tensor) -> Tensor:
     """K_p ΨᵀΨ of Eq. 5: (N,C,C) of features (N,C,H,W), K_p = 1/(C·H·W). At least float32, never autocast.
 
-    The factor is applied before the product: raw features of a half type would overflow.
+    The sums would overflow a half type.
     """
     _n, c, h, w = features.shape
     with torch.autocast(features.device.type, enabled=False):
         psi = features.to(torch.promote_types(features.dtype, torch.float32)).flatten(2)  # (N,C,H·W)
-        return psi / (c * h * w) @ psi.transpose(1, 2)
+        return psi @ psi.transpose(1, 2) / (c * h * w)
 
 
 def total_variation(image: Tensor, mask: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from benchmarks.tables import Row, show
 from data.holes import draw_mask
 from data.samples import training_batches, training_samples
 from utils.config import Config, load_config
@@ -34,7 +35,7 @@ KINDS = ((500, 375, 16, 6.0, 2.0), (5000, 3333, 2, 3.0, 6.0), (5000, 3333, 2, 6.
 ROUNDS = {500: 40, 5000: 6}
 
 
-def rows() -> Iterator[tuple[str, str, str]]:
+def rows() -> Iterator[Row]:
     """What was measured, the figure, the figure to reach: CPU time of one thread, ours and the rival's by turns."""
     threads = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(1)
@@ -122,6 +123,4 @@ def rival_transforms(config: Config) -> tuple[Callable[[Image.Image], Tensor], C
 
 
 if __name__ == "__main__":
-    print("| what | figure | to reach |\n|---|---|---|")
-    for what, figure, goal in rows():
-        print(f"| {what} | {figure} | {goal} |", flush=True)
+    show(rows())

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import cv2
 
+from benchmarks.tables import Row, show
 from data.holes import STYLES, draw_mask, spread_ratio
 from data.order import TRAIN_MASKS, generator
 from utils.parallel import cores, in_processes
@@ -28,7 +29,7 @@ DRAWN = 100  # masks of a style at a time
 ROUNDS = 5  # of all styles
 
 
-def rows() -> Iterator[tuple[str, str, str]]:
+def rows() -> Iterator[Row]:
     """What was measured, the figure, and the figure to reach."""
     what = f"{FILES:,} masks of {SIZE}×{SIZE}, the styles mixed, cores: {cores()}"
     with tempfile.TemporaryDirectory() as folder:  # emptied at the end: ext4 creates files slowly after deleting many
@@ -73,6 +74,4 @@ def draw_some(style: str) -> float:
 
 
 if __name__ == "__main__":
-    print("| what | figure | to reach |\n|---|---|---|")
-    for row in rows():
-        print(f"| {' | '.join(row)} |", flush=True)
+    show(rows())

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.tables import Row, show
+
 PROJECT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("main.py", "masks.py", "predict.py", "evaluate.py", "convert.py")
 DEPTH, BASE_CHANNELS = 7, 64
@@ -25,7 +27,7 @@ IMPORT_TORCH = "import torch"
 PREDICT = f"predict.py, {SIZE}×{SIZE} px, {DEPTH} levels, {BASE_CHANNELS} base channels"
 
 
-def rows() -> Iterator[tuple[str, str, str]]:
+def rows() -> Iterator[Row]:
     """The rows of the table: what, figure, the figure to reach."""
     with tempfile.TemporaryDirectory() as folder:
         prediction = prepare(Path(folder))
@@ -74,5 +76,4 @@ def measure(commands: Mapping[str, Sequence[str]]) -> dict[str, list[float]]:
 
 
 if __name__ == "__main__":
-    for cells in rows():
-        print(f"| {' | '.join(cells)} |", flush=True)
+    show(rows())

@@ -39,8 +39,10 @@ class VGG16Features(nn.Module):
             for width in block:
                 layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
                 channels = width
-            layers.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers)  # torchvision's numbering, so its keys fit
+            # The pool comes before the block's last ReLU, which has a quarter of the work then: the larger of two
+            # numbers is the same before and after it.
+            layers.insert(-1, nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)  # the convolutions have torchvision's numbers, so its keys fit
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         self._load(weights)
@@ -51,10 +53,12 @@ class VGG16Features(nn.Module):
         """Feature maps (N,64,H/2,W/2), (N,128,H/4,W/4), (N,256,H/8,W/8) of image (N,3,H,W) in [0,1]."""
         x = ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         pools = []
+        pooled = False
         for layer in self.features:
             x = layer(x)
-            if isinstance(layer, nn.MaxPool2d):
+            if pooled:
                 pools.append(x)
+            pooled = isinstance(layer, nn.MaxPool2d)
         return pools
 
     def _load(self, weights: str | Path) -> None:

@@ -60,7 +60,7 @@ def test_from_another_folder_with_its_dependencies_alone(tmp_path):
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
     *shipped, result = torch.load(tmp_path / "out.pt")
     assert shipped == [6, 32, False]
-    assert torch.equal(result, inpaint(net, image, mask))
+    assert torch.allclose(result, inpaint(net, image, mask), atol=1e-5)  # it is folded
 
 
 def test_a_namesake_of_a_package_is_named(tmp_path):

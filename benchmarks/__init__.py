@@ -1,0 +1,1 @@
+"""Speed and memory, measured against rivals: see README.md here."""

@@ -1,0 +1,47 @@
+"""All benchmarks, one table: python -m benchmarks [FILE]
+
+FILE: where the table is written, besides to the terminal (runs/benchmarks.md). Each benchmark is a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks.tables import HEAD
+
+NAMES = ("network", "photograph", "loader", "mask_files", "startup")
+PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "pillow")
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def main() -> int:
+    if len(sys.argv) > 2:
+        sys.exit(__doc__)
+    out = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/benchmarks.md")
+    lines = HEAD.splitlines()
+    print(HEAD, flush=True)
+    for name in NAMES:
+        with subprocess.Popen(
+            [sys.executable, "-m", f"benchmarks.{name}"], cwd=PROJECT, stdout=subprocess.PIPE, text=True
+        ) as process:
+            for line in process.stdout or ():
+                if line.startswith("|") and line.rstrip() not in lines[:2]:
+                    lines.append(line.rstrip())
+                    print(lines[-1], flush=True)
+        if process.returncode:
+            return process.returncode
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    lines += ["", f"Measured with Python {platform.python_version()}, {packages}, {os.cpu_count()} cores."]
+    print("\n".join(lines[-2:]))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""The network and a training step against their rivals, at 256×256 with seven levels and 64 base channels.
+
+Run from the project's folder: python -m benchmarks.network
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.reference import OrdinaryUNet, TextbookLoss, TextbookUNet
+from benchmarks.tables import Row, medians, show
+from loss import InpaintingLoss
+from model import PConvUNet, VGG16Features
+from utils.memory import keep_freed_memory
+
+SIZE = 256
+BATCHES = (1, 4)
+WEIGHTS = {"valid": 1, "hole": 6, "perceptual": 0.05, "style": 120, "tv": 0.1}
+
+
+def rows() -> Iterator[Row]:
+    """What was measured, the figure, the figure to reach."""
+    torch.manual_seed(0)
+    net = PConvUNet(7, 64)
+    yield from size_rows(net)
+    for batch in BATCHES:
+        yield from prediction_rows(net, batch)
+    for batch in BATCHES:
+        yield from gradient_rows(net, batch)
+    keep_freed_memory()  # as main.py does; from here on, as it can't be undone
+    for batch in BATCHES:
+        yield from step_rows(net, batch)
+
+
+def inputs(batch: int) -> tuple[Tensor, Tensor]:
+    """Images and masks with round holes that take about a quarter."""
+    image = torch.rand(batch, 3, SIZE, SIZE)
+    coarse = nn.functional.interpolate(torch.rand(batch, 1, 16, 16), (SIZE, SIZE), mode="bicubic")
+    return image, (coarse > coarse.flatten(1).quantile(0.25, 1).view(-1, 1, 1, 1)).float()
+
+
+def size_rows(net: PConvUNet) -> Iterator[Row]:
+    net = copy.deepcopy(net)
+    ours, ordinary = (multiplications(n) for n in (net, OrdinaryUNet(net)))
+    yield "multiplications of the forward: ours / ordinary", f"{ours / ordinary:.3f}", "0.75"
+    ours, ordinary = (saved_bytes(n) for n in (net, OrdinaryUNet(net)))
+    yield "bytes saved for the backward: ours / ordinary", f"{ours / ordinary:.3f}", "1.0"
+
+
+def multiplications(net: nn.Module) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(*inputs(4))
+    return counter.get_total_flops() // 2
+
+
+def saved_bytes(net: nn.Module) -> int:
+    """Memory that a forward of a batch of 4 keeps for its backward, each block of it once, without the parameters."""
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
+    blocks: dict[int, int] = {}
+    kept = []  # so that no block's memory is given out twice
+
+    def save(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept.append(storage)
+        if storage.data_ptr() not in parameters:
+            blocks[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(save, lambda tensor: tensor):
+        net(*inputs(4))
+    return sum(blocks.values())
+
+
+def prediction_rows(net: PConvUNet, batch: int) -> Iterator[Row]:
+    image, mask = inputs(batch)
+    net = copy.deepcopy(net).eval()
+    nhwc = OrdinaryUNet(copy.deepcopy(net)).to(memory_format=torch.channels_last)
+
+    def predict(rival: nn.Module) -> Callable[[], object]:
+        return torch.inference_mode()(lambda: rival(image, mask))
+
+    rivals = [predict(n) for n in (net.folded(), OrdinaryUNet(net), nhwc, TextbookUNet(net))]
+    what = f"prediction, batch of {batch}"
+    ours, ordinary, ordinary_nhwc, textbook = medians(rivals, 25, what)
+    yield f"{what}: ours / ordinary", f"{ours / ordinary:.2f}", "0.60"
+    yield f"{what}: ours / ordinary in channels-last", f"{ours / ordinary_nhwc:.2f}", ""
+    yield f"{what}: ours / textbook", f"{ours / textbook:.2f}", "0.28"
+
+
+def gradient_rows(net: PConvUNet, batch: int) -> Iterator[Row]:
+    image, mask = inputs(batch)
+    nets = [copy.deepcopy(net).train() for _ in range(4)]
+    nets[0].to(memory_format=torch.channels_last)  # as train.channels_last does
+    nets[2].to(memory_format=torch.channels_last)
+
+    def learn(rival: nn.Module) -> Callable[[], object]:
+        def run() -> None:
+            rival.zero_grad(set_to_none=True)
+            rival(image, mask).square().mean().backward()
+
+        return run
+
+    rivals = [nets[0], OrdinaryUNet(nets[1]), OrdinaryUNet(nets[2]), TextbookUNet(nets[3])]
+    what = f"U-Net forward and backward, batch of {batch}"
+    ours, ordinary, ordinary_nhwc, textbook = medians([learn(rival) for rival in rivals], 15, what)
+    yield f"{what}: ours / ordinary", f"{ours / ordinary:.2f}", "0.75"
+    yield f"{what}: ours / ordinary in channels-last", f"{ours / ordinary_nhwc:.2f}", ""
+    yield f"{what}: ours / textbook", f"{ours / textbook:.2f}", "0.50"
+
+
+def step_rows(net: PConvUNet, batch: int) -> Iterator[Row]:
+    """A whole step: forward, loss, backward, Adam; ours is the fused one (train.fused), others' is torch's usual."""
+    image, mask = inputs(batch)
+    nets = [copy.deepcopy(net).train() for _ in range(4)]
+    nets[0].to(memory_format=torch.channels_last)
+    vgg = VGG16Features()
+    loss = InpaintingLoss(vgg, WEIGHTS)
+
+    def ours_alone(*arguments: Tensor) -> Tensor:
+        return loss(*arguments)[0]
+
+    def learn(rival: nn.Module, criterion: Callable[..., Tensor], fused: bool) -> Callable[[], object]:
+        optimizer = torch.optim.Adam(rival.parameters(), 2e-4, fused=fused)
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            criterion(rival(image, mask), image, mask).backward()
+            optimizer.step()
+
+        return step
+
+    rivals = [
+        learn(nets[0], ours_alone, True),
+        learn(OrdinaryUNet(nets[1]), ours_alone, False),
+        learn(OrdinaryUNet(nets[3]), ours_alone, True),
+        learn(TextbookUNet(nets[2]), TextbookLoss(vgg, WEIGHTS), False),
+    ]
+    what = f"training step, batch of {batch}"
+    ours, ordinary, ordinary_fused, textbook = medians(rivals, 7, what)
+    yield f"{what}: ours / textbook with three VGG passes", f"{ours / textbook:.2f}", "0.75"
+    yield f"{what}: ours / ordinary with our loss", f"{ours / ordinary:.2f}", "0.90"
+    yield f"{what}: ours / ordinary with our loss and fused Adam", f"{ours / ordinary_fused:.2f}", ""
+
+
+if __name__ == "__main__":
+    show(rows())
