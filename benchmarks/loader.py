@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import cv2
@@ -18,10 +19,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
+from tqdm import tqdm
 
 from benchmarks.tables import Row, show
 from data.holes import draw_mask
 from data.samples import training_batches, training_samples
+from loss import InpaintingLoss
+from model import PConvUNet, VGG16Features
 from utils.config import Config, load_config
 from utils.masks import write_mask
 
@@ -33,6 +37,7 @@ SIZE = 256
 # At 16 megapixels with these two they have 1 and 1.8 bits a pixel, as photographs of a good and a high quality have.
 KINDS = ((500, 375, 16, 6.0, 2.0), (5000, 3333, 2, 3.0, 6.0), (5000, 3333, 2, 6.0, 6.0))
 ROUNDS = {500: 40, 5000: 6}
+STEPS = 8
 
 
 def rows() -> Iterator[Row]:
@@ -51,6 +56,9 @@ def rows() -> Iterator[Row]:
                 what = f"from {width}×{height} JPEGs of {megabytes:.2g} MB"
                 yield f"samples per second and core {what}", f"{1 / ours:.0f}", ""
                 yield f"the same, ours / PIL and torchvision {what}", f"{rival / ours:.2f}", f"{goal:g}"
+            torch.set_num_threads(threads[0])
+            share = waiting(Path(folder) / "1", Path(folder) / "masks")
+            yield f"share of training steps of {BATCH} that waits for two workers {what}", f"{share:.4f}", ""
     finally:
         torch.set_num_threads(threads[0])
         cv2.setNumThreads(threads[1])
@@ -73,6 +81,25 @@ def write_masks(folder: Path) -> None:
     for i in range(MASKS):
         mask = draw_mask(np.random.default_rng(i), 512, "mixed", 0.05 + 0.45 * i / MASKS)
         write_mask(folder / f"{i}.png", mask)
+
+
+def waiting(images: Path, masks: Path) -> float:
+    """The share of training steps' time that passes until the loader hands over a batch, the first left out."""
+    places = (f"data.train={images}", f"masks.train_dir={masks}")
+    config = load_config(overrides=[*places, f"data.image_size={SIZE}", "data.workers=2", f"train.batch_size={BATCH}"])
+    net = PConvUNet().to(memory_format=torch.channels_last)
+    criterion = InpaintingLoss(VGG16Features(), asdict(config.loss.weights))
+    batches = iter(training_batches(training_samples(config), config, 0, STEPS))
+    ends: list[float] = []
+    waited = 0.0
+    for _ in tqdm(range(STEPS), desc="steps", leave=False):
+        start = time.perf_counter()
+        image, mask = next(batches)
+        waited += time.perf_counter() - start if ends else 0
+        net.zero_grad(set_to_none=True)
+        criterion(net(image, mask), image, mask)[0].backward()
+        ends.append(time.perf_counter())
+    return waited / (ends[-1] - ends[0])
 
 
 def seconds(images: Path, masks: Path, rounds: int) -> tuple[float, float]:

@@ -14,7 +14,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d` whose statistics, in training, are those of all processes' inputs together.
 
     Parameters, buffers and keys are the same, and so is what evaluation mode does. torch's own SyncBatchNorm refuses
-    tensors on a CPU. All processes must call it with inputs of the same shape.
+    tensors on a CPU. All processes must call it with inputs of the same shape. As there the result is of the input's
+    type; statistics are in float32 at least, for half types can't add up so many values.
     """
 
     running_mean: Tensor
@@ -24,10 +25,11 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        normal, mean, variance = _Normalise.apply(x, self.eps)
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
+        normal, mean, variance = _Normalise.apply(values, self.eps)
         if self.track_running_stats:
             self._track(mean, variance, x.numel() // x.shape[1] * place()[1])
-        return torch.addcmul(self.bias.view(1, -1, 1, 1), normal, self.weight.view(1, -1, 1, 1))
+        return torch.addcmul(self.bias.view(1, -1, 1, 1), normal, self.weight.view(1, -1, 1, 1)).to(x.dtype)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:

@@ -1,12 +1,13 @@
-"""PartialConv2d: hand-computed values, then the textbook form, then properties."""
+"""PartialConv2d: hand-computed values, then the textbook form, then properties; UpPartialConv2d likewise."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+import model.layer
+from benchmarks.reference import partial_conv
 from model import PartialConv2d
-from model.layer import counted
-from tests.textbook import textbook_partial_conv
+from model.layer import UpPartialConv2d, counted, upsample, upsampling_kernel
 
 
 def ones_layer(in_channels=1, kernel_size=3, bias=None, **options):
@@ -97,9 +98,9 @@ def test_equals_textbook(kernel, stride, padding, dilation, mask_channels, bias)
     mask[:, :, :9, :9] = 0  # whole windows without a valid pixel
     y, updated = layer(x, mask)
     full = mask.expand(-1, 3, -1, -1)
-    expected, expected_mask = textbook_partial_conv(x, full, layer.weight, layer.bias, stride, padding, dilation)
+    expected, expected_mask = partial_conv(x, full, layer.weight, layer.bias, stride, padding, dilation)
     assert updated.shape == (2, 1, *y.shape[2:])
-    assert torch.equal(updated, expected_mask)
+    assert torch.equal(updated.expand_as(expected_mask), expected_mask)
     assert torch.allclose(y, expected, rtol=1e-12, atol=1e-12)
     probe = torch.randn_like(y)
     wanted = torch.autograd.grad((expected * probe).sum(), [x, *layer.parameters()])
@@ -113,10 +114,10 @@ def test_two_masks_equal_textbook_with_full_channels():
     x = [torch.randn(2, 5, 9, 9, dtype=torch.float64), torch.randn(2, 3, 9, 9, dtype=torch.float64)]
     masks = [random_mask(2, 1, 9, 9, seed=1), random_mask(2, 1, 9, 9, seed=2)]
     full = torch.cat([m.expand_as(part) for part, m in zip(x, masks)], 1)
-    expected, expected_mask = textbook_partial_conv(torch.cat(x, 1), full, layer.weight, layer.bias, 1, 1)
+    expected, expected_mask = partial_conv(torch.cat(x, 1), full, layer.weight, layer.bias, 1, 1)
     y, updated = layer(x, masks)
     assert torch.allclose(y, expected, rtol=1e-12, atol=1e-12)
-    assert torch.equal(updated, expected_mask)
+    assert torch.equal(updated.expand_as(expected_mask), expected_mask)
 
 
 def test_without_holes_inside_it_is_an_ordinary_convolution():
@@ -208,3 +209,177 @@ def test_counting_is_exact_in_half_types_and_under_autocast():
 def test_misuse_is_named(x_shape, mask_shape, message):
     with pytest.raises(ValueError, match=message):
         PartialConv2d(3, 4, 3)(torch.randn(x_shape), torch.ones(mask_shape))
+
+
+# --- the decoder's layer: the same on the small map ----------------------------------------------------------------
+
+FAST, PLAIN = 0, 10**9  # values of _WORTHWHILE: the transposed convolution for every size, for none
+
+
+def up_inputs(n, height, width, dtype=torch.float64):
+    """What of_upsampled takes, of 5 and 3 channels: x, mask, skip, skip_mask. A corner is all hole in both."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, 5, height, width, generator=generator, dtype=dtype)
+    skip = torch.randn(n, 3, 2 * height, 2 * width, generator=generator, dtype=dtype)
+    mask = random_mask(n, 1, height, width, share=0.5, seed=1).to(torch.promote_types(dtype, torch.float32))
+    skip_mask = random_mask(n, 1, 2 * height, 2 * width, seed=2).to(mask)
+    mask[..., : height // 2, : width // 2] = 0
+    skip_mask[..., : height // 2 * 2, : width // 2 * 2] = 0
+    return x, mask, skip, skip_mask
+
+
+def of_upsampled(layer, x, mask, skip, skip_mask):
+    """The layer's, of features that are made 0 where their masks are: what lies there has no gradient."""
+    return layer.of_upsampled(x * mask.to(x), mask, skip * skip_mask.to(x), skip_mask)
+
+
+def gradients(y, tensors):
+    probe = torch.randn(y.shape, generator=torch.Generator().manual_seed(4), dtype=y.dtype)
+    return torch.autograd.grad((y * probe).sum(), tensors)
+
+
+def all_close(ours, theirs, tolerance=1e-12):
+    return all(torch.allclose(a, b, rtol=tolerance, atol=tolerance) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.fixture
+def kernels_made(monkeypatch):
+    """A list that grows by one each time a layer takes the fast path."""
+    made = []
+
+    def counting(weight):
+        made.append(weight.shape)
+        return upsampling_kernel(weight)
+
+    monkeypatch.setattr(model.layer, "upsampling_kernel", counting)
+    return made
+
+
+@pytest.mark.parametrize("worthwhile", [FAST, PLAIN])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 3, 5), (1, 7, 2), (3, 6, 4)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_of_upsampled_equals_the_layer_on_the_large_map(
+    monkeypatch, kernels_made, worthwhile, bias, size, memory_format
+):
+    monkeypatch.setattr(model.layer, "_WORTHWHILE", worthwhile)
+    torch.manual_seed(0)
+    layer = UpPartialConv2d(5, 3, 4, bias).double().to(memory_format=memory_format)
+    if bias:
+        torch.nn.init.uniform_(layer.bias, 1, 2)
+    x, mask, skip, skip_mask = up_inputs(*size)
+    leaves = [x.requires_grad_(), skip.requires_grad_(), *layer.parameters()]
+    y, updated = of_upsampled(layer, x, mask, skip, skip_mask)
+    assert len(kernels_made) == (worthwhile == FAST)
+
+    parts, masks = [upsample(x), skip], [upsample(mask), skip_mask]
+    plain, plain_mask = layer(parts, masks)
+    full = torch.cat([m.expand_as(part) for part, m in zip(parts, masks)], 1)
+    textbook, textbook_mask = partial_conv(torch.cat(parts, 1), full, layer.weight, layer.bias, 1, 1)
+    assert torch.equal(updated, plain_mask)
+    assert torch.equal(updated.expand_as(textbook_mask), textbook_mask)
+    wanted = gradients(textbook, leaves)
+    assert all_close([y, plain], [textbook, textbook])
+    assert all_close(gradients(y, leaves), wanted)
+    assert all_close(gradients(plain, leaves), wanted)
+
+
+@pytest.mark.parametrize(("size", "fast"), [((1, 15, 17), False), ((1, 16, 16), True), ((8, 4, 8), True)])
+def test_the_size_of_all_small_maps_together_chooses_the_form(kernels_made, size, fast):
+    layer = UpPartialConv2d(5, 3, 4).double()
+    x, mask, skip, skip_mask = up_inputs(*size)
+    leaves = [x.requires_grad_(), skip.requires_grad_(), *layer.parameters()]
+    y, _ = of_upsampled(layer, x, mask, skip, skip_mask)
+    assert bool(kernels_made) == fast
+    expected, _ = layer([upsample(x), skip], [upsample(mask), skip_mask])
+    assert all_close([y], [expected])
+    assert all_close(gradients(y, leaves), gradients(expected, leaves))
+
+
+@pytest.mark.parametrize("worthwhile", [FAST, PLAIN])
+def test_of_upsampled_where_nothing_is_valid_is_zero_without_bias(monkeypatch, worthwhile):
+    monkeypatch.setattr(model.layer, "_WORTHWHILE", worthwhile)
+    layer = UpPartialConv2d(5, 3, 4)
+    torch.nn.init.ones_(layer.bias)
+    x, mask, skip, skip_mask = up_inputs(2, 4, 4, torch.float32)
+    y, updated = of_upsampled(layer, x, mask.zero_(), skip, skip_mask.zero_())
+    assert y.eq(0).all()
+    assert updated.eq(0).all()
+
+
+@pytest.mark.parametrize("worthwhile", [FAST, PLAIN])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
+def test_of_upsampled_in_half_types_is_finite_and_right(monkeypatch, worthwhile, dtype, tolerance):
+    """513 channels of 9 pixels each can't be counted in a half type, so the masks are float32."""
+    monkeypatch.setattr(model.layer, "_WORTHWHILE", worthwhile)
+    torch.manual_seed(0)
+    layer = UpPartialConv2d(512, 1, 4)
+    x, mask, skip, skip_mask = up_inputs(1, 6, 8, torch.float32)
+    x, skip = torch.randn(1, 512, 6, 8), skip[:, :1]
+    expected, expected_mask = of_upsampled(layer, x, mask, skip, skip_mask)
+    y, updated = of_upsampled(layer.to(dtype), x.to(dtype), mask, skip.to(dtype), skip_mask)
+    assert y.dtype == dtype
+    assert torch.isfinite(y).all()
+    assert (y.float() - expected).abs().max() < tolerance * expected.abs().max()
+    assert torch.equal(updated, expected_mask)
+
+
+@pytest.mark.parametrize("worthwhile", [FAST, PLAIN])
+def test_of_upsampled_under_autocast_is_finite_and_near(monkeypatch, worthwhile):
+    monkeypatch.setattr(model.layer, "_WORTHWHILE", worthwhile)
+    torch.manual_seed(0)
+    layer = UpPartialConv2d(5, 3, 4)
+    x, mask, skip, skip_mask = up_inputs(2, 6, 4, torch.float32)
+    leaves = [x.requires_grad_(), skip.requires_grad_(), *layer.parameters()]
+    expected, _ = of_upsampled(layer, x, mask, skip, skip_mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, updated = of_upsampled(layer, x, mask, skip, skip_mask)
+    assert y.dtype == torch.bfloat16
+    assert updated.dtype == torch.float32
+    for ours, theirs in zip([y.float(), *gradients(y.float(), leaves)], [expected, *gradients(expected, leaves)]):
+        assert ours.dtype == torch.float32
+        assert torch.isfinite(ours).all()
+        assert (ours - theirs).abs().max() < 3e-2 * theirs.abs().max()
+
+
+def test_the_upsampling_kernel_by_hand():
+    """Of one weight [1 10 100] along a row: upsampling makes two pixels of one, which see it turned, one apart."""
+    down, right = torch.tensor([1.0, 2, 4]), torch.tensor([1.0, 10, 100])
+    kernel = upsampling_kernel(torch.outer(down, right).view(1, 1, 3, 3))
+    assert torch.equal(kernel[0, 0], torch.outer(torch.tensor([4.0, 6, 3, 1]), torch.tensor([100.0, 110, 11, 1])))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (5, 3)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_upsampling_kernel_equals_a_convolution_of_the_upsampled(size, memory_format):
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, *size, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 5, 3, 3, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
+    kernel = upsampling_kernel(weight)
+    assert kernel.shape == (5, 4, 4, 4)
+    assert kernel.is_contiguous(memory_format=torch.channels_last)
+    y = F.conv_transpose2d(x, kernel, stride=2, padding=1)
+    expected = F.conv2d(upsample(x), weight, padding=1)
+    assert all_close([y], [expected])
+    assert all_close(gradients(y, [x, weight]), gradients(expected, [x, weight]))
+
+
+def test_the_upsampling_kernel_is_never_of_a_half_type_by_autocast():
+    weight = torch.randn(4, 5, 3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        kernel = upsampling_kernel(weight)
+    assert torch.equal(kernel, upsampling_kernel(weight))
+
+
+@pytest.mark.parametrize("worthwhile", [FAST, PLAIN])
+def test_a_decoder_layer_is_left_as_it_was_by_a_call(monkeypatch, worthwhile):
+    monkeypatch.setattr(model.layer, "_WORTHWHILE", worthwhile)
+    layer, given = UpPartialConv2d(5, 3, 4), up_inputs(1, 4, 4, torch.float32)
+    before, kept = dict(vars(layer)), [tensor.clone() for tensor in given]
+    x, mask, skip, skip_mask = given
+    first, _ = layer.of_upsampled(x, mask, skip, skip_mask)
+    assert set(layer.state_dict()) == {"weight", "bias"}
+    assert vars(layer) == before
+    assert all(torch.equal(a, b) for a, b in zip(given, kept))  # nothing is done in place to what is given
+    layer.of_upsampled(*up_inputs(2, 5, 3, torch.float32))
+    assert torch.equal(layer.of_upsampled(x, mask, skip, skip_mask)[0], first)
