@@ -71,6 +71,6 @@ def _can_pack(x: Tensor) -> bool:
         and x.dtype == torch.float32
         and not (torch.is_grad_enabled() and x.requires_grad)  # the packed forms know of no gradient
         and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and all(hasattr(onednn, name) for name in _PACKING)
     )

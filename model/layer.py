@@ -14,9 +14,6 @@ from model.fixed import FixedConvolution
 # fewer, to make its kernel at every step costs more than it saves. Measured on a CPU with batches of 1, 4 and 8.
 _WORTHWHILE = 256
 
-# What each of the 3×3 weights adds to the 4×4 of upsampling_kernel: itself, turned, in four places. (16,9)
-_SPREAD = F.avg_pool2d(torch.eye(9).view(9, 1, 3, 3).flip(2, 3), 2, 1, padding=1, divisor_override=1).flatten(1).t()
-
 
 class PartialConv2d(nn.Conv2d):
     """A convolution that sees valid pixels alone and scales by how many it saw.
@@ -177,15 +174,16 @@ def upsampling_kernel(weight: Tensor) -> Tensor:
 
     weight: (C',C,3,3). Of the 36 products that 2×2 pixels of the result cost for each pair of channels, 16 are left.
 
-    Upsampling spreads each pixel of x over 2×2 pixels, and a pixel of those adds the turned weight around it to the
-    result. So a pixel of x adds K, the sum of the turned weight at its four places, and the next one the same two
-    pixels further: that is a transposed convolution of stride 2.
+    In one dimension, with the weight (a, b, c): a pixel of upsample(x) adds c times itself to the pixel before it, b
+    times to its own place, a times to the one behind. A pixel of x is two of those side by side, so it adds
+    (c, b+c, a+b, a) times itself to four pixels; and the next pixel of x does so two pixels further. That is a
+    transposed convolution of stride 2. In two dimensions it is the same along both.
     """
-    c_out, c_in = weight.shape[:2]
-    taps = weight.permute(1, 2, 3, 0).reshape(c_in, 9, c_out).contiguous()
-    with torch.autocast(weight.device.type, enabled=False):
-        k = _SPREAD.to(weight) @ taps  # (C,16,C')
-    return k.view(c_in, 4, 4, c_out).permute(0, 3, 1, 2)  # in memory it is channels-last, as the convolution wants it
+    taps = weight.permute(1, 2, 3, 0).contiguous()  # (C,3,3,C')
+    for axis in (1, 2):
+        a, b, c = taps.unbind(axis)
+        taps = torch.stack([c, b + c, a + b, a], axis)
+    return taps.permute(0, 3, 1, 2)  # in memory it is channels-last, as the convolution wants it
 
 
 def counted(mask: Tensor) -> Tensor:
