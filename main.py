@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: --help and mistakes in the c
 
 PICTURES = 6  # rows of the sheet of an evaluation
 LONGEST_WAIT = timedelta(hours=1)  # of a process for one that hangs
+SMALLEST_SCALE = 2.0**-16  # of the loss; it starts at 2**16 and is halved where float16 overflows
 
 
 @reports_user_errors
@@ -130,7 +131,8 @@ def train(
         net.to(memory_format=torch.channels_last)
     if count > 1:
         synchronise_batch_norm(net)
-    criterion = InpaintingLoss(VGG16Features(config.loss.vgg16), asdict(config.loss.weights)).to(device)
+    criterion: torch.nn.Module = InpaintingLoss(VGG16Features(config.loss.vgg16), asdict(config.loss.weights))
+    criterion.to(device)
     optimizer = make_optimizer(config, net)
     scaler = torch.amp.GradScaler(device.type, enabled=config.train.amp == "fp16")  # its gradients would underflow
     average = moving_average(net, config.train.ema_decay)  # None where there is to be none
@@ -165,13 +167,12 @@ def train(
         val_images.save(run.val_list)
         run.start(config, step)
         print(f"{run.path}: step {step} to {total_steps} on {device}, {len(samples.images)} images")
-    model = data_parallel(net)
-    if config.train.compile:
-        criterion.compile()
-        model.compile()
+    model = compiled(data_parallel(net), config)  # what trains; net itself validates as it is
+    criterion = compiled(criterion, config)
 
     with (
         reports_killed_workers(),
+        reports_failed_compilation(),
         StopRequest() as stop,
         tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True, disable=process > 0) as bar,
     ):
@@ -184,7 +185,7 @@ def train(
                     samples, config, step, last_step, process=process, count=count, device=device
                 )
                 begin_finetuning(net, settling, config.train.accumulate)
-                model = data_parallel(net)  # anew: what is frozen has no gradients to wait for
+                model = compiled(data_parallel(net), config)  # anew: what is frozen has no gradients to wait for
             lr = config.optim.initial_lr if step < first_steps else config.optim.finetune_lr
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -202,8 +203,9 @@ def train(
             means = mean_over_processes(torch.stack(losses).mean(0)).tolist()
             values = dict(zip(["total", *terms], means, strict=True))
             stop_unless_finite(values, step + 1, run)
-            scaler.step(optimizer)
+            scaler.step(optimizer)  # or not, where a gradient has overflowed: then the scale is halved
             scaler.update()
+            stop_unless_scalable(scaler, step + 1, run)
             if average:
                 average.update_parameters(net)
             step += 1
@@ -268,6 +270,30 @@ def mixed_precision(amp: str, device: torch.device) -> torch.autocast:
     import torch
 
     return torch.autocast(device.type, torch.float16 if amp == "fp16" else torch.bfloat16, enabled=amp != "none")
+
+
+def compiled(module: torch.nn.Module, config: Config) -> torch.nn.Module:
+    """The module itself, or where the config says so, one that computes the same by code made for it at first use."""
+    import torch
+
+    return torch.compile(module) if config.train.compile else module  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def reports_failed_compilation() -> Iterator[None]:
+    """A UserError where torch.compile finds no compiler, or fails otherwise."""
+    try:
+        yield
+    except RuntimeError as error:
+        from torch._dynamo.exc import BackendCompilerFailed
+
+        if not isinstance(error, BackendCompilerFailed):
+            raise
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise UserError(
+            f"train.compile: torch can't compile the network ({reason}). It needs a C++ compiler, as g++;"
+            " install one, or set train.compile=false"
+        ) from None
 
 
 def begin_finetuning(net: PConvUNet, batches: Batches, parts: int) -> None:
@@ -360,6 +386,7 @@ def restore(
         for group in checkpoint["optimizer"]["param_groups"]:
             group["fused"] = optimizer.defaults["fused"]  # the config's, not the checkpoint's
         optimizer.load_state_dict(checkpoint["optimizer"])
+        lay_out_as_weights(optimizer)
         if average and "ema" in checkpoint:
             average.module.load_state_dict(checkpoint["ema"])
         if scaler.is_enabled() and "scaler" in checkpoint:
@@ -370,6 +397,19 @@ def restore(
     if average:
         average.n_averaged.fill_(checkpoint["step"])  # at 0 the first update would copy the network
     return checkpoint["step"], checkpoint.get("best", math.inf)  # none in older checkpoints
+
+
+def lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Let what the optimizer keeps of each weight lie in memory as the weight does.
+
+    The fused forms go through both from front to back, and train.channels_last may have been another before.
+    """
+    import torch
+
+    for weight, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, torch.Tensor) and value.shape == weight.shape:
+                kept[name] = torch.empty_like(weight, requires_grad=False).copy_(value)
 
 
 def moving_average(net: PConvUNet, decay: float) -> AveragedModel | None:
@@ -397,7 +437,16 @@ def stop_unless_finite(values: dict[str, float], step: int, run: RunFolder) -> N
     if broken:
         raise UserError(
             f"step {step}: the loss is not finite ({', '.join(broken)}); the last checkpoint is {run.last}."
-            " A lower optim.initial_lr or optim.finetune_lr may help"
+            " A lower optim.initial_lr or optim.finetune_lr may help; so may train.amp=bf16 instead of fp16"
+        )
+
+
+def stop_unless_scalable(scaler: torch.amp.GradScaler, step: int, run: RunFolder) -> None:
+    """UserError where a small scale of the loss has not made the gradients finite: no step would be taken any more."""
+    if scaler.get_scale() < SMALLEST_SCALE:
+        raise UserError(
+            f"step {step}: the gradients overflow float16 even with the loss scaled by {scaler.get_scale():g}, so"
+            f" nothing is learnt; the last checkpoint is {run.last}. Set train.amp to bf16 or none"
         )
 
 

@@ -43,8 +43,8 @@ sys.exit(main.main(sys.argv[1:]))
 """
 IN_FLOAT64 = """
 import data.samples
-to_tensors = data.samples.to_tensors
-data.samples.to_tensors = lambda image, mask: tuple(tensor.double() for tensor in to_tensors(image, mask))
+as_floats = data.samples.as_floats
+data.samples.as_floats = lambda *args: tuple(tensor.double() for tensor in as_floats(*args))
 torch.set_default_dtype(torch.float64)
 """
 # Called with the values of each step, in every process.
@@ -55,6 +55,15 @@ def at_step(values, step, run):
     if os.environ.get("RANK", "0") == "{rank}" and step == {step}:
         {act}
 main.stop_unless_finite = at_step
+"""
+# Each checkpoint is told of by the process that writes it.
+SAVED_BY = """
+import utils.run_folder
+save = utils.run_folder.RunFolder.save_checkpoint
+def told(self, *args):
+    print("saved by process", os.environ.get("RANK", "0"))
+    save(self, *args)
+utils.run_folder.RunFolder.save_checkpoint = told
 """
 NAN_IN_ONE = """
 import loss
@@ -182,6 +191,38 @@ def test_batch_norm_of_two_processes_is_that_of_the_whole_batch(tmp_path, moment
         for found, wanted in zip(ours[4:-1], state, strict=True):
             assert flat(found) == pytest.approx(flat(wanted), **close)
     assert flat(first[-1] + second[-1]) == pytest.approx(flat(after), **close)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_batch_norm_of_half_types_counts_in_float32(tmp_path, dtype):
+    """As torch's own does: the values are half, weights and statistics are not."""
+    torch.manual_seed(0)
+    x = (5 + torch.randn(4, 3, 64, 64)).to(dtype)  # 8192 values a channel and process: bfloat16 adds up to 256 ones
+    weight = torch.randn(x.shape)
+
+    def passes(bn, x, weight, scale):
+        x = x.clone().requires_grad_()
+        y = bn(x)
+        ((y.float() * weight).sum() * scale).backward()
+        assert y.dtype == x.grad.dtype == dtype
+        assert bn.weight.grad.dtype == torch.float32
+        return [bn.running_mean, bn.running_var, y.detach().float(), bn.weight.grad, bn.bias.grad, x.grad.float()]
+
+    def work(rank, count):
+        net = nn.Sequential(nn.BatchNorm2d(3))
+        synchronise_batch_norm(net)
+        share = slice(2 * rank, 2 * rank + 2)
+        return plain(passes(net[0], x[share], weight[share], 2.0))  # the loss is the mean over the processes
+
+    found = [torch.tensor(parts) for parts in zip(*on_ranks(work, 2, tmp_path))]
+    wanted = passes(nn.BatchNorm2d(3), x, weight, 1.0)
+    for ours, theirs in zip(found[:2], wanted[:2]):  # statistics
+        torch.testing.assert_close(ours, torch.stack([theirs, theirs]), rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(found[3:5], wanted[3:5]):  # gradients of what is float32
+        torch.testing.assert_close(ours.mean(0), theirs, rtol=1e-4, atol=0.01)
+    for ours, theirs in ((found[2], wanted[2]), (found[5] / 2, wanted[5])):  # what is half
+        step = 2 * torch.finfo(dtype).eps
+        torch.testing.assert_close(ours.flatten(0, 1), theirs, rtol=step, atol=step)
 
 
 def test_settled_statistics_are_those_of_one_process(tmp_path):
@@ -322,13 +363,13 @@ def train(count, args, change="", restarts=0):
     return out, err
 
 
-def weights(run):
-    return torch.load(run.last, weights_only=True)["model"]
+def weights(run, kind="model"):
+    return torch.load(run.last, weights_only=True)[kind]
 
 
-def difference_of_weights(run, other):
+def difference_of_weights(run, other, kind="model"):
     """The largest difference of two tensors of the same name, relative to the largest value there."""
-    ours, theirs = weights(run), weights(other)
+    ours, theirs = weights(run, kind), weights(other, kind)
     assert ours.keys() == theirs.keys()
     return max(float((ours[key] - theirs[key]).abs().max() / theirs[key].abs().max()) for key in ours)
 
@@ -367,13 +408,14 @@ def alone(folder, tmp_path_factory):
 @pytest.mark.parametrize(
     # Adam does not tell a gradient from its double: SGD does.
     "more",
-    [["train.accumulate=1"], ["train.accumulate=2", "optim.name=SGD", "optim.initial_lr=1e-5"]],
-    ids=["whole", "in two parts"],
+    [["train.ema_decay=0.75"], ["train.accumulate=2", "optim.name=SGD", "optim.initial_lr=1e-5"]],
+    ids=["whole, averaged", "in two parts"],
 )
 def test_two_and_four_processes_compute_what_one_does(folder, tmp_path, change, rel, more):
     runs = [RunFolder(tmp_path / str(count)) for count in (1, 2, 4)]
     for count, run in zip((1, 2, 4), runs):
-        out, _ = train(count, arguments(folder, run.path, *more), change)
+        out, _ = train(count, arguments(folder, run.path, *more), SAVED_BY + change)
+        assert set(re.findall("saved by process (.)", out)) == {"0"}
         assert out.count("step 0 to 20") == out.count("held-out l1_percent") / 2 == out.count("done.") == 1
         assert len(list(run.path.glob("events.out.tfevents.*"))) == 1
     for run in runs[1:]:
@@ -381,10 +423,25 @@ def test_two_and_four_processes_compute_what_one_does(folder, tmp_path, change, 
         print(f"{run.path.name} processes: weights differ by {of_weights:.1e}, records by {of_records:.1e}")
         assert of_weights <= rel
         assert of_records <= 1e-4
+        if "train.ema_decay=0.75" in more:
+            assert difference_of_weights(run, runs[0], "ema") <= rel
         assert_same_pictures(run, runs[0])
         assert sorted(path.name for path in run.checkpoints.iterdir()) == sorted(
             path.name for path in runs[0].checkpoints.iterdir()
         )
+
+
+@pytest.mark.slow
+def test_two_processes_compute_what_one_does_in_bfloat16(folder, tmp_path):
+    runs = [RunFolder(tmp_path / str(count)) for count in (1, 2)]
+    # SGD, as Adam takes whole steps for gradients whose sign is a matter of rounding.
+    few = ("train.initial_steps=6", "train.finetune_steps=3", "optim.name=SGD", "optim.initial_lr=1e-5")
+    for count, run in zip((1, 2), runs):
+        train(count, arguments(folder, run.path, *few, "train.amp=bf16"))
+    of_weights, of_records = difference_of_weights(runs[1], runs[0]), difference_of_records(runs[1], runs[0])
+    print(f"weights differ by {of_weights:.1e}, records by {of_records:.1e}")
+    assert of_weights <= 0.1  # of biases, sums that cancel
+    assert of_records <= 0.01
 
 
 def test_accumulated_parts_give_the_step_of_the_whole_batch(folder, tmp_path, monkeypatch):
