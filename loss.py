@@ -51,9 +51,10 @@ class InpaintingLoss(nn.Module):
 def perceptual(psi: Sequence[Tensor], psi_gt: Sequence[Tensor]) -> Tensor:
     """Eq. 4: Σ_p ‖Ψ_p(I_out) − Ψ_p(I_gt)‖₁ / N_Ψp and the same of I_comp.
 
-    psi: Ψ of the batch of I_out, then of that of I_comp, (2N,C,H,W) each. psi_gt: Ψ of I_gt, (N,C,H,W) each.
+    psi: Ψ of the batch of I_out, then of that of I_comp, (2N,C,H,W) each; of one batch alone its half of Eq. 4 comes.
+    psi_gt: Ψ of I_gt, (N,C,H,W) each.
     """
-    return torch.stack([_two_means(p, gt) for p, gt in zip(psi, psi_gt, strict=True)]).sum()
+    return torch.stack([_sum_of_means(p, gt) for p, gt in zip(psi, psi_gt, strict=True)]).sum()
 
 
 def style(psi: Sequence[Tensor], psi_gt: Sequence[Tensor]) -> Tensor:
@@ -62,12 +63,13 @@ def style(psi: Sequence[Tensor], psi_gt: Sequence[Tensor]) -> Tensor:
     Arguments as of perceptual.
     """
     grams = zip(map(gram_matrix, psi), map(gram_matrix, psi_gt), strict=True)
-    return torch.stack([_two_means(gram, gram_gt) for gram, gram_gt in grams]).sum()
+    return torch.stack([_sum_of_means(gram, gram_gt) for gram, gram_gt in grams]).sum()
 
 
-def _two_means(both: Tensor, truth: Tensor) -> Tensor:
-    """Mean |difference| of the first half of a batch from the truth, plus that of the second half."""
-    return 2 * (both.unflatten(0, (2, -1)) - truth).abs().mean()
+def _sum_of_means(batches: Tensor, truth: Tensor) -> Tensor:
+    """The mean |difference| from the truth of each of the batches that lie one after another, added up."""
+    count = len(batches) // len(truth)
+    return count * (batches.unflatten(0, (count, -1)) - truth).abs().mean()
 
 
 def gram_matrix(features: Tensor) -> Tensor:
