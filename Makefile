@@ -27,7 +27,7 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
 
 # A demo starts anew each time: what an earlier one left in datasets/masks_demo and runs/demo is replaced.
 demo: $(VENV)/installed
-	@echo "A small network learns on three photographs, then repairs a fourth: about four minutes on two CPU cores."
+	@echo "A small network learns on three photographs, then repairs a fourth: about three minutes on two CPU cores."
 	@echo "1/3 masks"
 	$(BIN)/python masks.py --config $(DEMO) --force
 	@echo "2/3 training"
