@@ -108,7 +108,6 @@ def train(
     process, count = place()
     check_shares(config, count)
 
-    device = device_of(config.run.device)
     # Data first: a wrong path is found before anything is built or written.
     train_images = from_first(lambda: kept_or_found(config.data.train, "data.train", run.train_list, rescan))
     val_images = from_first(lambda: kept_or_found(config.data.val, "data.val", run.val_list, rescan))
@@ -118,6 +117,7 @@ def train(
     first_steps, total_steps = config.train.initial_steps, config.train.initial_steps + config.train.finetune_steps
 
     # Network, loss, optimizer.
+    device = device_of(config.run.device)
     torch.backends.cudnn.deterministic = True  # so that a resumed run equals a straight one on CUDA too
     if device.type == "cpu":
         keep_freed_memory()

@@ -19,15 +19,19 @@ from model.network import LEAK, Block
 from model.vgg import BLOCKS
 
 
-class TextbookUNet(nn.Module):
-    """The network as most implementations have it: masks with full channels, convolved with a kernel of ones."""
+class Rival(nn.Module):
+    """Takes over the blocks of a PConvUNet."""
 
-    encoder: Any  # blocks, as of PConvUNet
+    encoder: Any
     decoder: Any
 
     def __init__(self, net: PConvUNet) -> None:
         super().__init__()
         self.encoder, self.decoder, self.depth = net.encoder, net.decoder, net.depth
+
+
+class TextbookUNet(Rival):
+    """The network as most implementations have it: masks with full channels, convolved with a kernel of ones."""
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
         """Arguments and result as of PConvUNet, but that no hole may hold NaN."""
@@ -47,15 +51,8 @@ class TextbookUNet(nn.Module):
         return x
 
 
-class OrdinaryUNet(nn.Module):
+class OrdinaryUNet(Rival):
     """The same U-Net with ordinary convolutions, which know of no mask."""
-
-    encoder: Any  # blocks, as of PConvUNet
-    decoder: Any
-
-    def __init__(self, net: PConvUNet) -> None:
-        super().__init__()
-        self.encoder, self.decoder, self.depth = net.encoder, net.decoder, net.depth
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
         """Arguments and result as of PConvUNet; holes are black."""
