@@ -8,11 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.convolution import FactorsAndRest, conv2d, fastest_form, of_nine_products, upsample, upsampling_kernel
 from model.fixed import FixedConvolution
-
-# Pixels of a batch's small maps from which the transposed convolution of UpPartialConv2d is faster in training: for
-# fewer, to make its kernel at every step costs more than it saves. Measured on a CPU with batches of 1, 4 and 8.
-_WORTHWHILE = 256
 
 
 class PartialConv2d(nn.Conv2d):
@@ -71,7 +68,8 @@ class PartialConv2d(nn.Conv2d):
         if self.fixed is not None:
             y = self.fixed(x)
         else:
-            y = F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation)
+            assert not isinstance(self.padding, str)  # as nn.Conv2d would allow
+            y = conv2d(x, self.weight, self.stride, self.padding, self.dilation)
         return self.scaled(y, valid)
 
     def fix(self, scale: Tensor) -> None:
@@ -136,18 +134,22 @@ class UpPartialConv2d(PartialConv2d):
 
         x: (N,C,H,W), mask: (N,1,H,W), float32 at least. skip and skip_mask: likewise, of 2H×2W.
 
-        Wᵀ is linear: Wᵀ[up(X), S] = W_upᵀ up(X) + W_skipᵀ S. So the concat need not be made, and the first term has a
-        faster form, upsampling_kernel. sum(M) is still a box filter of one channel.
+        Wᵀ is linear: Wᵀ[up(X), S] = W_upᵀ up(X) + W_skipᵀ S. So the concat need not be made, and the first term has two
+        faster forms, of model/convolution.py. sum(M) is still a box filter of one channel.
         """
         valid = upsample(mask) * x.shape[1] + skip_mask * skip.shape[1]
         if self.fixed_parts is not None:
             of_x, of_skip = self.fixed_parts
             return self.scaled(of_x(x).add_(of_skip(skip)), valid)
-        pixels = x.shape[0] * x.shape[2] * x.shape[3]
-        if pixels < _WORTHWHILE:
+        form = fastest_form(x, self.out_channels)
+        if form == "plain":
             return self.of_masked(torch.cat([upsample(x), skip], 1), valid)
-        up_weight, skip_weight = self.weight.split(self.part_channels, 1)
-        y = F.conv_transpose2d(x, upsampling_kernel(up_weight), stride=2, padding=1)
+        if form == "nine products":
+            skip_weight, *factors = FactorsAndRest.apply(self.weight, x.shape[1])
+            y = of_nine_products(x, factors)
+        else:
+            up_weight, skip_weight = self.weight.split(self.part_channels, 1)
+            y = F.conv_transpose2d(x, upsampling_kernel(up_weight), stride=2, padding=1)
         y += F.conv2d(skip, skip_weight, padding=1)
         return self.scaled(y, valid)
 
@@ -162,28 +164,6 @@ class UpPartialConv2d(PartialConv2d):
             ]
         )
         self.register_parameter("weight", None)
-
-
-def upsample(x: Tensor) -> Tensor:
-    """Nearest-neighbour ×2, of features and masks."""
-    return F.interpolate(x, scale_factor=2, mode="nearest")
-
-
-def upsampling_kernel(weight: Tensor) -> Tensor:
-    """K (C,C',4,4) with conv_transpose2d(x, K, stride=2, padding=1) = conv2d(upsample(x), weight, padding=1).
-
-    weight: (C',C,3,3). Of the 36 products that 2×2 pixels of the result cost for each pair of channels, 16 are left.
-
-    In one dimension, with the weight (a, b, c): a pixel of upsample(x) adds c times itself to the pixel before it, b
-    times to its own place, a times to the one behind. A pixel of x is two of those side by side, so it adds
-    (c, b+c, a+b, a) times itself to four pixels; and the next pixel of x does so two pixels further. That is a
-    transposed convolution of stride 2. In two dimensions it is the same along both.
-    """
-    taps = weight.permute(1, 2, 3, 0).contiguous()  # (C,3,3,C')
-    for axis in (1, 2):
-        a, b, c = taps.unbind(axis)
-        taps = torch.stack([c, b + c, a + b, a], axis)
-    return taps.permute(0, 3, 1, 2)  # in memory it is channels-last, as the convolution wants it
 
 
 def counted(mask: Tensor) -> Tensor:

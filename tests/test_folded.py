@@ -12,9 +12,10 @@ import model.fixed
 import model.layer
 from benchmarks.reference import TextbookUNet
 from model import PartialConv2d, PConvUNet, inpaint, load_for_prediction, settle_encoder_batch_norm
+from model.convolution import upsample
 from model.fixed import FixedConvolution
 from model.foreign import in_our_form, network_for
-from model.layer import UpPartialConv2d, upsample
+from model.layer import UpPartialConv2d
 from tests import foreign
 from utils.checkpoint import save_weights
 

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 import model.layer
 from benchmarks.reference import partial_conv
 from model import PartialConv2d
-from model.layer import UpPartialConv2d, counted, upsample, upsampling_kernel
+from model.convolution import upsample
+from model.layer import UpPartialConv2d, counted
 
 
 def ones_layer(in_channels=1, kernel_size=3, bias=None, **options):
@@ -213,7 +214,7 @@ def test_misuse_is_named(x_shape, mask_shape, message):
 
 # --- the decoder's layer: the same on the small map ----------------------------------------------------------------
 
-FAST, PLAIN = 0, 10**9  # values of _WORTHWHILE: the transposed convolution for every size, for none
+FORMS = ("nine products", "transposed", "plain")
 
 
 def up_inputs(n, height, width, dtype=torch.float64):
@@ -242,27 +243,17 @@ def all_close(ours, theirs, tolerance=1e-12):
     return all(torch.allclose(a, b, rtol=tolerance, atol=tolerance) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.fixture
-def kernels_made(monkeypatch):
-    """A list that grows by one each time a layer takes the fast path."""
-    made = []
-
-    def counting(weight):
-        made.append(weight.shape)
-        return upsampling_kernel(weight)
-
-    monkeypatch.setattr(model.layer, "upsampling_kernel", counting)
-    return made
+@pytest.fixture(params=FORMS)
+def form(request, monkeypatch):
+    """Each form in turn, for every size."""
+    monkeypatch.setattr(model.layer, "fastest_form", lambda x, out_channels: request.param)
+    return request.param
 
 
-@pytest.mark.parametrize("worthwhile", [FAST, PLAIN])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("size", [(1, 1, 1), (2, 3, 5), (1, 7, 2), (3, 6, 4)])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_of_upsampled_equals_the_layer_on_the_large_map(
-    monkeypatch, kernels_made, worthwhile, bias, size, memory_format
-):
-    monkeypatch.setattr(model.layer, "_WORTHWHILE", worthwhile)
+def test_of_upsampled_equals_the_layer_on_the_large_map(form, bias, size, memory_format):
     torch.manual_seed(0)
     layer = UpPartialConv2d(5, 3, 4, bias).double().to(memory_format=memory_format)
     if bias:
@@ -270,7 +261,6 @@ def test_of_upsampled_equals_the_layer_on_the_large_map(
     x, mask, skip, skip_mask = up_inputs(*size)
     leaves = [x.requires_grad_(), skip.requires_grad_(), *layer.parameters()]
     y, updated = of_upsampled(layer, x, mask, skip, skip_mask)
-    assert len(kernels_made) == (worthwhile == FAST)
 
     parts, masks = [upsample(x), skip], [upsample(mask), skip_mask]
     plain, plain_mask = layer(parts, masks)
@@ -284,21 +274,7 @@ def test_of_upsampled_equals_the_layer_on_the_large_map(
     assert all_close(gradients(plain, leaves), wanted)
 
 
-@pytest.mark.parametrize(("size", "fast"), [((1, 15, 17), False), ((1, 16, 16), True), ((8, 4, 8), True)])
-def test_the_size_of_all_small_maps_together_chooses_the_form(kernels_made, size, fast):
-    layer = UpPartialConv2d(5, 3, 4).double()
-    x, mask, skip, skip_mask = up_inputs(*size)
-    leaves = [x.requires_grad_(), skip.requires_grad_(), *layer.parameters()]
-    y, _ = of_upsampled(layer, x, mask, skip, skip_mask)
-    assert bool(kernels_made) == fast
-    expected, _ = layer([upsample(x), skip], [upsample(mask), skip_mask])
-    assert all_close([y], [expected])
-    assert all_close(gradients(y, leaves), gradients(expected, leaves))
-
-
-@pytest.mark.parametrize("worthwhile", [FAST, PLAIN])
-def test_of_upsampled_where_nothing_is_valid_is_zero_without_bias(monkeypatch, worthwhile):
-    monkeypatch.setattr(model.layer, "_WORTHWHILE", worthwhile)
+def test_of_upsampled_where_nothing_is_valid_is_zero_without_bias(form):
     layer = UpPartialConv2d(5, 3, 4)
     torch.nn.init.ones_(layer.bias)
     x, mask, skip, skip_mask = up_inputs(2, 4, 4, torch.float32)
@@ -307,11 +283,9 @@ def test_of_upsampled_where_nothing_is_valid_is_zero_without_bias(monkeypatch, w
     assert updated.eq(0).all()
 
 
-@pytest.mark.parametrize("worthwhile", [FAST, PLAIN])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
-def test_of_upsampled_in_half_types_is_finite_and_right(monkeypatch, worthwhile, dtype, tolerance):
+def test_of_upsampled_in_half_types_is_finite_and_right(form, dtype, tolerance):
     """513 channels of 9 pixels each can't be counted in a half type, so the masks are float32."""
-    monkeypatch.setattr(model.layer, "_WORTHWHILE", worthwhile)
     torch.manual_seed(0)
     layer = UpPartialConv2d(512, 1, 4)
     x, mask, skip, skip_mask = up_inputs(1, 6, 8, torch.float32)
@@ -324,9 +298,7 @@ def test_of_upsampled_in_half_types_is_finite_and_right(monkeypatch, worthwhile,
     assert torch.equal(updated, expected_mask)
 
 
-@pytest.mark.parametrize("worthwhile", [FAST, PLAIN])
-def test_of_upsampled_under_autocast_is_finite_and_near(monkeypatch, worthwhile):
-    monkeypatch.setattr(model.layer, "_WORTHWHILE", worthwhile)
+def test_of_upsampled_under_autocast_is_finite_and_near(form):
     torch.manual_seed(0)
     layer = UpPartialConv2d(5, 3, 4)
     x, mask, skip, skip_mask = up_inputs(2, 6, 4, torch.float32)
@@ -342,38 +314,7 @@ def test_of_upsampled_under_autocast_is_finite_and_near(monkeypatch, worthwhile)
         assert (ours - theirs).abs().max() < 3e-2 * theirs.abs().max()
 
 
-def test_the_upsampling_kernel_by_hand():
-    """Of one weight [1 10 100] along a row: upsampling makes two pixels of one, which see it turned, one apart."""
-    down, right = torch.tensor([1.0, 2, 4]), torch.tensor([1.0, 10, 100])
-    kernel = upsampling_kernel(torch.outer(down, right).view(1, 1, 3, 3))
-    assert torch.equal(kernel[0, 0], torch.outer(torch.tensor([4.0, 6, 3, 1]), torch.tensor([100.0, 110, 11, 1])))
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 4), (5, 3)])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_the_upsampling_kernel_equals_a_convolution_of_the_upsampled(size, memory_format):
-    torch.manual_seed(0)
-    x = torch.randn(2, 5, *size, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(4, 5, 3, 3, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
-    kernel = upsampling_kernel(weight)
-    assert kernel.shape == (5, 4, 4, 4)
-    assert kernel.is_contiguous(memory_format=torch.channels_last)
-    y = F.conv_transpose2d(x, kernel, stride=2, padding=1)
-    expected = F.conv2d(upsample(x), weight, padding=1)
-    assert all_close([y], [expected])
-    assert all_close(gradients(y, [x, weight]), gradients(expected, [x, weight]))
-
-
-def test_the_upsampling_kernel_is_never_of_a_half_type_by_autocast():
-    weight = torch.randn(4, 5, 3, 3)
-    with torch.autocast("cpu", torch.bfloat16):
-        kernel = upsampling_kernel(weight)
-    assert torch.equal(kernel, upsampling_kernel(weight))
-
-
-@pytest.mark.parametrize("worthwhile", [FAST, PLAIN])
-def test_a_decoder_layer_is_left_as_it_was_by_a_call(monkeypatch, worthwhile):
-    monkeypatch.setattr(model.layer, "_WORTHWHILE", worthwhile)
+def test_a_decoder_layer_is_left_as_it_was_by_a_call(form):
     layer, given = UpPartialConv2d(5, 3, 4), up_inputs(1, 4, 4, torch.float32)
     before, kept = dict(vars(layer)), [tensor.clone() for tensor in given]
     x, mask, skip, skip_mask = given
