@@ -28,6 +28,7 @@ from loss import InpaintingLoss
 from model import PConvUNet, VGG16Features
 from utils.config import Config, load_config
 from utils.masks import write_mask
+from utils.memory import keep_freed_memory
 
 PROJECT = Path(__file__).resolve().parent.parent
 MASKS = 32  # 512×512, of all styles, 5 to 50 % hole
@@ -36,12 +37,13 @@ SIZE = 256
 # Width and height of the JPEGs, their number, and the standard deviation of their grain: it decides about the bytes.
 # At 16 megapixels with these two they have 1 and 1.8 bits a pixel, as photographs of a good and a high quality have.
 KINDS = ((500, 375, 16, 6.0, 2.0), (5000, 3333, 2, 3.0, 6.0), (5000, 3333, 2, 6.0, 6.0))
-ROUNDS = {500: 40, 5000: 6}
+TURNS = {500: (20, 8), 5000: (6, 1)}  # turns of each, and batches in a turn
 STEPS = 8
 
 
 def rows() -> Iterator[Row]:
     """What was measured, the figure, the figure to reach: CPU time of one thread, ours and the rival's by turns."""
+    keep_freed_memory()  # as main.py does, for its workers too
     threads = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
@@ -52,7 +54,7 @@ def rows() -> Iterator[Row]:
                 images = Path(folder) / str(number)
                 print(f"loader: {width}×{height} px, {count} JPEGs …", file=sys.stderr)
                 megabytes = write_jpegs(images, width, height, count, grain)
-                ours, rival = seconds(images, Path(folder) / "masks", ROUNDS[width])
+                ours, rival = seconds(images, Path(folder) / "masks", *TURNS[width])
                 what = f"from {width}×{height} JPEGs of {megabytes:.2g} MB"
                 yield f"samples per second and core {what}", f"{1 / ours:.0f}", ""
                 yield f"the same, ours / PIL and torchvision {what}", f"{rival / ours:.2f}", f"{goal:g}"
@@ -102,21 +104,22 @@ def waiting(images: Path, masks: Path) -> float:
     return waited / (ends[-1] - ends[0])
 
 
-def seconds(images: Path, masks: Path, rounds: int) -> tuple[float, float]:
-    """Seconds of the CPU for a sample in a batch of float32 tensors, ours and the rival's, as medians."""
+def seconds(images: Path, masks: Path, turns: int, batches: int) -> tuple[float, float]:
+    """Seconds of the CPU for a sample in a batch of float32 tensors, ours and the rival's, as medians of the turns."""
     places = (f"data.train={images}", f"masks.train_dir={masks}")
     config = load_config(overrides=[*places, f"data.image_size={SIZE}", "data.workers=0", f"train.batch_size={BATCH}"])
     samples = training_samples(config)
-    ours = iter(training_batches(samples, config, 0, 1 + rounds))
+    ours = iter(training_batches(samples, config, 0, (1 + turns) * batches))
     rivals = rival_batches([Path(path) for path in samples.images], sorted(masks.iterdir()), config)
     torch.manual_seed(0)
     times: dict[str, list[float]] = {"ours": [], "rival": []}
-    for number in range(1 + rounds):
-        for name, batches in (("ours", ours), ("rival", rivals)):
+    for turn in range(1 + turns):
+        for name, loader in (("ours", ours), ("rival", rivals)):
             start = time.process_time()
-            next(batches)
-            if number:  # the first is to warm up
-                times[name].append((time.process_time() - start) / BATCH)
+            for _ in range(batches):
+                next(loader)
+            if turn:  # the first is to warm up
+                times[name].append((time.process_time() - start) / BATCH / batches)
     return statistics.median(times["ours"]), statistics.median(times["rival"])
 
 

@@ -86,7 +86,7 @@ class TrainingSamples(Dataset[Pair]):
         faults: list[Fault] = []
         epoch, position = divmod(number, count)
         chosen = shuffled(position, count, (SHUFFLE, epoch, self.seed))
-        substitutes = generator(SUBSTITUTES, number, self.seed)
+        substitutes: np.random.Generator | None = None
         for _ in range(1 + _TRIES):
             rng = generator(CROPS, number, self.seed)  # anew: the broken picture must not have drawn from it
             choose = functools.partial(random_part, scale=self.crop_scale, rng=rng)
@@ -94,6 +94,7 @@ class TrainingSamples(Dataset[Pair]):
                 return read_part_of_picture(self.images[chosen], choose, self.size), rng, faults
             except UserError as error:
                 faults.append(Fault(number, self.images[chosen], str(error)))
+            substitutes = substitutes or generator(SUBSTITUTES, number, self.seed)
             chosen = int(substitutes.integers(count))
         others = len({fault.path for fault in faults}) - 1
         raise UserError(faults[0].reason + (f"; nor is any of {others} others that were tried instead" * (others > 0)))
@@ -147,15 +148,16 @@ def resized(image: np.ndarray, size: int) -> np.ndarray:
 
 def to_tensors(image: np.ndarray, mask: np.ndarray) -> RawPair:
     """An RGB image, uint8 (H,W,3), and a mask (H,W) of 0 and 1 as a DataLoader gets them."""
-    return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask).unsqueeze(0)
+    planes = np.empty((3, *image.shape[:2]), np.uint8)
+    cv2.split(image, list(planes))  # torch takes ten times as long for it, here or among floats
+    return torch.from_numpy(planes), torch.from_numpy(mask).unsqueeze(0)
 
 
 def as_floats(pair: RawPair, device: torch.device | str = "cpu") -> Pair:
     """A pair, or a batch of them, on a device: float32, contiguous, the image in [0,1]."""
     image, mask = (tensor.to(device, non_blocking=True) for tensor in pair)
-    image = image.to(torch.float32, memory_format=torch.contiguous_format)
     # By a tensor of the device: on a GPU torch would multiply by a rounded 1/255 instead of dividing by a number.
-    return image.div_(torch.full((), 255.0, device=device)), mask.to(torch.float32)
+    return image.to(torch.float32).div_(torch.full((), 255.0, device=device)), mask.to(torch.float32)
 
 
 class StepBatches:
@@ -271,9 +273,7 @@ def _loading(config: Config) -> dict[str, Any]:
 
 def _collate(drawn: Sequence[tuple[RawPair, list[Fault]]]) -> tuple[Any, ...]:
     """A batch of images, one of masks, and then whatever faults were met."""
-    # Images are stacked as their bytes lie: default_collate would reorder them.
-    pixels, mask = default_collate([(image.permute(1, 2, 0), mask) for (image, mask), _ in drawn])
-    return (pixels.permute(0, 3, 1, 2), mask, *(fault for _, faults in drawn for fault in faults))
+    return (*default_collate([pair for pair, _ in drawn]), *(fault for _, faults in drawn for fault in faults))
 
 
 @contextlib.contextmanager

@@ -77,11 +77,31 @@ def read_part(path: str | Path, choose: Callable[[int, int], Box], size: int) ->
             image.load()  # before its size counts: Pillow turns a TIFF as it decodes it
         orientation = exif_orientation(image)
         extent = image.size if orientation < 5 else image.size[::-1]
-        part = _decoded_part(image, _stored_part(choose(*extent), orientation, *image.size), size)
+        stored = _stored_part(choose(*extent), orientation, *image.size)
+        part = _decoded_part(image, stored, size)
+        if part == stored and orientation == 1 and image.format == "JPEG" and image.mode == "RGB":
+            pixels = _jpeg_pixels(path)
+            if pixels is not None:
+                left, top, right, bottom = part
+                return pixels[top:bottom, left:right]
         image.load()
     turn = _TURNS.get(orientation)
-    cut = image.crop(part)
-    return np.array(to_8_bit(cut if turn is None else cut.transpose(turn)).convert("RGB"))
+    cut = to_8_bit(image.crop(part))
+    cut = cut if turn is None else cut.transpose(turn)
+    return np.array(cut if cut.mode == "RGB" else cut.convert("RGB"))
+
+
+def _jpeg_pixels(path: str | Path) -> np.ndarray | None:
+    """All of a JPEG, uint8 (H,W,3), as Pillow decodes it but with fewer copies. None where it is broken: Pillow says
+    why."""
+    import torch  # here, as Pillow is enough for most that reads images
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    try:
+        file = torch.from_numpy(np.fromfile(path, np.uint8))
+        return decode_jpeg(file, ImageReadMode.RGB).permute(1, 2, 0).numpy()
+    except (OSError, RuntimeError):
+        return None
 
 
 def _stored_part(part: Box, orientation: int, width: int, height: int) -> Box:
