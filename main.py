@@ -127,8 +127,8 @@ def train(
     checkpoint = run.load_newest() if resume else None
     net = resumed_network(config, run, checkpoint) if checkpoint else starting_network(config, init_from)
     net.to(device).train()
-    if config.train.channels_last:
-        net.to(memory_format=torch.channels_last)
+    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    net.to(memory_format=layout)
     if count > 1:
         synchronise_batch_norm(net)
     criterion: torch.nn.Module = InpaintingLoss(VGG16Features(config.loss.vgg16), asdict(config.loss.weights))
@@ -195,6 +195,7 @@ def train(
             losses = []
             for part, (image, mask) in enumerate(parts_of(batch, config.train.accumulate), start=1):
                 with without_exchange(model, part < config.train.accumulate):
+                    image = image.contiguous(memory_format=layout)
                     with mixed_precision(config.train.amp, device):
                         output = model(image, mask)
                         total, terms = criterion(output, image, mask)

@@ -103,19 +103,24 @@ def prediction_rows(net: PConvUNet, batch: int) -> Iterator[Row]:
 def gradient_rows(net: PConvUNet, batch: int) -> Iterator[Row]:
     image, mask = inputs(batch)
     nets = [copy.deepcopy(net).train() for _ in range(4)]
-    nets[0].to(memory_format=torch.channels_last)  # as train.channels_last does
-    nets[2].to(memory_format=torch.channels_last)
 
-    def learn(rival: nn.Module) -> Callable[[], object]:
+    def learn(rival: nn.Module, layout: torch.memory_format = torch.contiguous_format) -> Callable[[], object]:
+        rival.to(memory_format=layout)
+
         def run() -> None:
             rival.zero_grad(set_to_none=True)
-            rival(image, mask).square().mean().backward()
+            rival(image.contiguous(memory_format=layout), mask).square().mean().backward()
 
         return run
 
-    rivals = [nets[0], OrdinaryUNet(nets[1]), OrdinaryUNet(nets[2]), TextbookUNet(nets[3])]
+    rivals = [
+        learn(nets[0], torch.channels_last),  # as train.channels_last has it
+        learn(OrdinaryUNet(nets[1])),
+        learn(OrdinaryUNet(nets[2]), torch.channels_last),
+        learn(TextbookUNet(nets[3])),
+    ]
     what = f"U-Net forward and backward, batch of {batch}"
-    ours, ordinary, ordinary_nhwc, textbook = medians([learn(rival) for rival in rivals], 30 // batch + 10, what)
+    ours, ordinary, ordinary_nhwc, textbook = medians(rivals, 30 // batch + 10, what)
     yield f"{what}: ours / ordinary", f"{ours / ordinary:.2f}", "0.75"
     yield f"{what}: ours / ordinary in channels-last", f"{ours / ordinary_nhwc:.2f}", ""
     yield f"{what}: ours / textbook", f"{ours / textbook:.2f}", "0.50"
@@ -125,25 +130,30 @@ def step_rows(net: PConvUNet, batch: int) -> Iterator[Row]:
     """A whole step: forward, loss, backward, Adam; ours is the fused one (train.fused), others' is torch's usual."""
     image, mask = inputs(batch)
     nets = [copy.deepcopy(net).train() for _ in range(4)]
-    nets[0].to(memory_format=torch.channels_last)
     vgg = VGG16Features()
     loss = InpaintingLoss(vgg, WEIGHTS)
 
     def ours_alone(*arguments: Tensor) -> Tensor:
         return loss(*arguments)[0]
 
-    def learn(rival: nn.Module, criterion: Callable[..., Tensor], fused: bool) -> Callable[[], object]:
-        optimizer = torch.optim.Adam(rival.parameters(), 2e-4, fused=fused)
+    def learn(
+        rival: nn.Module,
+        criterion: Callable[..., Tensor],
+        fused: bool,
+        layout: torch.memory_format = torch.contiguous_format,
+    ) -> Callable[[], object]:
+        optimizer = torch.optim.Adam(rival.to(memory_format=layout).parameters(), 2e-4, fused=fused)
 
         def step() -> None:
             optimizer.zero_grad(set_to_none=True)
-            criterion(rival(image, mask), image, mask).backward()
+            laid_out = image.contiguous(memory_format=layout)
+            criterion(rival(laid_out, mask), laid_out, mask).backward()
             optimizer.step()
 
         return step
 
     rivals = [
-        learn(nets[0], ours_alone, True),
+        learn(nets[0], ours_alone, True, torch.channels_last),
         learn(OrdinaryUNet(nets[1]), ours_alone, False),
         learn(OrdinaryUNet(nets[3]), ours_alone, True),
         learn(TextbookUNet(nets[2]), TextbookLoss(vgg, WEIGHTS), False),

@@ -130,18 +130,68 @@ def of_nine_products(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
     Three products, of x and of its differences from its neighbours. In two dimensions it is the same along both: nine
     maps, each with a matrix (C',C) of its own, and sums of the nine results.
     """
+    maps = [m for row in _three(x, 2) for m in _three(row, 3)]
+    products = [F.conv2d(m, factor) for m, factor in zip(maps, factors, strict=True)]
+    y: Tensor = Sums.apply(*products)
+    return y
 
-    def differences(t: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
-        size = t.shape[axis]
-        steps = F.pad(t, [0, 0] * (3 - axis) + [1, 1]).diff(dim=axis)
-        return steps.narrow(axis, 0, size), t, steps.narrow(axis, 1, size)
 
-    maps = [m for row in differences(x.permute(0, 2, 3, 1), 1) for m in differences(row, 2)]  # (N,H,W,C) each
-    products = [F.conv2d(m.contiguous().permute(0, 3, 1, 2), factor) for m, factor in zip(maps, factors, strict=True)]
-    p = [product.permute(0, 2, 3, 1) for product in products]  # (N,H,W,C') each
-    rows = [[p[3 + j] - p[j] for j in range(3)], [p[3 + j] + p[6 + j] for j in range(3)]]
-    y = torch.stack([torch.stack([b - a, b + c], 3) for a, b, c in rows], 2)  # (N,H,2,W,2,C')
-    return y.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+def _three(x: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
+    """x − before, x, behind − x."""
+    first, last = Differences.apply(x, axis)
+    return first, x, last
+
+
+class Differences(torch.autograd.Function):
+    """x − before and behind − x along an axis of x; outside of it are zeros.
+
+    A Function, as torch would pad, and fill with zeros once for each of them backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+        ctx.axis = axis
+        rest = x.shape[axis] - 1
+        first, last = x.clone(), x.neg()
+        first.narrow(axis, 1, rest).sub_(x.narrow(axis, 0, rest))
+        last.narrow(axis, 0, rest).add_(x.narrow(axis, 1, rest))
+        return first, last
+
+    @staticmethod
+    def backward(ctx: Any, first: Tensor, last: Tensor) -> tuple[Tensor, None]:
+        gradient = first - last
+        rest = gradient.shape[ctx.axis] - 1
+        gradient.narrow(ctx.axis, 0, rest).sub_(first.narrow(ctx.axis, 1, rest))
+        gradient.narrow(ctx.axis, 1, rest).add_(last.narrow(ctx.axis, 0, rest))
+        return gradient, None
+
+
+class Sums(torch.autograd.Function):
+    """The map (N,C',2H,2W) that the nine products, (N,C',H,W) each, add up to: along both axes `middle − before` and
+    `middle + behind`. A Function, as torch would pass over each of them some times more."""
+
+    @staticmethod
+    def forward(ctx: Any, *products: Tensor) -> Tensor:
+        n, c, h, w = products[0].shape
+        p = [product.permute(0, 2, 3, 1) for product in products]
+        y = torch.empty((n, c, 2 * h, 2 * w), dtype=p[0].dtype, device=p[0].device, memory_format=torch.channels_last)
+        pixels = y.permute(0, 2, 3, 1).view(n, h, 2, w, 2, c)
+        rows = [p[3 + j] - p[j] for j in range(3)], [p[3 + j] + p[6 + j] for j in range(3)]
+        for row, (before, middle, behind) in enumerate(rows):
+            torch.sub(middle, before, out=pixels[:, :, row, :, 0])
+            torch.add(middle, behind, out=pixels[:, :, row, :, 1])
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, y: Tensor) -> tuple[Tensor, ...]:
+        n, c, h, w = y.shape
+        pixels = y.permute(0, 2, 3, 1).reshape(n, h // 2, 2, w // 2, 2, c)
+        left, right = pixels[:, :, :, :, 0], pixels[:, :, :, :, 1]  # (N,H,2,W,C') each
+        columns = [-left, left + right, right]
+        before = [-column[:, :, 0] for column in columns]
+        middle = [column[:, :, 0] + column[:, :, 1] for column in columns]
+        behind = [column[:, :, 1].contiguous() for column in columns]
+        return tuple(gradient.permute(0, 3, 1, 2) for gradient in (*before, *middle, *behind))
 
 
 class FactorsAndRest(torch.autograd.Function):

@@ -6,8 +6,10 @@ from torch.nn import functional as F
 
 import model.convolution
 from model.convolution import (
+    Differences,
     FactorsAndRest,
     Patches,
+    Sums,
     conv2d,
     fastest_form,
     of_nine_products,
@@ -145,6 +147,25 @@ def test_nine_products_equal_a_convolution_of_the_upsampled(size, memory_format)
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert all_close([y], [expected])
     assert all_close(gradients(y, [x, weight]), gradients(expected, [x, weight]))
+
+
+@pytest.mark.parametrize("axis", [2, 3])
+@pytest.mark.parametrize("size", [(1, 1), (3, 4)])
+def test_differences_have_all_their_derivatives(axis, size):
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+
+    def differences(x):
+        return Differences.apply(x, axis)
+
+    assert torch.autograd.gradcheck(differences, x)
+    assert torch.autograd.gradgradcheck(differences, x)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3)])
+def test_sums_have_all_their_derivatives(size):
+    products = [torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True) for _ in range(9)]
+    assert torch.autograd.gradcheck(Sums.apply, products)
+    assert torch.autograd.gradgradcheck(Sums.apply, products)
 
 
 def test_nine_products_in_float32_are_as_near_as_rounding_allows():
