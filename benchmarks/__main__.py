@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.tables import HEAD
 
-NAMES = ("network", "photograph", "loader", "mask_files", "startup")
+NAMES = ("network", "prediction", "photograph", "loader", "mask_files", "startup")
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "pillow")
 PROJECT = Path(__file__).resolve().parent.parent
 

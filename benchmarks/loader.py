@@ -28,7 +28,6 @@ from loss import InpaintingLoss
 from model import PConvUNet, VGG16Features
 from utils.config import Config, load_config
 from utils.masks import write_mask
-from utils.memory import keep_freed_memory
 
 PROJECT = Path(__file__).resolve().parent.parent
 MASKS = 32  # 512×512, of all styles, 5 to 50 % hole
@@ -43,7 +42,6 @@ STEPS = 8
 
 def rows() -> Iterator[Row]:
     """What was measured, the figure, the figure to reach: CPU time of one thread, ours and the rival's by turns."""
-    keep_freed_memory()  # as main.py does, for its workers too
     threads = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

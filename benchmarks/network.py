@@ -1,4 +1,4 @@
-"""The network and a training step against their rivals, at 256×256 with seven levels and 64 base channels.
+"""Training the network, and its size, against its rivals, at 256×256 with seven levels and 64 base channels.
 
 Run from the project's folder: python -m benchmarks.network
 """
@@ -27,15 +27,12 @@ WEIGHTS = {"valid": 1, "hole": 6, "perceptual": 0.05, "style": 120, "tv": 0.1}
 def rows() -> Iterator[Row]:
     """What was measured, the figure, the figure to reach."""
     torch.manual_seed(0)
+    keep_freed_memory()  # as main.py does
     net = PConvUNet(7, 64)
     yield from size_rows(net)
-    for batch in BATCHES:
-        yield from prediction_rows(net, batch)
-    keep_freed_memory()  # as main.py does; from here on, as it can't be undone
-    for batch in BATCHES:
-        yield from gradient_rows(net, batch)
-    for batch in BATCHES:
-        yield from step_rows(net, batch)
+    for measure in (gradient_rows, step_rows):
+        for batch in BATCHES:
+            yield from measure(net, batch)
 
 
 def inputs(batch: int) -> tuple[Tensor, Tensor]:
@@ -84,22 +81,6 @@ def saved_bytes(net: nn.Module, batch: int) -> int:
     return sum(blocks.values())
 
 
-def prediction_rows(net: PConvUNet, batch: int) -> Iterator[Row]:
-    image, mask = inputs(batch)
-    net = copy.deepcopy(net).eval()
-    nhwc = OrdinaryUNet(copy.deepcopy(net)).to(memory_format=torch.channels_last)
-
-    def predict(rival: nn.Module) -> Callable[[], object]:
-        return torch.inference_mode()(lambda: rival(image, mask))
-
-    rivals = [predict(n) for n in (net.folded(), OrdinaryUNet(net), nhwc, TextbookUNet(net))]
-    what = f"prediction, batch of {batch}"
-    ours, ordinary, ordinary_nhwc, textbook = medians(rivals, 25, what)
-    yield f"{what}: ours / ordinary", f"{ours / ordinary:.2f}", "0.60"
-    yield f"{what}: ours / ordinary in channels-last", f"{ours / ordinary_nhwc:.2f}", ""
-    yield f"{what}: ours / textbook", f"{ours / textbook:.2f}", "0.28"
-
-
 def gradient_rows(net: PConvUNet, batch: int) -> Iterator[Row]:
     image, mask = inputs(batch)
     nets = [copy.deepcopy(net).train() for _ in range(4)]
@@ -120,7 +101,7 @@ def gradient_rows(net: PConvUNet, batch: int) -> Iterator[Row]:
         learn(TextbookUNet(nets[3])),
     ]
     what = f"U-Net forward and backward, batch of {batch}"
-    ours, ordinary, ordinary_nhwc, textbook = medians(rivals, 30 // batch + 10, what)
+    ours, ordinary, ordinary_nhwc, textbook = medians(rivals, 60 // batch, what)
     yield f"{what}: ours / ordinary", f"{ours / ordinary:.2f}", "0.75"
     yield f"{what}: ours / ordinary in channels-last", f"{ours / ordinary_nhwc:.2f}", ""
     yield f"{what}: ours / textbook", f"{ours / textbook:.2f}", "0.50"
@@ -159,7 +140,7 @@ def step_rows(net: PConvUNet, batch: int) -> Iterator[Row]:
         learn(TextbookUNet(nets[2]), TextbookLoss(vgg, WEIGHTS), False),
     ]
     what = f"training step, batch of {batch}"
-    ours, ordinary, ordinary_fused, textbook = medians(rivals, 7, what)
+    ours, ordinary, ordinary_fused, textbook = medians(rivals, 10 if batch > 1 else 20, what)
     yield f"{what}: ours / textbook with three VGG passes", f"{ours / textbook:.2f}", "0.75"
     yield f"{what}: ours / ordinary with our loss", f"{ours / ordinary:.2f}", "0.90"
     yield f"{what}: ours / ordinary with our loss and fused Adam", f"{ours / ordinary_fused:.2f}", ""

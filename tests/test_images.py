@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
+import utils.masks
 from utils.errors import UserError
 from utils.images import exif_orientation, is_image_name, list_images, open_image, read_part, to_8_bit, to_rgb, upright
-from utils.masks import read_mask, read_mask_alone
+from utils.masks import read_mask, read_mask_alone, write_mask
 from utils.photo import Photo, check_keeps, read_photo, write_photo
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -224,6 +225,19 @@ def test_a_large_part_of_a_jpeg_is_decoded_coarsely(tmp_path, mode, progressive,
         assert part.shape == (480 // divisor, 400 // divisor, 3)
         wanted = whole.resize((400 // divisor, 480 // divisor), Image.Resampling.BOX, box)
         assert abs(part - np.asarray(wanted).astype(int)).max() < 8  # half a pixel of the coarse image is 3
+
+
+def test_a_broken_jpeg_is_what_pillow_says_it_is(tmp_path):
+    """torchvision decodes upright ones, with words of its own for what is wrong."""
+    whole = saved(gradient(80, 60), tmp_path / "a.jpg").read_bytes()
+    for end in (len(whole) // 2, len(whole) - 2):
+        (tmp_path / "a.jpg").write_bytes(whole[:end])
+        said = []
+        for read in (open_image, lambda path: read_part(path, lambda *size: (0, 0, *size), WHOLE)):
+            with pytest.raises(UserError, match="damaged image") as caught:
+                read(tmp_path / "a.jpg")
+            said.append(str(caught.value))
+        assert said[0] == said[1]
 
 
 def test_rounding_costs_a_part_no_pixel(tmp_path):
@@ -508,6 +522,72 @@ def test_masks_are_cut_at_half(tmp_path, hole):
     assert between == 4 / 8
 
 
+@pytest.mark.parametrize("hole", ["black", "white"])
+@pytest.mark.parametrize("size", [(1, 1), (3, 8), (7, 9), (33, 64), (5, 1)])
+def test_a_written_mask_is_read_back_without_pillow_as_with_it(tmp_path, monkeypatch, hole, size):
+    mask = np.random.default_rng(0).integers(0, 2, size).astype(np.uint8)
+    write_mask(tmp_path / "a.png", mask)
+    with_pillow, between = read_mask(tmp_path / "a.png", hole)
+    assert np.array_equal(with_pillow, mask if hole == "black" else 1 - mask)
+    assert between == 0
+    monkeypatch.setattr(utils.masks, "open_image", None)
+    alone = read_mask_alone(tmp_path / "a.png", hole)
+    assert alone.dtype == np.uint8
+    assert np.array_equal(alone, with_pillow)
+
+
+def own_png(rows, width, height, kind=(1, 0, 0, 0, 0), data=None):
+    data = zlib.compress(np.asarray(rows, np.uint8).tobytes()) if data is None else data
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, *kind)), (b"IDAT", data), (b"IEND", b"")]
+    body = [struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+ROWS = [[2, 0b10110000], [2, 0b01000000]]  # the first row, and the second less the first
+
+
+def test_a_mask_like_our_own_is_read_by_hand(tmp_path):
+    (tmp_path / "a.png").write_bytes(own_png(ROWS, 4, 2))
+    assert read_mask_alone(tmp_path / "a.png", "black").tolist() == [[1, 0, 1, 1], [1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        own_png([[0, 0b10110000], [2, 0b01000000]], 4, 2),  # another filter
+        own_png([[4, 0b10110000], [1, 0b01000000]], 4, 2),
+        own_png([[2, 1, 2, 3, 4], [2, 1, 1, 1, 1]], 4, 2, (8, 0, 0, 0, 0)),  # 8 bits of grey
+        own_png(ROWS, 4, 2) + b"behind the end",
+        own_png(ROWS, 4, 2).replace(b"IEND", b"IENE"),
+        own_png(ROWS, 4, 2)[:-20],
+        own_png(ROWS, 4, 2).replace(b"IDAT", b"IDAX"),
+        own_png(ROWS, 4, 3),  # a row too few
+        own_png([*ROWS, [2, 0]], 4, 2),  # a row too many
+        own_png(ROWS, 4, 2, data=b"no zlib"),
+        own_png(ROWS, 4, 2, data=zlib.compress(bytes(4))[:-3]),
+        own_png(ROWS, 0, 2),
+        own_png(ROWS, 2**31, 2),
+        b"",
+        b"\x89PNG\r\n\x1a\n",
+    ],
+)
+def test_any_other_file_is_left_to_pillow(tmp_path, file):
+    (tmp_path / "a.png").write_bytes(file)
+    results = []
+    for read in (lambda path: read_mask(path, "black")[0], lambda path: read_mask_alone(path, "black")):
+        try:
+            results.append(read(tmp_path / "a.png").tolist())
+        except UserError as error:
+            results.append(str(error))
+    assert results[0] == results[1]
+    assert utils.masks._read_own(tmp_path / "a.png") is None
+
+
+def test_a_mask_that_is_not_there_is_said_so(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        read_mask_alone(tmp_path / "a.png", "black")
+
+
 # --- whatever a file holds, it is an image or a UserError --------------------------------------------------------
 
 
@@ -518,6 +598,7 @@ def encoded(image, kind, **options):
 
 
 SEEDS = [
+    encoded(Image.fromarray(noise(6, 5, 3)), "JPEG"),
     encoded(Image.fromarray(noise(6, 5, 3)), "JPEG", exif=exif(6), icc_profile=SRGB),
     encoded(Image.fromarray(noise(6, 5, 4)), "PNG", exif=exif(8)),
     encoded(palette_image(), "PNG", transparency=1),
@@ -557,6 +638,7 @@ def test_any_file_is_an_image_or_a_user_error(tmp_path, data):
         read_photo,
         lambda path: to_rgb(open_image(path)),
         lambda path: read_part(path, lambda *size: (0, 0, *size), 1),
+        lambda path: read_part(path, lambda *size: (0, 0, *size), WHOLE),
         lambda path: read_mask(path, "black"),
     ):
         try:
