@@ -1,6 +1,6 @@
 # make demo   train a small network on sample photographs and repair a picture with it
 # make evaluate   measure the demo's network and the classical methods, with tables, plots and pictures
-# make bench   measure speed and memory against rivals, on a quiet machine: eight minutes
+# make bench   measure speed and memory against rivals, on a quiet machine: nine minutes
 # make test   run the tests          make test-slow   those that take minutes: kills, several processes, long runs
 # make lint   ruff and mypy          make clean   forget the environment
 # The environment lies in .venv and is made once; VENV=DIR takes another, PYTHON=... another Python (3.10 or later).
