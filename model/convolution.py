@@ -53,7 +53,7 @@ def of_patches(x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tupl
 class Patches(torch.autograd.Function):
     """What each pixel of a convolution's result sees of x, (N,C,H,W): (N·H'·W', kh·kw·C).
 
-    A Function, as torch's own unfold takes longer backward than the convolution.
+    A Function, as torch's own unfold takes some times as long backward.
     """
 
     @staticmethod

@@ -110,7 +110,7 @@ def test_equals_the_textbook_network(form, training, kind, depth, n, size):
 
 
 def test_equals_the_textbook_network_at_its_real_size(monkeypatch):
-    """With the forms as shipped, of which each takes part. Found: 1e-13. (In float32 all forms, and the textbook too,
+    """With the forms as shipped, of which each takes part. (In float32 all forms, and the textbook too,
     are 6e-4 from this: a ReLU or two fall to the other side.)"""
     forms, small = [], []
     fastest_form, of_patches = model.layer.fastest_form, model.convolution.of_patches

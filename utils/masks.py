@@ -135,8 +135,10 @@ def write_mask(path: str | Path, mask: np.ndarray) -> None:
 
 
 def _read_own(path: str | Path) -> np.ndarray | None:
-    """What write_mask wrote, uint8 (H,W) of 0 and 1, in a third of Pillow's time. None for any other file, damaged ones
-    too: Pillow reads those, or says what is wrong."""
+    """What write_mask wrote, uint8 (H,W) of 0 and 1, in less than half of Pillow's time.
+
+    None for any other file, damaged ones too: Pillow reads those, or says what is wrong.
+    """
     try:
         file = Path(path).read_bytes()
         width, height, *kind = _HEADER.unpack_from(file, len(_SIGNATURE) + 8)
