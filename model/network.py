@@ -10,11 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.base import push_pull
 from model.layer import PartialConv2d, UpPartialConv2d, counted
 
 # The encoder's first kernels; every other kernel of the network is 3×3.
 ENCODER_KERNELS = (7, 5, 5)
 LEAK = 0.2
+# What the U-Net's output is added to: nothing, as in the paper, or the fill of model/base.py.
+BASES = ("none", "push_pull")
+BASE_KEY = "push_pull_base"
 
 
 def encoder_channels(depth: int, base_channels: int) -> list[int]:
@@ -70,15 +74,21 @@ class PConvUNet(nn.Module):
     Encoder levels halve height and width; decoder levels double them (nearest neighbour), join features and
     masks with those of the encoder's level of that size, at last with the image itself.
 
-    ValueError unless depth and base_channels are at least 1.
+    base: `none` is the paper's network, whose U-Net predicts the picture. With `push_pull` the U-Net predicts what is to
+    be added to `push_pull(image, mask)`; its last layer starts at zero, so the untrained network returns the base.
+
+    ValueError unless depth and base_channels are at least 1 and base is one of BASES.
     """
 
-    def __init__(self, depth: int = 7, base_channels: int = 64) -> None:
+    def __init__(self, depth: int = 7, base_channels: int = 64, base: str = "none") -> None:
         super().__init__()
         if depth < 1 or base_channels < 1:
             raise ValueError(f"depth and base_channels must be at least 1, got {depth} and {base_channels}")
+        if base not in BASES:
+            raise ValueError(f"base must be one of {', '.join(BASES)}, got {base!r}")
         self.depth = depth
         self.base_channels = base_channels
+        self.base = base
         widths = [3, *encoder_channels(depth, base_channels)]  # of the image, PConv1, PConv2, …
         kernels = [*ENCODER_KERNELS, *[3] * depth][:depth]
         # The first level of the encoder and the last of the decoder have no batch norm, so a bias instead.
@@ -99,6 +109,10 @@ class PConvUNet(nn.Module):
             for i in reversed(range(depth))
         )
         self._encoder_batch_norm_frozen = False
+        if base == "push_pull":
+            # The buffer has no use but to be in the state_dict: weights files say by it that they need the base.
+            self.register_buffer(BASE_KEY, torch.ones(()))
+            nn.init.zeros_(self.decoder[-1].conv.weight)
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
         """Predict the whole picture, (N,3,H,W); nothing bounds it to [0,1].
@@ -107,6 +121,11 @@ class PConvUNet(nn.Module):
         ValueError unless height and width are multiples of 2**depth and the shapes fit.
         """
         self._check(image, mask)
+        residual = self.unet(image, mask)
+        return residual if self.base == "none" else push_pull(image, mask) + residual
+
+    def unet(self, image: Tensor, mask: Tensor) -> Tensor:
+        """The U-Net alone, without the base: (N,3,H,W). Arguments as of forward, unchecked."""
         x, m = image.masked_fill(mask == 0, 0), counted(mask)  # a product would not do: 0 · NaN is NaN
         skips = []
         for block in self.encoder:
@@ -166,7 +185,7 @@ class PConvUNet(nn.Module):
             )
 
 
-def architecture_of(state_dict: Mapping[str, Any]) -> dict[str, int]:
+def architecture_of(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of the PConvUNet that has this state_dict, read off its keys and shapes.
 
     ValueError where it is not one of a PConvUNet. Whoever gives PConvUNet another argument extends this.
@@ -175,7 +194,8 @@ def architecture_of(state_dict: Mapping[str, Any]) -> dict[str, int]:
     if not isinstance(first, Tensor) or first.ndim != 4:
         raise ValueError("no tensor 'encoder.0.conv.weight'")
     depth = len({key.split(".")[1] for key in state_dict if key.startswith("encoder.")})
-    return {"depth": depth, "base_channels": first.shape[0]}
+    base = "push_pull" if BASE_KEY in state_dict else "none"
+    return {"depth": depth, "base_channels": first.shape[0], "base": base}
 
 
 @torch.no_grad()

@@ -1,0 +1,46 @@
+"""The base that the network can stand on: a fill of the holes by a pyramid of masked means, without a weight."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Levels that reach one pixel for any image up to 2**16 px a side. Further levels would repeat that pixel.
+LEVELS = 16
+
+
+@torch.no_grad()
+def push_pull(image: Tensor, mask: Tensor) -> Tensor:
+    """Fill the holes of an image smoothly from its valid pixels, by pull and push along a pyramid.
+
+    Pull: a pixel of the next level is the mean of the valid ones among 2×2 pixels, and valid where there is one. That is
+    Eq. 1 and 2 with constant weights 1/4, stride 2 and the sums over valid pixels alone. It ends at one pixel.
+    Push: a hole's pixel takes the value of the level below, interpolated bilinearly. Valid pixels stay as they are.
+
+    image: (N,3,H,W); values in a hole never matter. mask: (N,1,H,W), 1 = valid, 0 = hole.
+    Returns (N,3,H,W), at least float32: the image where valid. 0 everywhere for an image without a valid pixel.
+    """
+    dtype = torch.promote_types(image.dtype, torch.float32)
+    with torch.autocast(image.device.type, enabled=False):
+        mask = mask.to(dtype)
+        x = image.to(dtype).masked_fill(mask == 0, 0)
+        pyramid = []
+        for _ in range(LEVELS):
+            pyramid.append((x, mask))
+            if not torch.compiler.is_exporting() and x.shape[-2] == x.shape[-1] == 1:
+                break
+            total, count = _sums_of_2x2(x), _sums_of_2x2(mask)
+            mask = (count > 0).to(dtype)
+            x = total / count.clamp(min=1)
+        below = pyramid[-1][0]
+        for x, mask in reversed(pyramid[:-1]):
+            height, width = x.shape[-2:]
+            finer = F.interpolate(below, scale_factor=2, mode="bilinear", align_corners=False)
+            below = torch.where(mask > 0, x, finer[..., :height, :width])
+        return below
+
+
+def _sums_of_2x2(x: Tensor) -> Tensor:
+    """(N,C,H,W) → (N,C,⌈H/2⌉,⌈W/2⌉). Beyond the edge lies nothing."""
+    return F.avg_pool2d(x, 2, ceil_mode=True, divisor_override=1)
