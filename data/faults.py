@@ -18,6 +18,7 @@ from utils.errors import UserError
 from utils.files import append, write_atomically
 from utils.images import Box, open_image, read_part, to_rgb
 from utils.masks import HoleColour
+from utils.schedule import Schedule
 
 SMALLEST = 16  # px of the shorter side, the least data.image_size: in less there is nothing to learn from
 LEAST_MET = 1000  # images; data.max_bad is a share of at least so many, or of all: few tell nothing about the rest
@@ -78,7 +79,7 @@ class BadFiles:
 
     def __init__(self, path: Path, config: Config, images: int) -> None:
         self.path = path
-        self.batch_size = config.train.batch_size
+        self.schedule = Schedule(config)
         self.max_bad = config.data.max_bad
         self.images = images
         self._names: set[str] = set()
@@ -100,7 +101,7 @@ class BadFiles:
         name, reason = one_line(fault.path), one_line(fault.reason)
         if name in self._names:
             return
-        step = fault.number // self.batch_size + 1
+        step = self.schedule.step_of(fault.number) + 1
         try:
             append(self.path, f"{step}\t{name}\t{reason}\n".encode())
         except OSError as error:
@@ -118,7 +119,7 @@ class BadFiles:
 
     def check(self, step: int) -> None:
         """UserError where more pictures are broken than data.max_bad allows."""
-        count, met = self.count(step), min(step * self.batch_size, self.images)
+        count, met = self.count(step), min(self.schedule.samples_before(step), self.images)
         allowed = self.max_bad * max(met, min(self.images, LEAST_MET))
         if count > allowed:
             raise UserError(

@@ -1,6 +1,6 @@
 """Training samples and validation pairs.
 
-A training sample is a function of (seed, step, slot in the batch): not of the number of worker processes,
+A training sample is a function of the seed and the number of samples before it: not of the number of worker processes,
 of evaluations, or of when a run was interrupted.
 """
 
@@ -27,9 +27,9 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from data.augment import augment_mask, centre_crop, fit_mask, random_part
 from data.faults import Fault, not_all_hole, read_part_of_picture, read_picture
-from data.listing import find_images, find_masks
 from data.order import CROPS, SHUFFLE, SUBSTITUTES, VALIDATION_MASKS, generator, shuffled
 from utils.config import Config
+from utils.schedule import Phase
 from utils.errors import UserError, message_of
 from utils.masks import HoleColour, read_mask_alone
 
@@ -48,16 +48,18 @@ Pair = tuple[Tensor, Tensor]  # the same as all others see it: float32 in [0,1],
 
 
 class TrainingSamples(Dataset[Pair]):
-    """Sample number i = step · batch size + slot. Every image comes once in an epoch, in an order of its own."""
+    """Samples by their number in the run, as a phase wants them. Every image comes once in an epoch, in its own order."""
 
-    def __init__(self, images: Sequence[str], masks: Sequence[Path], config: Config) -> None:
+    def __init__(self, images: Sequence[str], masks: Sequence[Path], config: Config, phase: Phase) -> None:
         self.images = images
         self.masks = masks
         self.seed = config.run.seed
-        self.size = config.data.image_size
-        self.crop_scale = config.data.crop_scale
+        self.size = phase.image_size
+        self.crop_scale = phase.crop_scale
+        self.crop_unit = config.data.crop_unit
         self.hole: HoleColour = config.masks.hole
         self.dilate = config.masks.dilate if config.masks.augment else None
+        self.own_scale = config.masks.crop == "own_scale"
 
     def __getitem__(self, number: int) -> Pair:
         return as_floats(self.draw(number)[0])
@@ -74,7 +76,10 @@ class TrainingSamples(Dataset[Pair]):
             image = cv2.flip(image, 1)
         mask_path = self.masks[int(rng.integers(len(self.masks)))]
         mask = read_mask_alone(mask_path, self.hole)
-        mask = augment_mask(mask, self.size, self.dilate, rng) if self.dilate else fit_mask(mask, self.size)
+        if self.dilate:
+            mask = augment_mask(mask, self.size, self.dilate, rng, self.own_scale)
+        else:
+            mask = fit_mask(mask, self.size)
         return to_tensors(image, not_all_hole(mask, mask_path, self.hole)), faults
 
     def _part(self, number: int) -> tuple[np.ndarray, np.random.Generator, list[Fault]]:
@@ -89,7 +94,9 @@ class TrainingSamples(Dataset[Pair]):
         substitutes: np.random.Generator | None = None
         for _ in range(1 + _TRIES):
             rng = generator(CROPS, number, self.seed)  # anew: the broken picture must not have drawn from it
-            choose = functools.partial(random_part, scale=self.crop_scale, rng=rng)
+            choose = functools.partial(
+                random_part, scale=self.crop_scale, rng=rng, unit=self.crop_unit, size=self.size
+            )
             try:
                 return read_part_of_picture(self.images[chosen], choose, self.size), rng, faults
             except UserError as error:
@@ -161,27 +168,28 @@ def as_floats(pair: RawPair, device: torch.device | str = "cpu") -> Pair:
 
 
 class StepBatches:
-    """Sample numbers of each step's batch, from one step to another; a batch sampler that can start anywhere.
+    """Sample numbers of each step's batch, for steps of one phase; a batch sampler that can start at any step.
 
-    Of `count` processes each takes its share of a step's slots: an equal share of the first of the batch's `parts`,
-    then of the second, and so on. Which slots a part has does not depend on the number of processes.
+    Each rank takes its share of a step's slots: an equal share of the first of the batch's micro-batches, then of the
+    second, and so on. Which slots a micro-batch has does not depend on the world size.
     """
 
     def __init__(
-        self, first_step: int, last_step: int, batch_size: int, parts: int = 1, process: int = 0, count: int = 1
+        self, phase: Phase, first_step: int, last_step: int, micro_batches: int = 1, rank: int = 0, world_size: int = 1
     ) -> None:
+        self.phase = phase
         self.steps = range(first_step, last_step)
-        self.batch_size = batch_size
-        # Cut into parts · count shares, this process's are numbers process, process + count, …
-        shares = np.arange(batch_size).reshape(parts * count, -1)
-        self.slots = shares[process::count].ravel().tolist()
+        # Cut into micro_batches · world_size shares, this rank's are numbers rank, rank + world_size, …
+        shares = np.arange(phase.batch_size).reshape(micro_batches * world_size, -1)
+        self.slots = shares[rank::world_size].ravel().tolist()
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.steps:
-            yield [step * self.batch_size + slot for slot in self.slots]
+            first = self.phase.first_sample_of(step)
+            yield [first + slot for slot in self.slots]
 
 
 class Batches(DataLoader[Pair]):
@@ -214,51 +222,33 @@ class Batches(DataLoader[Pair]):
         raise UserError(message)
 
 
-def training_samples(config: Config, images: Sequence[str] | None = None) -> TrainingSamples:
-    """The samples of data.train with the masks of masks.train_dir. UserError where either is missing or empty.
-
-    images: those of data.train, where they are listed already.
-    """
-    images = find_images(config.data.train, "data.train") if images is None else images
-    return TrainingSamples(images, find_masks(config.masks.train_dir, "masks.train_dir"), config)
-
-
-def validation_pairs(config: Config, images: Sequence[str] | None = None) -> ValidationPairs:
-    """The pairs of data.val and masks.val_dir. UserError where either is missing or empty.
-
-    images: those of data.val, where they are listed already.
-    """
-    images = find_images(config.data.val, "data.val") if images is None else images
-    return ValidationPairs(images, find_masks(config.masks.val_dir, "masks.val_dir"), config)
-
-
 def training_batches(
     samples: TrainingSamples,
+    phase: Phase,
     config: Config,
     first_step: int,
     last_step: int,
     tell: Callable[[Fault], object] | None = None,
-    process: int = 0,
-    count: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
     device: torch.device | str = "cpu",
 ) -> Batches:
-    """The batches of steps first_step … last_step − 1 on the device: image (B,3,H,W) and mask (B,1,H,W), float32.
+    """The batches of steps first_step … last_step − 1 of a phase: image (B,3,H,W) and mask (B,1,H,W), float32, on the device.
 
-    Of `count` processes each gets its share of every batch: see StepBatches.
+    Each rank gets its share of every batch: see StepBatches.
     tell: is called with each broken picture of a batch, in this process, before the batch comes.
     """
-    size, parts = config.train.batch_size, config.train.accumulate
-    batches = StepBatches(first_step, last_step, size, parts, process, count)
+    batches = StepBatches(phase, first_step, last_step, config.train.accumulate, rank, world_size)
     return Batches(samples, device, tell, batch_sampler=batches, **_loading(config))
 
 
 def validation_batches(
-    pairs: ValidationPairs, config: Config, process: int = 0, count: int = 1, device: torch.device | str = "cpu"
+    pairs: ValidationPairs, config: Config, rank: int = 0, world_size: int = 1, device: torch.device | str = "cpu"
 ) -> Batches:
-    """All validation pairs in order, in batches as large as a part of a training step's, on the device; of several
-    processes each gets every count-th pair. The loader's sampler holds their numbers."""
-    size = config.train.batch_size // (config.train.accumulate * count)
-    return Batches(pairs, device, batch_size=size, sampler=range(process, len(pairs), count), **_loading(config))
+    """All validation pairs in order, in batches of the size of a micro-batch, on the device. Each rank gets every
+    world_size-th pair. The loader's sampler holds their numbers."""
+    size = max(1, config.train.batch_size // (config.train.accumulate * world_size))
+    return Batches(pairs, device, batch_size=size, sampler=range(rank, len(pairs), world_size), **_loading(config))
 
 
 def _loading(config: Config) -> dict[str, Any]:

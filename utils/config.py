@@ -1,162 +1,240 @@
-"""The config: a typed schema without defaults, read from YAML and from `section.key=value` on the command line.
+"""The config: its schema, and how it is read from YAML and from `section.key=value` on the command line.
 
-Values live in config.yml alone. To add a key: add a field below, and its value with a comment to config.yml
-and to the files of configs/.
-
-The schema is a tree of dataclasses. What a user gives is checked as a flat table from dotted paths such as
-`train.batch_size` to values, so that every message can name the path and where its value came from.
+Field, type, limits and meaning of a key stand together here; config.yml is the one place of values. Another config file is
+an overlay: it says only what differs from config.yml.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import itertools
 import os
 import re
 import reprlib
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from utils.errors import UserError
-from utils.masks import HoleColour
 from utils.plain_yaml import format_yaml, parse_yaml
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "config.yml"
 
+HoleColour = Literal["black", "white"]
 
-# --- rules that a value is held to, beyond its type ------------------------------------------------------------
+# What a key that did not exist when a run began means for it: that all stays as it was.
+AS_BEFORE = {"model.base": "none", "data.crop_unit": "area", "masks.crop": "fit", "masks.size": 0}
 
-
-class Rule(NamedTuple):
-    """A test, and the words for it: they follow those for the type, as in "a whole number" + "of at least 1"."""
-
-    words: str
-    holds: Callable[[Any], bool]
-
-
-def at_least(low: float) -> Rule:
-    return Rule(f"of at least {low}", lambda value: value >= low)
-
-
-def above(low: float) -> Rule:
-    return Rule(f"above {low}", lambda value: value > low)
+# Keys that became something else. A config that has one of them is of an older version.
+_REPLACED = {
+    "train.initial_steps": "`steps` of the first of `phases`",
+    "train.finetune_steps": "`steps` of the second of `phases`",
+    "train.settle_batches": "`settle_batches` of a phase",
+    "optim.initial_lr": "`lr` of the first of `phases`",
+    "optim.finetune_lr": "`lr` of the second of `phases`",
+}
 
 
-def within(low: float, high: float) -> Rule:
-    return Rule(f"from {low} to {high}", lambda value: low <= value <= high)
+# --- the schema --------------------------------------------------------------------------------------------------
 
 
-def rising(low: float, high: float) -> Rule:
-    words = f"from {low} to {high}, the first no larger than the second"
-    return Rule(words, lambda pair: low <= pair[0] <= pair[1] <= high)
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value  # 2e5 is a whole number
 
 
-def matching(pattern: str, words: str) -> Rule:
-    return Rule(words, lambda text: re.fullmatch(pattern, text) is not None)
+def _rising(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError("the first number must be no larger than the second")
+    return pair
 
 
-class Expanded:
-    """Marks a path: `~` and `$VAR` are expanded."""
+def _expanded(path: str) -> str:
+    """The path with `~` and `$VAR` expanded."""
+    path = os.path.expanduser(os.path.expandvars(path))
+    unset = re.search(r"\$(\w+|\{[^}]*\})", path)
+    if unset:
+        raise ValueError(f"the environment variable {unset[0]} is not set")
+    if path.startswith("~"):
+        raise ValueError(f"{path.split('/')[0]} is no user's home; write ./~ for a file of this name")
+    return path
 
 
-# Neither control characters nor halves of surrogate pairs: no file can be named so, or no YAML can hold it.
-_NAME = r"(?!\s)[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+(?<!\s)"
-
-PathText = Annotated[str, Expanded, matching(_NAME, "that can name a file, not empty, without spaces around it")]
-Count = Annotated[int, at_least(0)]
-Positive = Annotated[int, at_least(1)]
-Weight = Annotated[float, at_least(0)]
-Share = Annotated[float, Rule("from 0 to less than 1", lambda value: 0 <= value < 1)]
-
-
-# --- the schema; meaning and unit of every key stand in config.yml ---------------------------------------------
+def _styles(value: Any) -> Any:
+    """A style's name, or the share of each style."""
+    names = ("shapes", "strokes", "contours")
+    shares = isinstance(value, dict) and value and set(value) <= set(names)
+    if shares and all(type(share) in (int, float) and 0 < share < 1e9 for share in value.values()):
+        return {name: float(value[name]) for name in names if name in value}
+    if value not in (*names, "mixed"):
+        raise ValueError("must be shapes, strokes, contours or mixed, or shares as {contours: 0.7, strokes: 0.3}")
+    return value
 
 
-@dataclass(frozen=True)
-class RunConfig:
+# Neither control characters nor halves of surrogate pairs: no file can have them in its name, or no YAML can hold it.
+_NAME = r"^[^\s\x00-\x1f\x7f-\x9f]([^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f])?$"
+
+PathText = Annotated[str, Field(pattern=_NAME), AfterValidator(_expanded)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+Count = Annotated[Whole, Field(ge=0)]
+Positive = Annotated[Whole, Field(ge=1)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+NotNegative = Annotated[Number, Field(ge=0)]
+Rate = Annotated[Number, Field(gt=0)]
+Share = Annotated[Number, Field(ge=0, lt=1)]
+_Pair = (BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value), AfterValidator(_rising))
+ImageSize = Annotated[Whole, Field(ge=16, le=4096)]
+BatchSize = Annotated[Whole, Field(ge=1, le=65536)]
+Amp = Literal["none", "bf16", "fp16"]
+Scale = Annotated[Number, Field(ge=0.01, le=4096)]
+Style = Annotated[Any, AfterValidator(_styles)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class RunConfig(Section):
     dir: PathText
-    seed: Annotated[int, within(0, 2**63 - 1)]
-    device: Annotated[str, matching("auto|cpu|cuda(:[0-9]+)?", "of the form auto, cpu, cuda or cuda:N")]
+    """everything that the run writes lies here; must be new or empty unless --resume"""
+    seed: Annotated[Whole, Field(ge=0, lt=2**63)]
+    """weights, order of the images, crops and masks are functions of it"""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")]
+    """auto (CUDA where there is one) | cpu | cuda | cuda:N"""
 
 
-@dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Section):
     train: PathText
+    """folder (searched to any depth), text file with one path a line, or `sample`"""
     val: PathText
+    """likewise"""
     val_pairs: Positive
-    image_size: Annotated[int, within(16, 4096)]
-    crop_scale: Annotated[tuple[float, float], rising(0.01, 1)]
-    workers: Annotated[int, within(0, 256)]
-    max_bad: Annotated[float, within(0, 1)]
+    """pairs of a picture and a mask in an evaluation; fewer pictures are met by several masks each"""
+    image_size: ImageSize
+    """px, height and width of the training images; a multiple of 2**model.depth (paper: 512)"""
+    crop_scale: Annotated[tuple[Scale, Scale], *_Pair]
+    """how large a random training crop is, in crop_unit; less where the picture is smaller"""
+    crop_unit: Literal["image_size", "px", "area"]
+    """image_size: its side in multiples of image_size; px: its side; area: its share of the picture's area"""
+    workers: Annotated[Whole, Field(ge=0, le=256)]
+    """processes that load data; 0 loads in the main one. Does not change what is computed"""
+    max_bad: Annotated[Number, Field(ge=0, le=1)]
+    """share of the pictures met so far, or of 1,000, that may be broken; with more the run stops"""
 
 
-@dataclass(frozen=True)
-class MasksConfig:
+class MasksConfig(Section):
     train_dir: PathText
+    """masks for training; masks.py fills this folder"""
     val_dir: PathText
+    """masks for validation, likewise"""
     train_count: Positive
+    """masks that masks.py makes (paper: 55,116, §4.1)"""
     val_count: Positive
-    style: Literal["shapes", "strokes", "contours", "mixed"]
-    hole_ratio: Annotated[tuple[float, float], rising(0.01, 0.6)]
+    """likewise (paper's test set: 12,000, §4.1)"""
+    size: Annotated[Whole, Field(ge=0, le=4096)]
+    """px, height and width of the masks that masks.py makes; 0 = data.image_size"""
+    style: Style
+    """shapes (lines, circles, ellipses) | strokes (brush) | contours (as the paper's) | mixed | shares, {contours: 0.7, …}"""
+    hole_ratio: Annotated[tuple[Annotated[Number, Field(ge=0.01)], Annotated[Number, Field(le=0.6)]], *_Pair]
+    """share of the image that the holes of masks.py take, spread evenly (§4.1: test bins)"""
     hole: HoleColour
+    """colour of the hole in the mask files; masks.py writes black, NVIDIA's test set has white"""
     augment: bool
-    dilate: Annotated[tuple[int, int], rising(0, 512)]
+    """training masks are dilated, rotated, shifted, cropped at random (§4.1)"""
+    dilate: Annotated[tuple[Count, Annotated[Whole, Field(le=512)]], *_Pair]
+    """px at 512, side of the square that augment dilates holes with; [9, 49] for the paper's raw masks"""
+    crop: Literal["fit", "own_scale"]
+    """what augment cuts out: fit = 0.7 to 1 times the mask, own_scale = 0.85 to 1.2 times image_size px of it"""
 
 
-@dataclass(frozen=True)
-class ModelConfig:
-    depth: Annotated[int, within(2, 12)]
-    base_channels: Annotated[int, within(1, 1024)]
+class ModelConfig(Section):
+    depth: Annotated[Whole, Field(ge=2, le=12)]
+    """levels: 7 for 256x256, 8 for the paper's 512x512 (its appendix, table of the network)"""
+    base_channels: Annotated[Whole, Field(ge=1, le=1024)]
+    """channels of the first level; they double up to 8 times as many (paper: 64)"""
+    base: Literal["none", "push_pull"]
+    """what the U-Net's output is added to: none (paper) | push_pull (a smooth fill without weights)"""
 
 
-@dataclass(frozen=True)
-class LossWeights:
-    valid: Weight
-    hole: Weight
-    perceptual: Weight
-    style: Weight
-    tv: Weight
+class LossWeights(Section):
+    valid: NotNegative
+    """L_valid"""
+    hole: NotNegative
+    """L_hole"""
+    perceptual: NotNegative
+    """L_perceptual (VGG-16)"""
+    style: NotNegative
+    """L_style_out + L_style_comp (VGG-16)"""
+    tv: NotNegative
+    """L_tv"""
 
 
-@dataclass(frozen=True)
-class LossConfig:
+class LossConfig(Section):
     vgg16: PathText
+    """this file, another with torchvision's keys, or `torchvision` (downloads its own)"""
     weights: LossWeights
+    """of the terms of Eq. 7; the values are the paper's. A term of weight 0 is not computed"""
 
 
-@dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Section):
     name: Literal["Adam", "AdamW", "SGD"]
-    initial_lr: Annotated[float, above(0)]
-    finetune_lr: Annotated[float, above(0)]
+    """Adam | AdamW | SGD (paper: Adam, §4.2)"""
     momentum: Share
-    weight_decay: Weight
+    """of SGD; Adam's first beta"""
+    weight_decay: NotNegative
+    """L2 penalty (Adam, SGD) or decoupled decay (AdamW), per step and learning rate"""
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    batch_size: Annotated[int, within(1, 65536)]
+class TrainConfig(Section):
+    batch_size: BatchSize
+    """images a step, of all processes together (paper: 6 at 512x512)"""
     accumulate: Positive
-    amp: Literal["none", "bf16", "fp16"]
+    """micro-batches that a step's batch is computed in: 2 needs half the memory. Batch norm sees a micro-batch"""
+    amp: Amp
+    """none | bf16 | fp16: dtype of the convolutions under autocast; saves time and memory on a GPU"""
     channels_last: bool
+    """memory format of the features: faster on a CPU, and on a GPU with amp"""
     compile: bool
+    """torch.compile: minutes at the start, then faster steps on a GPU; needs a C++ compiler"""
     fused: bool
+    """the optimizer's fused form: one pass over the weights"""
     ema_decay: Share
-    initial_steps: Count
-    finetune_steps: Count
-    settle_batches: Count
+    """of a moving average of the weights, which validation and prediction then use: 0.999, say; 0 = none"""
     log_every: Positive
+    """steps between two records of the loss"""
     eval_every: Positive
+    """steps between two evaluations on data.val"""
     save_every: Positive
+    """steps between two checkpoints"""
     keep_checkpoints: Positive
+    """newest step_*.pt that stay; best.pt, of the lowest held-out L1, stays besides"""
 
 
-@dataclass(frozen=True)
-class Config:
+class PhaseConfig(Section):
+    """A part of the training. A value that it does not give is that of the sections above."""
+
+    steps: Count
+    """how many"""
+    lr: Rate
+    """learning rate; with a schedule its highest value"""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """cosine: from lr to end_lr along half a period"""
+    end_lr: NotNegative = 0.0
+    """learning rate at the end of a cosine"""
+    warmup: Count = 0
+    """first steps of the phase, over which the learning rate rises from 0"""
+    freeze_encoder_batch_norm: bool = False
+    """statistics and affine weights of the encoder's batch norm stay as they are (§4.2)"""
+    settle_batches: Count = 0
+    """batches over which these statistics are averaged anew before they are frozen; 0 = keep them as they are"""
+    image_size: ImageSize | None = None
+    batch_size: BatchSize | None = None
+    crop_scale: Annotated[tuple[Scale, Scale], *_Pair] | None = None
+    amp: Amp | None = None
+    loss_weights: dict[Literal["valid", "hole", "perceptual", "style", "tv"], NotNegative] | None = None
+
+
+class Config(Section):
     run: RunConfig
     data: DataConfig
     masks: MasksConfig
@@ -164,272 +242,194 @@ class Config:
     loss: LossConfig
     optim: OptimConfig
     train: TrainConfig
-
-
-def _schema(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted path and annotation of every section and key of a dataclass, in order."""
-    for name, hint in get_type_hints(section, include_extras=True).items():
-        yield prefix + name, hint
-        if dataclasses.is_dataclass(hint):
-            yield from _schema(hint, f"{prefix}{name}.")
-
-
-_SCHEMA = dict(_schema(Config))
-_SECTIONS = {path: hint for path, hint in _SCHEMA.items() if dataclasses.is_dataclass(hint)}
-_KEYS = {path: hint for path, hint in _SCHEMA.items() if path not in _SECTIONS}
+    phases: Annotated[tuple[PhaseConfig, ...], Field(min_length=1), BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
+    """one after another; each may give `image_size`, `batch_size`, `crop_scale`, `amp` and `loss_weights` of its own"""
 
 
 # --- values that are each possible, but not together -----------------------------------------------------------
 
 
-def _size_does_not_halve(size: int, depth: int) -> str | None:
-    multiple = 2**depth
-    if size % multiple == 0:
-        return None
-    nearest = max(multiple, round(size / multiple) * multiple)
-    return f"must be a multiple of {multiple} = 2**model.depth, as the network halves it {depth} times; try {nearest}"
-
-
-def _nothing_to_average(batch_size: int, accumulate: int, size: int, depth: int) -> str | None:
-    if batch_size // accumulate > 1 or size > 2**depth:
-        return None
-    return (
-        f"leaves batch norm one value a channel to average at the deepest of model.depth = {depth} levels;"
-        f" it must be at least {2 * accumulate}, or data.image_size above {2**depth}, or model.depth smaller"
-    )
-
-
-def _unequal_parts(batch_size: int, accumulate: int) -> str | None:
-    return None if batch_size % accumulate == 0 else f"must be a multiple of train.accumulate = {accumulate}"
-
-
-def _no_steps(initial: int, finetune: int) -> str | None:
-    return None if initial + finetune else "and train.finetune_steps = 0 leave nothing to train; one must be at least 1"
-
-
-def _no_loss(*weights: float) -> str | None:
-    return None if any(weights) else "like all other weights leaves nothing to learn from; one of them must be above 0"
-
-
-def _one_folder(val_dir: str, train_dir: str) -> str | None:
-    if os.path.realpath(val_dir) != os.path.realpath(train_dir):
-        return None
-    return "must be another folder than masks.train_dir: masks for training are not for validation"
-
-
-# The keys whose values each rule is given. It says what is wrong with the first of them.
-_TOGETHER: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
-    (("data.image_size", "model.depth"), _size_does_not_halve),
-    (("train.batch_size", "train.accumulate"), _unequal_parts),
-    (("train.batch_size", "train.accumulate", "data.image_size", "model.depth"), _nothing_to_average),
-    (("train.initial_steps", "train.finetune_steps"), _no_steps),
-    (tuple(path for path in _KEYS if path.startswith("loss.weights.")), _no_loss),
-    (("masks.val_dir", "masks.train_dir"), _one_folder),
-)
+def _conflicts(config: Config) -> Iterator[tuple[str, Any, str]]:
+    """Path, value and what is wrong with it."""
+    if not sum(phase.steps for phase in config.phases):
+        yield "phases", 0, "has no steps at all; `steps` of one must be at least 1"
+    for number, phase in enumerate(config.phases):
+        own = f"phases.{number}."
+        size_key, size = (own + "image_size", phase.image_size) if phase.image_size else ("data.image_size", config.data.image_size)
+        batch_key, batch = (own + "batch_size", phase.batch_size) if phase.batch_size else ("train.batch_size", config.train.batch_size)
+        multiple, parts = 2**config.model.depth, config.train.accumulate
+        if size % multiple:
+            nearest = max(multiple, round(size / multiple) * multiple)
+            yield size_key, size, f"must be a multiple of {multiple} = 2**model.depth; try {nearest}"
+        if batch % parts:
+            yield batch_key, batch, f"must be a multiple of train.accumulate = {parts}"
+        elif batch // parts == 1 and size <= multiple:
+            yield (
+                batch_key,
+                batch,
+                f"leaves batch norm one value a channel to average at the deepest of model.depth = {config.model.depth}"
+                f" levels; it must be at least {2 * parts}, or data.image_size above {multiple}, or model.depth smaller",
+            )
+        weights = {**config.loss.weights.model_dump(), **(phase.loss_weights or {})}
+        if not any(weights.values()):
+            yield own + "loss_weights" if phase.loss_weights else "loss.weights", 0, "are all 0, so nothing is learnt"
+        crop = phase.crop_scale or config.data.crop_scale
+        if config.data.crop_unit == "area" and crop[1] > 1:
+            yield "data.crop_scale", list(crop), "must be at most 1 with crop_unit: area"
+        if phase.end_lr > phase.lr:
+            yield own + "end_lr", phase.end_lr, f"must be at most lr = {phase.lr:g}"
+    if os.path.realpath(config.masks.val_dir) == os.path.realpath(config.masks.train_dir):
+        yield "masks.val_dir", config.masks.val_dir, "must be another folder than masks.train_dir: masks for training are not for validation"
 
 
 # --- reading and writing ---------------------------------------------------------------------------------------
 
 
-class Given(NamedTuple):
-    """A value of the config, and where it was read: the config file's path or the command line."""
-
-    value: Any
-    source: str
-
-
-def load_config(path: str | Path = DEFAULT_CONFIG, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path = DEFAULT_CONFIG, overrides: Sequence[str] = (), resume: bool = False) -> Config:
     """Read a config file, apply `section.key=value` overrides, check everything.
 
+    A file other than config.yml is an overlay over it. With `resume` the file is the config of a run: it stands alone, and
+    keys that did not exist when the run began get their value of AS_BEFORE.
     UserError lists all faults, a line each: source, dotted path, value, what is allowed, the nearest name.
     """
-    tree = parse_yaml(_read_file(path), str(path))
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: a config has the sections {_names(Config)}; found {_shown(tree)}")
-    given = {name: Given(value, str(path)) for name, value in _leaves("", tree)}
+    sources: dict[str, str] = {}
     faults: list[str] = []
+    tree: dict[str, Any] = {}
+    is_overlay = not resume and Path(path).resolve() != DEFAULT_CONFIG
+    for file in [DEFAULT_CONFIG, path] if is_overlay else [path]:
+        _merge(tree, _read_file(file), str(file), sources)
     for override in overrides:
         try:
-            given.update((name, Given(value, "command line")) for name, value in _read_override(override))
+            _merge(tree, _read_override(override, tree), "command line", sources)
         except UserError as error:
             faults.append(str(error))
-    values = _checked(given, faults)
-    faults.extend(_missing(given, str(path)))
-    faults.extend(_impossible_together(values, given))
-    if len(faults) > 1:
-        faults.insert(0, f"{len(faults)} faults in the config:")
-    if faults:
+    _refuse_older(tree, str(path))
+    if resume:
+        _fill_as_before(tree, str(path))
+    try:
+        config = Config.model_validate(tree)
+        found = [(key, value, rule) for key, value, rule in _conflicts(config)]
+    except ValidationError as error:
+        config = None
+        found = [_fault(item) for item in error.errors(include_url=False)]
+    faults += [f"{_source_of(key, sources) or path}: {key}: {_shown(value)} {rule}" for key, value, rule in found]
+    if config is None or faults:
+        if len(faults) > 1:
+            faults.insert(0, f"{len(faults)} faults in the config:")
         raise UserError("\n  ".join(faults))
-    return _assembled(Config, values)
+    return config
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
     """The config as nested dicts of plain values (lists, no tuples), as YAML and checkpoints hold it."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return list(value) if isinstance(value, tuple) else value
-
-    return plain(dataclasses.asdict(config))
+    return config.model_dump(mode="json", exclude_none=True)
 
 
 def save_config(config: Config, path: str | Path) -> None:
-    """Write the resolved config as YAML; `load_config` reads it back to the same values."""
+    """Write the resolved config as YAML; `load_config(path, resume=True)` reads it back to the same values."""
     Path(path).write_text(format_yaml(config_to_dict(config)), encoding="utf-8")
 
 
-# --- from what was given to checked values ---------------------------------------------------------------------
-
-
-def _read_file(path: str | Path) -> str:
+def _read_file(path: str | Path) -> dict[str, Any]:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        tree = parse_yaml(Path(path).read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise UserError(f"no such config file: {path}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file in UTF-8, as a config must be") from None
+    except UserError:
+        raise
     except (OSError, ValueError) as error:  # a folder, no permission, a name that no file can have
         raise UserError(f"{path}: can't be read as a config: {getattr(error, 'strerror', None) or error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a config has the sections {', '.join(Config.model_fields)}; found {_shown(tree)}")
+    return tree
 
 
-def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Dotted path and value of all that is given under `path` ("" is the whole config)."""
-    if isinstance(value, dict) and (path == "" or path in _SECTIONS):
-        for key, item in value.items():
-            yield from _leaves(f"{path}.{_named(key)}" if path else _named(key), item)
-    else:
-        yield path, value
-
-
-def _read_override(override: str) -> Iterator[tuple[str, Any]]:
-    """Dotted path and value of what a `section.key=value` gives; for a section={key: value, …} that is several.
-
-    The value is YAML, but for a key that takes text: there it is the text, so that no path needs quotes.
-    """
+def _read_override(override: str, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of a `section.key=value`. The value is YAML; for a key that takes text it is the text as it stands."""
     name, equals, text = override.partition("=")
+    keys = name.strip().split(".")
     if not equals or not name.strip():
         raise UserError(f"command line: {_shown(override)} must have the form section.key=value, as train.batch_size=4")
-    path = ".".join(_named(key) for key in name.strip().split("."))
-    takes_text = path in _KEYS and _unwrapped(_KEYS[path])[0] is str
-    yield from _leaves(path, text if takes_text else parse_yaml(text, f"command line: {path}={_shown(text)}"))
+    value = text if _takes_text(keys) else parse_yaml(text, f"command line: {'.'.join(keys)}={_shown(text)}")
+    if keys[0] == "phases" and len(keys) > 1:  # phases.0.lr=1e-3 changes a key of a list's item
+        phases = [dict(phase) if isinstance(phase, dict) else phase for phase in tree.get("phases", [])]
+        if not keys[1].isdecimal() or int(keys[1]) >= len(phases) or not isinstance(phases[int(keys[1])], dict):
+            raise UserError(f"command line: {name.strip()}: the config has {len(phases)} phases, phases.0 to phases.{len(phases) - 1}")
+        _merge(phases[int(keys[1])], _nested(keys[2:], value) if keys[2:] else value, "", {})
+        return {"phases": phases}
+    return _nested(keys, value)
 
 
-def _checked(given: dict[str, Given], faults: list[str]) -> dict[str, Any]:
-    """The values that are as they must be, by dotted path; what is wrong with the others is added to `faults`."""
-    values = {}
-    for path, (value, source) in given.items():
-        if path in _KEYS:
-            try:
-                values[path] = _read_value(_KEYS[path], value)
-            except ValueError as error:
-                faults.append(f"{source}: {path}: {_shown(value)} {error}")
-        elif path in _SECTIONS:
-            faults.append(f"{source}: {path}: {_shown(value)} must be {_allowed(_SECTIONS[path])}")
+def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
+    for key in reversed(keys):
+        value = {key: value}
+    return value
+
+
+def _takes_text(keys: Sequence[str]) -> bool:
+    model: Any = Config
+    for key in keys[:-1]:
+        model = model.model_fields[key].annotation if isinstance(model, type) and key in model.model_fields else None
+        if not (isinstance(model, type) and issubclass(model, Section)):
+            return False
+    return keys[-1] in model.model_fields and model.model_fields[keys[-1]].annotation is str
+
+
+def _merge(tree: dict[str, Any], other: Any, source: str, sources: dict[str, str], prefix: str = "") -> None:
+    """Put the values of `other` into the tree, section by section. A list, as of phases, replaces another whole."""
+    if not isinstance(other, dict):
+        raise UserError(f"{source}: {prefix.rstrip('.')}: {_shown(other)} must be a section with keys")
+    for key, value in other.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict) and isinstance(tree.get(key), dict) and path not in ("masks.style",):
+            _merge(tree[key], value, source, sources, f"{path}.")
         else:
-            kind = "section" if isinstance(value, dict) else "key"
-            faults.append(f"{source}: {path}: unknown {kind} with the value {_shown(value)}; {_nearest(path)}")
-    return values
+            tree[key] = value
+            sources[path] = source
 
 
-def _missing(given: dict[str, Given], source: str) -> Iterator[str]:
-    """A fault for each section that has no keys, and each key that a section lacks."""
-    begun = {start for path in given for start in itertools.accumulate(path.split("."), "{}.{}".format)}
-    for path, hint in _SCHEMA.items():
-        parent = path.rpartition(".")[0]
-        if path not in begun and parent not in given and (not parent or parent in begun):
-            yield f"{source}: {path}: missing; it must be {_allowed(hint)}"
+def _refuse_older(tree: Mapping[str, Any], path: str) -> None:
+    for name, now in _REPLACED.items():
+        section, key = name.split(".")
+        if isinstance(tree.get(section), dict) and key in tree[section]:
+            raise UserError(f"{path}: {name} is of an older version; it is now {now}: see config.yml, and start a new run")
 
 
-def _impossible_together(values: dict[str, Any], given: dict[str, Given]) -> Iterator[str]:
-    """Faults of values that are each possible but not together."""
-    for paths, rule in _TOGETHER:
-        if all(path in values for path in paths):
-            fault = rule(*(values[path] for path in paths))
-            if fault:
-                sources = " and ".join(dict.fromkeys(given[path].source for path in paths))
-                yield f"{sources}: {paths[0]}: {_shown(values[paths[0]])} {fault}"
-
-
-def _assembled(schema: Any, values: dict[str, Any], prefix: str = "") -> Any:
-    """An instance of the dataclass `schema` with the values below a prefix."""
-    fields = {}
-    for field in dataclasses.fields(schema):
-        path = prefix + field.name
-        section = _SECTIONS.get(path)
-        fields[field.name] = _assembled(section, values, f"{path}.") if section else values[path]
-    return schema(**fields)
-
-
-def _unwrapped(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """The type of an annotation, and what `Annotated` adds to it."""
-    if get_origin(hint) is Annotated:
-        kind, *marks = get_args(hint)
-        return kind, tuple(marks)
-    return hint, ()
-
-
-def _read_value(hint: Any, value: Any) -> Any:
-    """`value` as the annotated type. ValueError says what is allowed, in words that follow the value."""
-    kind, marks = _unwrapped(hint)
-
-    def fits(typed: Any) -> bool:
-        return typed is not None and all(mark.holds(typed) for mark in marks if isinstance(mark, Rule))
-
-    typed = _typed(kind, value)
-    if Expanded in marks and fits(typed):
-        typed = _expanded(typed)
-    if not fits(typed):
-        close = difflib.get_close_matches(str(value), get_args(kind), n=1) if get_origin(kind) is Literal else []
-        raise ValueError(f"must be {_allowed(hint)}" + (f"; did you mean {close[0]}?" if close else ""))
-    return typed
-
-
-def _typed(kind: Any, value: Any) -> Any:
-    """The value as a Literal's choice, a tuple, bool, str, int or float; None where it is of another type."""
-    if get_origin(kind) is Literal:
-        return value if value in get_args(kind) else None
-    if get_origin(kind) is tuple:
-        kinds = get_args(kind)
-        items = tuple(map(_typed, kinds, value)) if isinstance(value, list) and len(value) == len(kinds) else (None,)
-        return None if None in items else items
-    if kind in (bool, str):
-        return value if isinstance(value, kind) else None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    if kind is int:
-        return int(value) if isinstance(value, int) or value.is_integer() else None  # 2e5 is a whole number too
-    return float(value) if abs(value) <= sys.float_info.max else None  # neither infinite nor NaN
-
-
-def _expanded(path: str) -> str:
-    """The path with `~` and `$VAR` expanded. ValueError where one means nothing here."""
-    path = os.path.expanduser(os.path.expandvars(path))
-    unset = re.search(r"\$(\w+|\{[^}]*\})", path)
-    if unset:
-        raise ValueError(f"names the environment variable {unset[0]}, which is not set")
-    if path.startswith("~"):
-        raise ValueError(f"begins with {path.split('/')[0]}, which is nobody's home; write ./~ for a file named so")
-    return path
+def _fill_as_before(tree: dict[str, Any], path: str) -> None:
+    for name, value in AS_BEFORE.items():
+        section, key = name.split(".")
+        if isinstance(tree.get(section), dict) and key not in tree[section]:
+            tree[section][key] = value
+            print(f"{path}: without {name}, which is newer than the run; it goes on with {value}, as before")
 
 
 # --- words for messages ----------------------------------------------------------------------------------------
 
-_TYPE_WORDS = {int: "whole number", float: "number", bool: "true or false", str: "text"}
+
+def _fault(item: Any) -> tuple[str, Any, str]:
+    """Path, value and rule of an error of pydantic."""
+    path = ".".join(_named(key) for key in item["loc"])
+    kind, value = item["type"], item["input"]
+    if kind == "missing":
+        return path, None, "is missing"
+    if kind == "extra_forbidden":
+        return path, value, f"is an unknown key; {_nearest(path)}"
+    rule = item["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    if kind == "literal_error":
+        close = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", rule), n=1)
+        rule += f"; did you mean {close[0]}?" if close else ""
+    return path, value, rule
 
 
-def _allowed(hint: Any) -> str:
-    """What a value or a section has to be."""
-    if dataclasses.is_dataclass(hint):
-        return f"a section with the keys {_names(hint)}"
-    kind, marks = _unwrapped(hint)
-    if get_origin(kind) is Literal:
-        words = f"one of {', '.join(get_args(kind))}"
-    elif get_origin(kind) is tuple:
-        words = f"a list of {len(get_args(kind))} {_TYPE_WORDS[get_args(kind)[0]]}s"
-    else:
-        words = _TYPE_WORDS[kind] if kind is bool else f"a {_TYPE_WORDS[kind]}"
-    return " ".join([words, *(mark.words for mark in marks if isinstance(mark, Rule))])
+def _source_of(path: str, sources: Mapping[str, str]) -> str | None:
+    """Where the value at a path, or the list or section that holds it, was given."""
+    while path:
+        if path in sources:
+            return sources[path]
+        path = path.rpartition(".")[0]
+    return None
 
 
 _SHORT = reprlib.Repr()
@@ -445,24 +445,31 @@ def _shown(value: Any) -> str:
 
 def _named(key: Any) -> str:
     """A key as a part of a dotted path; with quotes where it looks unlike one."""
-    return key if isinstance(key, str) and re.fullmatch(r"[\w-]+", key) else _shown(key)
+    return str(key) if re.fullmatch(r"[\w-]+", str(key)) else _shown(key)
 
 
-def _names(schema: Any) -> str:
-    return ", ".join(field.name for field in dataclasses.fields(schema))
+def _all_paths(model: type[Section] = Config, prefix: str = "") -> Iterator[str]:
+    for key, field in model.model_fields.items():
+        yield prefix + key
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _all_paths(field.annotation, f"{prefix}{key}.")
+    if model is Config:
+        yield from (f"phases.{key}" for key in PhaseConfig.model_fields)
 
 
 def _nearest(path: str) -> str:
     """The known name that an unknown one most likely means: alike in spelling, or of the same last part elsewhere."""
-    parent, _, last = path.rpartition(".")
-    siblings = [name for name in _SCHEMA if name.rpartition(".")[0] == parent]
+    path = re.sub(r"\.\d+\.", ".", path)
+    last = path.rpartition(".")[2]
+    paths = list(_all_paths())
     close = (
-        difflib.get_close_matches(path, _SCHEMA, n=1, cutoff=0.8)
-        or [name for name in _SCHEMA if name.rpartition(".")[2] == last]
-        or difflib.get_close_matches(path, siblings, n=1, cutoff=0.7)
-        or [name for name in _SCHEMA if len(last) > 1 and last in name.rpartition(".")[2]]
+        difflib.get_close_matches(path, paths, n=1, cutoff=0.8)
+        or [name for name in paths if name.rpartition(".")[2] == last]
+        or difflib.get_close_matches(path, paths, n=1, cutoff=0.7)
+        or [name for name in paths if len(last) > 2 and last in name.rpartition(".")[2]]
     )
     if close:
         return f"did you mean {close[0]}?"
-    schema = _SECTIONS.get(parent, Config)
-    return f"the {'keys' if parent in _SECTIONS else 'sections'} here are {_names(schema)}"
+    parent = path.rpartition(".")[0]
+    siblings = [name.rpartition(".")[2] for name in paths if name.rpartition(".")[0] == parent]
+    return f"the keys here are {', '.join(siblings or Config.model_fields)}"
