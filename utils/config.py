@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from utils.errors import UserError
-from utils.masks import HoleColour
 from utils.plain_yaml import format_yaml, parse_yaml
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "config.yml"
@@ -81,6 +80,9 @@ class RunConfig:
     dir: PathText
     seed: Annotated[int, within(0, 2**63 - 1)]
     device: Annotated[str, matching("auto|cpu|cuda(:[0-9]+)?", "of the form auto, cpu, cuda or cuda:N")]
+
+
+HoleColour = Literal["black", "white"]
 
 
 @dataclass(frozen=True)
