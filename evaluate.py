@@ -22,10 +22,10 @@ if TYPE_CHECKING:  # torch takes seconds to import: --help and argument errors a
     import numpy as np
     import torch
 
-    from data.pairing import EvaluationPair
     from evaluation.baselines import Fill
     from evaluation.gallery import Case
     from evaluation.learned import SetMetrics
+    from evaluation.pairing import EvaluationPair
     from evaluation.results import ResultsFolder
     from evaluation.summary import Estimate, Key, Row
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = [*models, *args.baseline]
 
     from data.listing import find_images, root_of
-    from data.pairing import names_of, read_pair, read_pairs
+    from evaluation.pairing import names_of, read_pair, read_pairs
     from evaluation.results import ResultsFolder
     from utils.processes import device_of, processes, wait_for_all
 
@@ -100,9 +100,9 @@ def name_models(models: Sequence[str]) -> dict[str, Path]:
 
 def begin(out: ResultsFolder, images: Sequence[str], models: Mapping[str, Path], args: argparse.Namespace) -> None:
     """Make the pairs and take up the folder of results. UserError where the folder holds another evaluation."""
-    from data.pairing import format_pairs, make_pairs, read_pairs, survey_masks
+    from data.mask_files import hole_bin
     from evaluation.baselines import version_of
-    from utils.masks import hole_bin
+    from evaluation.pairing import format_pairs, make_pairs, read_pairs, survey_masks
 
     if args.pairs:
         pairs = read_pairs(args.pairs)
@@ -173,8 +173,8 @@ def score_pairs(
     """Append a row for each pair and method that lacks one. Returns what is a score of whole sets: FID, for one."""
     from tqdm import tqdm
 
+    from evaluation.metrics import hole_metrics, picture_metrics
     from evaluation.summary import Row
-    from utils.metrics import hole_metrics, picture_metrics
 
     sets = load_set_metrics(out, device) if "fid" in extras or "inception_score" in extras else None
     done = {(row.pair, row.method): row.scores for row in out.rows()}
@@ -292,7 +292,7 @@ def show(
     from tqdm import tqdm
 
     from evaluation.gallery import Case, choose, write_gallery
-    from utils.pictures import masked
+    from evaluation.pictures import masked
 
     scores = {(row.pair, row.method): row.scores for row in rows}
     chosen = choose(rows, names[0])

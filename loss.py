@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils.composite import composite
+from model.composite import composite
 
 TERMS = ("valid", "hole", "perceptual", "style", "tv")
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:  # torch takes seconds to import: --help and mistakes in the c
 
     from data.samples import Batches, Pair
     from model import PConvUNet
+    from training.run_folder import RunFolder
     from utils.config import Config
-    from utils.run_folder import RunFolder
 
 PICTURES = 6  # rows of the sheet of an evaluation
 LONGEST_WAIT = timedelta(hours=1)  # of a process for one that hangs
@@ -34,9 +34,9 @@ SMALLEST_SCALE = 2.0**-16  # of the loss; it starts at 2**16 and is halved where
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
 
+    from training.run_folder import RunFolder
     from utils.config import DEFAULT_CONFIG, load_config
     from utils.processes import processes, wait_for_all
-    from utils.run_folder import RunFolder
 
     if args.check_data:
         from data.check import check_data
@@ -89,9 +89,9 @@ def train(
     )
     from loss import InpaintingLoss
     from model import VGG16Features, synchronise_batch_norm
+    from training.stopping import StopRequest
     from utils.checkpoint import save_weights
     from utils.config import config_to_dict
-    from utils.memory import keep_freed_memory
     from utils.processes import (
         data_parallel,
         device_of,
@@ -102,7 +102,7 @@ def train(
         wait_for_all,
         without_exchange,
     )
-    from utils.stopping import StopRequest
+    from utils.startup import keep_freed_memory
 
     # All processes do the same, each with its share of every batch; the first alone writes.
     process, count = place()
@@ -315,9 +315,9 @@ def evaluate(net: torch.nn.Module, pairs: Batches, device: torch.device) -> tupl
     import torch
     from tqdm import tqdm
 
-    from utils.composite import composite
-    from utils.metrics import picture_metrics
-    from utils.pictures import masked, sheet
+    from evaluation.metrics import picture_metrics
+    from evaluation.pictures import masked, sheet
+    from model.composite import composite
     from utils.processes import gathered, place
 
     numbers = iter(pairs.sampler)

@@ -18,8 +18,7 @@ from utils.files import write_atomically
 from utils.parallel import in_processes
 
 if TYPE_CHECKING:  # numpy, cv2 and Pillow are imported where they are used: --help and wrong arguments answer at once
-    from utils.config import Config
-    from utils.masks import HoleColour
+    from utils.config import Config, HoleColour
 
 RECORD = "masks.json"  # lies in every folder that masks.py fills: how the masks were made, and that it was masks.py
 OWN_NAME = re.compile(r"\d{6,}\.png|\.\d{6,}\.png\.part")  # masks, and what a killed run left of one
@@ -133,8 +132,8 @@ def make_masks(config: Config, force: bool, processes: int | None) -> None:
 def make_benchmark(folder: Path, config: Config, per_bin: int, size: int, force: bool, processes: int | None) -> None:
     """Make a test set as the paper's (§4.1), with `per_bin` masks for each bin with a border and as many without."""
     from data.holes import spread_ratio
+    from data.mask_files import HOLE_BINS, INDEX, bin_name, border_width
     from data.order import BENCHMARK_MASKS
-    from utils.masks import HOLE_BINS, INDEX, bin_name, border_width
 
     check_folder(folder, force, "name another", (RECORD, INDEX))
     wide = border_width(size)
@@ -174,7 +173,7 @@ def check_folder(folder: Path, force: bool, otherwise: str, writes: Sequence[str
         return
     if not folder.is_dir():
         raise UserError(f"a file, where masks need a folder: {folder}; {otherwise}")
-    from utils.images import is_image_name
+    from data.images import is_image_name
 
     names = sorted(path.name for path in folder.iterdir())
     images = [name for name in names if is_image_name(name)]
@@ -226,8 +225,8 @@ def write_job(job: MaskJob) -> float:
     Not by `write_atomically`: it waits for the disk, which takes longer than to draw a mask anew.
     """
     from data.holes import draw_mask
+    from data.mask_files import hole_ratio, write_mask
     from data.order import generator
-    from utils.masks import hole_ratio, write_mask
 
     mask = draw_mask(generator(job.purpose, job.number, job.seed), job.size, job.style, job.ratio, job.border)
     part = job.path.with_name(f".{job.path.name}.part")
@@ -241,8 +240,8 @@ def write_job(job: MaskJob) -> float:
 
 def show_stats(folder: Path, hole: HoleColour, out: Path, processes: int | None) -> int:
     """Print what the masks of a folder are like and draw a histogram. Exit code 1 where a file can't be read."""
+    from data.images import list_images
     from data.mask_stats import describe, draw_histogram, measure
-    from utils.images import list_images
 
     paths = list_images(folder)
     if not paths:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:  # torch takes seconds to import: --help and argument errors a
     import numpy as np
     from torch import Tensor
 
+    from data.photo import Photo
     from model import PConvUNet
-    from utils.masks import HoleColour
-    from utils.photo import Photo
+    from utils.config import HoleColour
 
 # A mask with more hole than this was probably meant the other way round.
 _MOSTLY_HOLE = 0.6
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tqdm import tqdm
 
     from model import load_for_prediction
-    from utils.device import pick_device
+    from utils.processes import pick_device
 
     model = load_for_prediction(args.model, pick_device(args.device))
     failed = 0
@@ -74,8 +74,8 @@ def repair(model: PConvUNet, image: Path, mask: Path, output: Path, hole: HoleCo
     """Repair one image file; returns a line that says what was done. UserError where it can't be."""
     import numpy as np
 
-    from utils.masks import hole_ratio
-    from utils.photo import check_keeps, read_photo, write_photo
+    from data.mask_files import hole_ratio
+    from data.photo import check_keeps, read_photo, write_photo
 
     photo = read_photo(image)
     check_keeps(output, photo)
@@ -116,7 +116,7 @@ def read_checked_mask(path: Path, hole: HoleColour) -> np.ndarray:
 
     UserError where it can't be read, or has nothing to fill or nothing to fill it from.
     """
-    from utils.masks import hole_ratio, read_mask
+    from data.mask_files import hole_ratio, read_mask
 
     mask, between = read_mask(path, hole)
     other = "white" if hole == "black" else "black"
@@ -172,7 +172,7 @@ def pair_up(image: Path, mask: Path, output: Path | None) -> list[tuple[Path, li
 
 def images_of(path: Path, option: str) -> list[Path]:
     """The images that an option names: a file, or all of a folder. UserError where there are none."""
-    from utils.images import IMAGE_SUFFIXES, list_images
+    from data.images import IMAGE_SUFFIXES, list_images
 
     if not path.exists():
         raise UserError(f"{option}: no such file or folder: {path}")
@@ -197,7 +197,7 @@ def output_path(path: Path, source: Path, output: Path | None) -> Path:
 
     path: the image; source: what --image names, the image itself or its folder.
     """
-    from utils.images import OUTPUT_FORMATS
+    from data.images import OUTPUT_FORMATS
 
     names_image = output is not None and output.suffix.lower() in OUTPUT_FORMATS and not output.is_dir()
     if source.is_dir():

@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 from benchmarks.tables import Row, show
 from data.holes import draw_mask
+from data.mask_files import write_mask
 from data.samples import training_batches, training_samples
 from loss import InpaintingLoss
 from model import PConvUNet, VGG16Features
 from utils.config import Config, load_config
-from utils.masks import write_mask
 
 PROJECT = Path(__file__).resolve().parent.parent
 MASKS = 32  # 512×512, of all styles, 5 to 50 % hole

@@ -19,13 +19,13 @@ from tqdm import tqdm
 from benchmarks.reference import OrdinaryUNet
 from benchmarks.tables import Row, show
 from data.holes import draw_mask
+from data.mask_files import read_mask, write_mask
 from data.order import generator
+from data.photo import read_photo, write_photo
 from model import PConvUNet, load_model
+from model.composite import composite
 from model.inpainting import predict_padded
 from utils.checkpoint import save_weights
-from utils.composite import composite
-from utils.masks import read_mask, write_mask
-from utils.photo import read_photo, write_photo
 
 PROJECT = Path(__file__).resolve().parent.parent
 WIDTH, HEIGHT = 4000, 3000  # px

@@ -51,9 +51,9 @@ def prepare(folder: Path) -> list[str]:
     import numpy as np
     from PIL import Image
 
+    from data.mask_files import write_mask
     from model import PConvUNet
     from utils.checkpoint import save_weights
-    from utils.masks import write_mask
 
     mask = np.ones((SIZE, SIZE), np.uint8)
     mask[SIZE // 4 : -SIZE // 4, SIZE // 4 : -SIZE // 4] = 0

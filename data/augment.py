@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from utils.images import Box
+from data.images import Box
 
 # Width over height of a random part, from 3:4 to 4:3, as torchvision's RandomResizedCrop: its logarithm.
 _LOG_ASPECT = (math.log(3 / 4), math.log(4 / 3))

@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from data.augment import fit_mask, random_part
 from data.faults import not_all_hole, one_line, read_part_of_picture, read_picture
+from data.images import Box
 from data.listing import find_masks, list_of_images
-from utils.config import Config
+from data.mask_files import HOLE_BINS, bin_name, hole_bin, hole_ratio, read_mask_alone
+from utils.config import Config, HoleColour
 from utils.errors import UserError
-from utils.images import Box
-from utils.masks import HOLE_BINS, HoleColour, bin_name, hole_bin, hole_ratio, read_mask_alone
 from utils.parallel import cores, in_processes
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -13,11 +13,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from utils.config import Config
+from data.images import Box, open_image, read_part, to_rgb
+from utils.config import Config, HoleColour
 from utils.errors import UserError
 from utils.files import append, write_atomically
-from utils.images import Box, open_image, read_part, to_rgb
-from utils.masks import HoleColour
 from utils.schedule import Schedule
 
 SMALLEST = 16  # px of the shorter side, the least data.image_size: in less there is nothing to learn from

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
+from data.mask_files import HOLE_BINS, bin_name, count_holes, hole_bin, hole_ratio, inscribed_radius, read_mask
+from utils.config import HoleColour
 from utils.errors import UserError, message_of
-from utils.masks import HOLE_BINS, HoleColour, bin_name, count_holes, hole_bin, hole_ratio, inscribed_radius, read_mask
 
 
 class Measured(NamedTuple):

@@ -27,11 +27,11 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from data.augment import augment_mask, centre_crop, fit_mask, random_part
 from data.faults import Fault, not_all_hole, read_part_of_picture, read_picture
+from data.mask_files import read_mask_alone
 from data.order import CROPS, SHUFFLE, SUBSTITUTES, VALIDATION_MASKS, generator, shuffled
-from utils.config import Config
-from utils.schedule import Phase
+from utils.config import Config, HoleColour
 from utils.errors import UserError, message_of
-from utils.masks import HoleColour, read_mask_alone
+from utils.schedule import Phase
 
 # How long a worker still serves after SIGTERM: as long as torchrun, and Slurm, give the main process.
 _LAST_SECONDS = 30

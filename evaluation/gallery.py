@@ -15,10 +15,10 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image, ImageFont
 
+from evaluation.metrics import METRICS
+from evaluation.pictures import sheet, to_8_bit_pixels
 from evaluation.summary import BINS, Row
 from utils.files import write_atomically
-from utils.metrics import METRICS
-from utils.pictures import sheet, to_8_bit_pixels
 
 RANKS = ("best", "median", "worst")
 RANKED_BY = next(iter(METRICS))

@@ -10,9 +10,9 @@ from pathlib import Path
 from matplotlib import style
 from matplotlib.figure import Figure
 
+from evaluation.metrics import METRICS
 from evaluation.summary import ALL, BINS, Estimate, Key, Summary
 from utils.files import write_atomically
-from utils.metrics import METRICS
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; the markers do it without colour. The numbers of
 # both have no common factor: they repeat together only after 42 methods.

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from data.mask_files import BORDERS
+from evaluation.metrics import METRICS
 from evaluation.summary import ALL, BINS, Estimate, Key, Summary
-from utils.masks import BORDERS
-from utils.metrics import METRICS
 
 # The paper's own network, from its Table 1: Places2 at 512×512, the paper's masks of border "any". Only figures that
 # were checked against the paper stand here.

@@ -17,10 +17,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from evaluation.metrics import METRICS
 from evaluation.summary import Row
 from utils.errors import UserError
 from utils.files import write_atomically
-from utils.metrics import METRICS
 
 _KEYS = Row._fields[:-1]  # all but the scores
 _COLUMNS = (*_KEYS, *METRICS)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.masks import BORDERS, HOLE_BINS, bin_name
+from data.mask_files import BORDERS, HOLE_BINS, bin_name
 
 ALL = "all"  # of the bins, of the borders
 BINS = tuple(bin_name(index) for index in range(len(HOLE_BINS)))

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from model.composite import composite
 from model.inpainting import predict_padded
 from model.network import PConvUNet
-from utils.composite import composite
 from utils.errors import UserError
 from utils.files import write_atomically
 

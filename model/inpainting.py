@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.composite import composite
 from model.network import PConvUNet
-from utils.composite import composite
 from utils.errors import UserError
 
 

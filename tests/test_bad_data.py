@@ -21,13 +21,13 @@ from PIL import Image
 import main as training
 from data.check import check_pictures
 from data.faults import BadFiles, Fault, read_picture
+from data.mask_files import write_mask
 from data.samples import as_floats, reports_killed_workers, training_batches, training_samples
 from tests.test_training import arguments, assert_same_weights, fails, records, run_main
+from training.run_folder import RunFolder
 from utils.config import load_config
 from utils.errors import UserError
-from utils.masks import write_mask
 from utils.parallel import in_processes
-from utils.run_folder import RunFolder
 
 PROJECT = Path(__file__).resolve().parent.parent
 COUNT = 12  # images of a folder below

@@ -22,6 +22,7 @@ from PIL import Image
 
 from data.augment import augment_mask, centre_crop, fit_mask, random_part
 from data.listing import find_images
+from data.mask_files import write_mask
 from data.order import CROPS, generator, shuffled
 from data.samples import (
     StepBatches,
@@ -34,7 +35,6 @@ from data.samples import (
 )
 from utils.config import load_config
 from utils.errors import UserError, message_of
-from utils.masks import write_mask
 
 PROJECT = Path(__file__).resolve().parent.parent
 COLOURS = [(20 * i + 10, 240 - 20 * i, 7 * i) for i in range(11)]  # of the images of `world`: each has its own

@@ -20,14 +20,14 @@ from PIL import Image
 from torch import distributed, nn
 
 import main as training
+from data.mask_files import write_mask
 from data.samples import StepBatches, validation_batches, validation_pairs
 from model import PConvUNet, settle_encoder_batch_norm, synchronise_batch_norm
+from training.run_folder import RunFolder
+from training.stopping import StopRequest
 from utils.config import load_config
 from utils.errors import UserError
-from utils.masks import write_mask
 from utils.processes import _cleared, gathered, largest, mean_over_processes, place, processes, wait_for_all
-from utils.run_folder import RunFolder
-from utils.stopping import StopRequest
 
 PROJECT = Path(__file__).resolve().parent.parent
 STEPS = 20
@@ -58,12 +58,12 @@ main.stop_unless_finite = at_step
 """
 # Each checkpoint is told of by the process that writes it.
 SAVED_BY = """
-import utils.run_folder
-save = utils.run_folder.RunFolder.save_checkpoint
+import training.run_folder
+save = training.run_folder.RunFolder.save_checkpoint
 def told(self, *args):
     print("saved by process", os.environ.get("RANK", "0"))
     save(self, *args)
-utils.run_folder.RunFolder.save_checkpoint = told
+training.run_folder.RunFolder.save_checkpoint = told
 """
 NAN_IN_ONE = """
 import loss

@@ -16,15 +16,15 @@ from PIL import Image
 import evaluate
 import main as training
 import predict
-from data.pairing import EvaluationPair, format_pairs, read_pair, read_pairs
+from data.mask_files import bin_name, hole_bin, hole_ratio, write_mask
 from data.samples import validation_batches, validation_pairs
+from evaluation.pairing import EvaluationPair, format_pairs, read_pair, read_pairs
 from evaluation.results import ResultsFolder
 from evaluation.summary import ALL, Key, Row, summarise
 from model import PConvUNet, load_model
 from tests import foreign
 from utils.checkpoint import save_weights
 from utils.config import load_config
-from utils.masks import bin_name, hole_bin, hole_ratio, write_mask
 
 PROJECT = Path(__file__).resolve().parent.parent
 

@@ -26,12 +26,12 @@ from tqdm import tqdm
 
 import main as training
 import predict
+from data.mask_files import write_mask
 from model import load_model
+from training.run_folder import RunFolder
 from utils import files
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
-from utils.masks import write_mask
-from utils.run_folder import RunFolder
 
 PROJECT = Path(__file__).resolve().parent.parent
 STEPS = 8
@@ -523,7 +523,7 @@ def test_what_a_killed_process_was_linking_is_not_written_into(tmp_path):
     older.write_text("older")
     newer.write_text("newer")
     os.link(older, tmp_path / f".last.pt.{os.getpid()}.tmp")  # as a process of the same number left it
-    from utils.run_folder import _link_or_copy
+    from training.run_folder import _link_or_copy
 
     files.write_atomically(tmp_path / "last.pt", lambda temporary: _link_or_copy(newer, temporary))
     assert [path.read_text() for path in (older, newer, tmp_path / "last.pt")] == ["older", "newer", "newer"]

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from evaluation.gallery import RANKS, Case, choose, write_gallery
+from evaluation.metrics import METRICS
+from evaluation.pictures import to_8_bit_pixels
 from evaluation.summary import BINS, Row
-from utils.metrics import METRICS
-from utils.pictures import to_8_bit_pixels
 
 HOSTILE = (
     "<b>bold</b>",

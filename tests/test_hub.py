@@ -44,8 +44,8 @@ assert sys.path == before
 image, mask = torch.load("in.pt")
 torch.save([net.depth, net.base_channels, net.training, inpaint(image, mask)], "out.pt")
 from model.loading import load_model  # what is imported later is found, too
-from utils.composite import composite
-import utils.device
+from model.composite import composite
+import utils.processes
 """
 
 

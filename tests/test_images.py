@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
-import utils.masks
+import data.mask_files
+from data.images import exif_orientation, is_image_name, list_images, open_image, read_part, to_8_bit, to_rgb, upright
+from data.mask_files import read_mask, read_mask_alone, write_mask
+from data.photo import Photo, check_keeps, read_photo, write_photo
 from utils.errors import UserError
-from utils.images import exif_orientation, is_image_name, list_images, open_image, read_part, to_8_bit, to_rgb, upright
-from utils.masks import read_mask, read_mask_alone, write_mask
-from utils.photo import Photo, check_keeps, read_photo, write_photo
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 ORIENTATION = 0x0112
@@ -530,7 +530,7 @@ def test_a_written_mask_is_read_back_without_pillow_as_with_it(tmp_path, monkeyp
     with_pillow, between = read_mask(tmp_path / "a.png", hole)
     assert np.array_equal(with_pillow, mask if hole == "black" else 1 - mask)
     assert between == 0
-    monkeypatch.setattr(utils.masks, "open_image", None)
+    monkeypatch.setattr(data.mask_files, "open_image", None)
     alone = read_mask_alone(tmp_path / "a.png", hole)
     assert alone.dtype == np.uint8
     assert np.array_equal(alone, with_pillow)
@@ -580,7 +580,7 @@ def test_any_other_file_is_left_to_pillow(tmp_path, file):
         except UserError as error:
             results.append(str(error))
     assert results[0] == results[1]
-    assert utils.masks._read_own(tmp_path / "a.png") is None
+    assert data.mask_files._read_own(tmp_path / "a.png") is None
 
 
 def test_a_mask_that_is_not_there_is_said_so(tmp_path):

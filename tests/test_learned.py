@@ -17,9 +17,9 @@ import torchmetrics
 from torch import nn
 
 from evaluation.learned import SetMetrics, frechet_distance, inception_score, load_inception, load_lpips
+from evaluation.metrics import METRICS
 from evaluation.summary import ALL, BINS, Estimate, Key, Row, groups
 from utils.errors import UserError
-from utils.metrics import METRICS
 
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 ALEXNET = "alexnet-owt-7be5be79.pth"

@@ -5,7 +5,7 @@ import torch
 
 from loss import TERMS, InpaintingLoss, gram_matrix, total_variation
 from model import VGG16Features
-from utils.composite import composite
+from model.composite import composite
 
 WEIGHTS = {"valid": 1, "hole": 6, "perceptual": 0.05, "style": 120, "tv": 0.1}
 

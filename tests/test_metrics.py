@@ -7,8 +7,8 @@ from skimage import metrics
 from torchmetrics.functional import mean_absolute_error
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from utils.metrics import PSNR_CEILING, hole_metrics, l1_percent, picture_metrics, psnr, ssim
-from utils.pictures import COLUMNS, sheet
+from evaluation.metrics import PSNR_CEILING, hole_metrics, l1_percent, picture_metrics, psnr, ssim
+from evaluation.pictures import COLUMNS, sheet
 
 
 def pictures(seed=0):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.pairing import (
+from data.mask_files import HOLE_BINS, bin_name, border_width, keeps_border, write_mask
+from evaluation.pairing import (
     EvaluationPair,
     MaskFile,
     format_pairs,
@@ -17,7 +18,6 @@ from data.pairing import (
     survey_masks,
 )
 from utils.errors import UserError
-from utils.masks import HOLE_BINS, bin_name, border_width, keeps_border, write_mask
 
 
 def masks_of(per_cell, bins=range(6), borders=("free", "any")):

@@ -14,11 +14,11 @@ from PIL import Image, ImageCms
 from torch.nn import functional as F
 
 import predict
+from data.photo import read_photo
 from model import PConvUNet, inpaint, predict_whole
 from predict import main
 from utils.checkpoint import save_checkpoint, save_weights
 from utils.errors import UserError
-from utils.photo import read_photo
 
 PROJECT = Path(__file__).resolve().parent.parent
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -19,13 +19,13 @@ import main as training
 import masks
 import predict
 from data.faults import read_picture
+from data.mask_files import read_mask, write_mask
+from data.photo import read_photo
 from model import PConvUNet
 from predict import inpaint
 from utils.checkpoint import save_weights
 from utils.config import DEFAULT_CONFIG
 from utils.errors import UserError
-from utils.masks import read_mask, write_mask
-from utils.photo import read_photo
 
 CONFIGS = [DEFAULT_CONFIG, *sorted((DEFAULT_CONFIG.parent / "configs").glob("*.yml"))]
 NET = {"depth": 2, "base_channels": 2}

@@ -9,10 +9,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from data.mask_files import BORDERS
+from evaluation.metrics import METRICS
 from evaluation.report import PAPER, summary_json, summary_markdown, terminal_table
 from evaluation.summary import ALL, BINS, Estimate, Key, Row, differences, summarise
-from utils.masks import BORDERS
-from utils.metrics import METRICS
 
 NBSP = "\u00a0"
 METHODS = ("ours", "telea")

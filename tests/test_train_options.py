@@ -14,7 +14,7 @@ import torch
 import main as training
 from model import PConvUNet, load_model
 from tests.test_training import arguments, assert_same_weights, at_step, fails, folder, records, run_main, weights
-from utils.run_folder import RunFolder
+from training.run_folder import RunFolder
 
 __all__ = ["folder"]  # a fixture
 PROJECT = Path(__file__).resolve().parent.parent
@@ -252,7 +252,7 @@ def test_without_a_compiler_the_user_is_told_in_one_line(folder, tmp_path):
 
 PAGES = """
 import resource, sys
-from utils.memory import keep_freed_memory
+from utils.startup import keep_freed_memory
 from utils.startup import import_torch
 import_torch()  # as main.py does: it has a say in how large tensors are aligned
 import torch

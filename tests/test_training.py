@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 
 import main as training
+from data.mask_files import write_mask
 from data.samples import validation_batches, validation_pairs
+from evaluation.metrics import picture_metrics
 from model import PConvUNet, load_model
 from predict import inpaint
 from tests import foreign
+from training.run_folder import RunFolder
 from utils.config import config_to_dict, load_config
-from utils.masks import write_mask
-from utils.metrics import picture_metrics
-from utils.run_folder import RunFolder
 
 PROJECT = Path(__file__).resolve().parent.parent
 STEPS = 8  # of the runs below: five, then three of fine-tuning

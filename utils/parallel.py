@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from utils.errors import UserError
-from utils.memory import keep_freed_memory
+from utils.startup import keep_freed_memory
 
 CHUNK = 16  # jobs that a process takes at a time
 AHEAD = 4  # chunks for each process that are handed out and not yet taken back: no more is held in memory

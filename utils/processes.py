@@ -101,11 +101,21 @@ def restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
+def pick_device(name: str) -> torch.device:
+    """auto (CUDA where there is one, else CPU), cpu, cuda or cuda:N. UserError where there is no such device."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"no device {name}: torch finds {torch.cuda.device_count()} CUDA devices; use auto or cpu")
+    return device
+
+
 def device_of(name: str) -> torch.device:
     """As `pick_device` says; of several processes on one machine each has a CUDA device of its own."""
     import torch
-
-    from utils.device import pick_device
 
     device = pick_device(name)
     if device.type == "cuda" and "LOCAL_RANK" in os.environ:

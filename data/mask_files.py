@@ -10,13 +10,14 @@ import math
 import struct
 import zlib
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.images import open_image, to_8_bit, upright
+from data.images import open_image, to_8_bit, upright
 
-HoleColour = Literal["black", "white"]
+if TYPE_CHECKING:  # a prediction needs no config
+    from utils.config import HoleColour
 
 # Hole-to-image ratios of the paper's test set: the bin is (low, high].
 HOLE_BINS = ((0.01, 0.1), (0.1, 0.2), (0.2, 0.3), (0.3, 0.4), (0.4, 0.5), (0.5, 0.6))

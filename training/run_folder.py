@@ -119,7 +119,7 @@ class RunFolder:
         for folder in (self.path, self.samples, self.checkpoints):
             remove_temporaries(folder)
         write_atomically(self.config, lambda temporary: save_config(config, temporary))
-        from utils.events import start_event  # imports torch, which a wrong start need not wait for
+        from training.events import start_event  # imports torch, which a wrong start need not wait for
 
         with self._log("events for TensorBoard"):
             append(self._events, start_event(step + 1))
@@ -141,7 +141,7 @@ class RunFolder:
 
     def record(self, step: int, kind: str, values: dict[str, float]) -> None:
         """Append a line to metrics.jsonl, and the same numbers to TensorBoard's events. kind: train or val."""
-        from utils.events import scalar_events
+        from training.events import scalar_events
 
         values = {f"{kind}/{name}": value for name, value in values.items()}
         with self._log("metrics.jsonl"):
@@ -151,7 +151,7 @@ class RunFolder:
 
     def save_picture(self, step: int, pixels: np.ndarray) -> None:
         """Write a picture sheet, uint8 (H,W,3), of an evaluation; into TensorBoard's events, too."""
-        from utils.events import image_event
+        from training.events import image_event
 
         picture = Image.fromarray(pixels)
         target = self.samples / f"step_{step:08d}.png"

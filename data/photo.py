@@ -12,9 +12,9 @@ import numpy as np
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from data.images import OUTPUT_FORMATS, exif_orientation, open_image
 from utils.errors import UserError
 from utils.files import write_atomically
-from utils.images import OUTPUT_FORMATS, exif_orientation, open_image
 
 # From pixels as stored to pixels as shown, by EXIF orientation. All are views.
 _SHOW = {

@@ -1,0 +1,1 @@
+"""Training: the run's folder, its events and its end."""
