@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:  # torch takes seconds to import: --help and argument errors a
     from data.photo import Photo
     from model import PConvUNet
     from utils.config import HoleColour
+
+    Fill = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 # A mask with more hole than this was probably meant the other way round.
 _MOSTLY_HOLE = 0.6
@@ -72,8 +75,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def repair(model: PConvUNet, image: Path, mask: Path, output: Path, hole: HoleColour, raw: bool) -> str:
     """Repair one image file; returns a line that says what was done. UserError where it can't be."""
-    import numpy as np
-
     from data.mask_files import hole_ratio
     from data.photo import check_keeps, read_photo, write_photo
 
@@ -81,6 +82,20 @@ def repair(model: PConvUNet, image: Path, mask: Path, output: Path, hole: HoleCo
     check_keeps(output, photo)
     valid = read_checked_mask(mask, hole)
     check_size(valid, mask, photo, image)
+    write_photo(fill_photo(functools.partial(predict_pixels, model), photo, valid, image, raw), output)
+    if output.suffix.lower() in (".jpg", ".jpeg"):
+        warn(f"warning: JPEG changes valid pixels a little, too: {output}; name it .png to keep them")
+    return f"{output}: {_px(valid.shape)}, {100 * hole_ratio(valid):.1f} % of it hole" + (", raw" if raw else "")
+
+
+def fill_photo(fill: Fill, photo: Photo, valid: np.ndarray, image: Path, raw: bool = False) -> Photo:
+    """The photograph with its hole filled; with `raw` all of it is what `fill` made.
+
+    fill: from rgb (H,W,3), float32 in [0,1], and mask (H,W), 1 = valid, 0 = hole, to the filled (H,W,3). valid: the
+    mask, of the photograph's size as shown. image: its name in messages. UserError where it can't be filled.
+    """
+    import numpy as np
+
     visible = photo.visible()
     hidden = 1 - visible[valid == 0].mean()
     if hidden > _MOSTLY_HIDDEN:
@@ -89,18 +104,15 @@ def repair(model: PConvUNet, image: Path, mask: Path, output: Path, hole: HoleCo
     if not seen.any():
         raise UserError(f"image {image} is fully transparent outside the hole; nothing is left to fill it from")
     try:
-        result = _predict_pixels(model, photo.rgb(), seen)
+        result = fill(photo.rgb(), seen)
     except (MemoryError, RuntimeError) as error:  # on a CPU torch raises a plain RuntimeError
         if "memory" in str(error) or isinstance(error, MemoryError):
             raise UserError(f"not enough memory for image {image} of {_px(valid.shape)}; make it smaller") from None
         raise
-    write_photo(photo.filled(result, np.zeros_like(valid) if raw else valid), output)
-    if output.suffix.lower() in (".jpg", ".jpeg"):
-        warn(f"warning: JPEG changes valid pixels a little, too: {output}; name it .png to keep them")
-    return f"{output}: {_px(valid.shape)}, {100 * hole_ratio(valid):.1f} % of it hole" + (", raw" if raw else "")
+    return photo.filled(result, np.zeros_like(valid) if raw else valid)
 
 
-def _predict_pixels(model: PConvUNet, rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def predict_pixels(model: PConvUNet, rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """predict_whole for arrays: rgb (H,W,3) float32 in [0,1], mask (H,W) 0/1; returns (H,W,3)."""
     import torch
 
@@ -111,14 +123,14 @@ def _predict_pixels(model: PConvUNet, rgb: np.ndarray, mask: np.ndarray) -> np.n
     return predict_whole(model, image_tensor, mask_tensor)[0].permute(1, 2, 0).numpy()
 
 
-def read_checked_mask(path: Path, hole: HoleColour) -> np.ndarray:
-    """The mask, uint8 (H,W), 1 = valid, 0 = hole. Warns of a doubtful one on stderr.
+def read_checked_mask(path: Path, hole: HoleColour, data: bytes | None = None) -> np.ndarray:
+    """The mask, uint8 (H,W), 1 = valid, 0 = hole. Warns of a doubtful one on stderr. data: the file's bytes, if read.
 
     UserError where it can't be read, or has nothing to fill or nothing to fill it from.
     """
     from data.mask_files import hole_ratio, read_mask
 
-    mask, between = read_mask(path, hole)
+    mask, between = read_mask(path, hole, data)
     other = "white" if hole == "black" else "black"
     advice = f"if its holes are {other}, add --hole {other}"
     ratio = hole_ratio(mask)

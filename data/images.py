@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -54,13 +55,14 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if is_image_name(path.name) and path.is_file())
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path, data: bytes | None = None) -> Image.Image:
     """Open and decode an image file, as stored: no orientation applied, no mode changed.
 
+    data: the file's bytes where they are in memory; `path` then only names them in messages.
     Pillow decodes late, so a truncated file would fail far from here: the pixels are read at once.
     UserError where the file is missing, no image, damaged, too large, or its pixels are floats without a known range.
     """
-    with _opened(path) as image:
+    with _opened(path, data) as image:
         image.load()
     return image
 
@@ -129,12 +131,12 @@ def _decoded_part(image: Image.Image, part: Box, size: int) -> Box:
 
 
 @contextlib.contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def _opened(path: str | Path, data: bytes | None = None) -> Iterator[Image.Image]:
     """An image file whose header is read. What goes wrong with it, here or inside, becomes the UserError that it is."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large images and of damaged EXIF; neither stops us
-            with Image.open(path) as image:
+            with Image.open(path if data is None else io.BytesIO(data)) as image:
                 yield image
     except UserError:
         raise

@@ -92,13 +92,13 @@ def inscribed_radius(mask: np.ndarray) -> float:
     return float(depth.max()) / min(mask.shape)
 
 
-def read_mask(path: str | Path, hole: HoleColour) -> tuple[np.ndarray, float]:
-    """Read a mask file whose holes are `hole` ("black" or "white").
+def read_mask(path: str | Path, hole: HoleColour, data: bytes | None = None) -> tuple[np.ndarray, float]:
+    """Read a mask file whose holes are `hole` ("black" or "white"). data: its bytes, where they are in memory.
 
     Returns the mask, uint8 (H,W), 1 = valid and 0 = hole, grey cut at half; and the share of pixels that
     were neither near black nor near white. UserError where the file can't be read.
     """
-    grey = _read_grey(path)
+    grey = _read_grey(path, data)
     between = float(np.mean((grey >= _NOISE) & (grey <= 255 - _NOISE)))
     return _cut_at_half(grey, hole), between
 
@@ -111,8 +111,8 @@ def read_mask_alone(path: str | Path, hole: HoleColour) -> np.ndarray:
     return valid if hole == "black" else 1 - valid
 
 
-def _read_grey(path: str | Path) -> np.ndarray:
-    return np.asarray(to_8_bit(upright(open_image(path))).convert("L"))
+def _read_grey(path: str | Path, data: bytes | None = None) -> np.ndarray:
+    return np.asarray(to_8_bit(upright(open_image(path, data))).convert("L"))
 
 
 def _cut_at_half(grey: np.ndarray, hole: HoleColour) -> np.ndarray:
