@@ -4,28 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from utils.errors import UserError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-
-# Images that can be written: by the suffix of the name, Pillow's word for the kind, and its options.
-OUTPUT_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".png": ("PNG", {"compress_level": 3}),  # as small for photographs as 6, Pillow's own, in half the time
-    ".webp": ("WEBP", {"lossless": True, "exact": True}),  # exact: colours stay where alpha is 0, too
-    ".tif": ("TIFF", {"compression": "tiff_deflate"}),
-    ".tiff": ("TIFF", {"compression": "tiff_deflate"}),
-    ".jpg": ("JPEG", {"quality": 95}),
-    ".jpeg": ("JPEG", {"quality": 95}),
-}
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, px
 
@@ -41,18 +27,6 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file is named as an image is, in upper or lower case, and not hidden (macOS leaves ._x.jpg behind)."""
-    return name.lower().endswith(IMAGE_SUFFIXES) and not os.path.basename(name).startswith(".")
-
-
-def list_images(folder: Path) -> list[Path]:
-    """The image files of one folder, sorted by name, subfolders left out. UserError where it is no folder."""
-    if not folder.is_dir():
-        raise UserError(f"no such folder: {folder}")
-    return sorted(path for path in folder.iterdir() if is_image_name(path.name) and path.is_file())
 
 
 def open_image(path: str | Path, data: bytes | None = None) -> Image.Image:

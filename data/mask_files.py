@@ -71,27 +71,6 @@ def keeps_border(mask: np.ndarray) -> bool:
     return np.count_nonzero(mask == 0) == np.count_nonzero(inner == 0)
 
 
-def count_holes(mask: np.ndarray) -> int:
-    """Number of connected holes of a mask (H,W), 0 = hole; pixels connect by corners too (8 neighbours)."""
-    import cv2  # here, as prediction does without
-
-    return int(cv2.connectedComponents((mask == 0).astype(np.uint8), connectivity=8)[0]) - 1
-
-
-def inscribed_radius(mask: np.ndarray) -> float:
-    """Radius of the largest circle in the holes of a mask (H,W), 0 = hole, as a share of the shorter side.
-
-    It is the distance from the deepest hole pixel to the nearest valid one, centre to centre. The outside of
-    the image does not count as valid, so a hole at the edge may hold part of a circle. Infinite without a valid pixel.
-    """
-    import cv2
-
-    if not mask.any():
-        return math.inf
-    depth = cv2.distanceTransform((mask == 0).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return float(depth.max()) / min(mask.shape)
-
-
 def read_mask(path: str | Path, hole: HoleColour, data: bytes | None = None) -> tuple[np.ndarray, float]:
     """Read a mask file whose holes are `hole` ("black" or "white"). data: its bytes, where they are in memory.
 

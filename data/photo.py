@@ -8,11 +8,13 @@ import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from data.images import OUTPUT_FORMATS, exif_orientation, open_image
+from data.images import exif_orientation, open_image
+from data.names import OUTPUT_FORMATS
 from utils.errors import UserError
 from utils.files import write_atomically
 
@@ -90,8 +92,8 @@ def read_photo(path: Path, data: bytes | None = None) -> Photo:
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):
         pixels = _grey_16_bit(image, path)
-    elif image.format == "PNG" and (data := data or path.read_bytes())[_PNG_BITS] == 16:
-        pixels = _decode_16_bit_png(data, path)
+    elif image.format == "PNG" and (file := data or path.read_bytes())[_PNG_BITS] == 16:
+        pixels = _decode_16_bit_png(file, path)
     else:
         if isinstance(image, TiffImageFile) and max(image.tag_v2.get(_TIFF_BITS, (8,))) > 8:
             raise UserError(f"image {path} is a TIFF with more than 8 bits a channel of colour; save it as PNG")
@@ -116,8 +118,6 @@ def _grey_16_bit(image: Image.Image, path: Path) -> np.ndarray:
 
 def _decode_16_bit_png(data: bytes, path: Path) -> np.ndarray:
     """uint16 (H,W,2 to 4) of a PNG with colour or alpha, of which Pillow would keep 8 bits."""
-    import cv2  # here, as few images need it
-
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # (H,W,3 or 4), blue first
     except cv2.error as error:
@@ -159,7 +159,7 @@ def write_photo(photo: Photo, path: Path) -> None:
 
 
 def encode_photo(photo: Photo, suffix: str) -> bytes:
-    """The bytes of an image file in the format of a suffix of OUTPUT_FORMATS. OSError, ValueError where Pillow fails."""
+    """The bytes of an image file, in the format of a suffix of OUTPUT_FORMATS. OSError and ValueError as of Pillow."""
     exif = Image.Exif()
     if photo.orientation != 1:
         exif[ExifTags.Base.Orientation] = photo.orientation
