@@ -47,13 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from data.listing import find_images, root_of
     from evaluation.pairing import names_of, read_pair, read_pairs
     from evaluation.results import ResultsFolder
-    from utils.processes import device_of, processes, wait_for_all
+    from utils.processes import device_of_rank, processes, wait_for_all
 
     images = names_of(find_images(args.images, "--images")[: args.limit], root_of(args.images))
     out = ResultsFolder(args.out)
     import_torch()
     with processes(LONGEST_WAIT) as (process, count):
-        device = device_of(args.device)
+        device = device_of_rank(args.device)
         fills = load_fills(models, args.baseline, device)
 
         # The pairs: the first process makes them, or takes those of --pairs, and all read them from its file.

@@ -18,7 +18,7 @@ from utils.files import write_atomically
 from utils.parallel import in_processes
 
 if TYPE_CHECKING:  # numpy, cv2 and Pillow are imported where they are used: --help and wrong arguments answer at once
-    from utils.config import Config, HoleColour
+    from utils.config import Config, HoleColour, Style
 
 RECORD = "masks.json"  # lies in every folder that masks.py fills: how the masks were made, and that it was masks.py
 OWN_NAME = re.compile(r"\d{6,}\.png|\.\d{6,}\.png\.part")  # masks, and what a killed run left of one
@@ -103,7 +103,7 @@ class MaskJob(NamedTuple):
     purpose: int
     number: int
     size: int  # px
-    style: str
+    style: Style
     ratio: float
     border: int = 0  # px
 
@@ -113,7 +113,7 @@ def make_masks(config: Config, force: bool, processes: int | None) -> None:
     from data.holes import spread_ratio
     from data.order import TRAIN_MASKS, VAL_MASKS
 
-    masks, size, seed = config.masks, config.data.image_size, config.run.seed
+    masks, size, seed = config.masks, config.masks.size or config.data.image_size, config.run.seed
     sets = [
         (TRAIN_MASKS, Path(masks.train_dir), masks.train_count, "masks.train_dir"),
         (VAL_MASKS, Path(masks.val_dir), masks.val_count, "masks.val_dir"),

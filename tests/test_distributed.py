@@ -27,7 +27,7 @@ from training.run_folder import RunFolder
 from training.stopping import StopRequest
 from utils.config import load_config
 from utils.errors import UserError
-from utils.processes import _cleared, gathered, largest, mean_over_processes, place, processes, wait_for_all
+from utils.processes import _cleared, gather_on_rank_0, all_reduce_max, all_reduce_mean, rank_and_world_size, processes, wait_for_all
 
 PROJECT = Path(__file__).resolve().parent.parent
 STEPS = 20
@@ -112,8 +112,8 @@ def plain(tensors):
 
 def test_numbers_and_objects_of_all_processes(tmp_path):
     def work(rank, count):
-        mean = mean_over_processes(torch.tensor([1.0 + rank, 4.0]))
-        return place(), mean.tolist(), largest([3, 15, 2][rank]), gathered([rank, rank * 10])
+        mean = all_reduce_mean(torch.tensor([1.0 + rank, 4.0]))
+        return rank_and_world_size(), mean.tolist(), all_reduce_max([3, 15, 2][rank]), gather_on_rank_0([rank, rank * 10])
 
     assert on_ranks(work, 3, tmp_path) == [
         ((0, 3), [2.0, 4.0], 15, [0, 0, 1, 10, 2, 20]),
@@ -125,10 +125,10 @@ def test_numbers_and_objects_of_all_processes(tmp_path):
 def test_one_process_alone_needs_no_group(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with processes(None) as found:
-        assert found == place() == (0, 1)
-    assert largest(7) == 7
-    assert gathered([1]) == [1]
-    assert mean_over_processes(torch.tensor(2.0)) == 2
+        assert found == rank_and_world_size() == (0, 1)
+    assert all_reduce_max(7) == 7
+    assert gather_on_rank_0([1]) == [1]
+    assert all_reduce_mean(torch.tensor(2.0)) == 2
 
 
 def test_processes_that_start_again_see_nothing_of_those_before():

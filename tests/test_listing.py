@@ -272,39 +272,39 @@ def kept(photos, tmp_path):
 
 def test_a_run_keeps_its_list(photos, kept, capsys):
     names = list(ImageList.open(kept))
-    assert list(listing.kept_or_found(str(photos), "data.train", kept, rescan=False)) == names
+    assert list(listing.load_or_scan(str(photos), "data.train", kept, rescan=False)) == names
     assert capsys.readouterr().err == ""
     touch(photos / "0.jpg")
-    assert list(listing.kept_or_found(str(photos), "data.train", kept, rescan=False)) == names
+    assert list(listing.load_or_scan(str(photos), "data.train", kept, rescan=False)) == names
     error = capsys.readouterr().err
     assert error.startswith(f"data.train: {photos} has changed since this run began")
     assert "list of 3 images; --rescan" in error
     assert error.count("\n") == 1
-    images = listing.kept_or_found(str(photos), "data.train", kept, rescan=True)
+    images = listing.load_or_scan(str(photos), "data.train", kept, rescan=True)
     assert list(images) == [f"{photos}/0.jpg", *names]
     images.save(kept)
-    assert list(listing.kept_or_found(str(photos), "data.train", kept, rescan=False)) == list(images)
+    assert list(listing.load_or_scan(str(photos), "data.train", kept, rescan=False)) == list(images)
     assert capsys.readouterr().err == ""
 
 
 def test_a_damaged_list_is_made_anew(photos, kept, capsys):
     wanted = list(ImageList.open(kept))
     kept.write_bytes(kept.read_bytes()[:-1])
-    assert list(listing.kept_or_found(str(photos), "data.train", kept, rescan=False)) == wanted
+    assert list(listing.load_or_scan(str(photos), "data.train", kept, rescan=False)) == wanted
     assert f"damaged, or a list of another version: {kept}; the images are listed anew" in capsys.readouterr().err
 
 
 def test_another_source_is_listed(photos, kept):
-    assert list(listing.kept_or_found(str(photos / "c"), "data.train", kept, rescan=False)) == [f"{photos}/c/3.jpg"]
+    assert list(listing.load_or_scan(str(photos / "c"), "data.train", kept, rescan=False)) == [f"{photos}/c/3.jpg"]
 
 
 def test_a_missing_disk_is_told(photos, kept):
     shutil.rmtree(photos)
     with pytest.raises(UserError, match=r"data\.train: no such folder or list: "):
-        listing.kept_or_found(str(photos), "data.train", kept, rescan=False)
+        listing.load_or_scan(str(photos), "data.train", kept, rescan=False)
     photos.mkdir()  # where it was mounted
     with pytest.raises(UserError, match=r"data\.train: no images .* in the folder "):
-        listing.kept_or_found(str(photos), "data.train", kept, rescan=False)
+        listing.load_or_scan(str(photos), "data.train", kept, rescan=False)
 
 
 def test_a_resumed_run_goes_on_with_the_images_that_it_began_with(tmp_path, capsys):

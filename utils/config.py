@@ -21,6 +21,8 @@ from utils.plain_yaml import format_yaml, parse_yaml
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "config.yml"
 
+CONFIG_NAME = "config.yml"  # of the resolved config in a run folder
+
 HoleColour = Literal["black", "white"]
 
 # What a key that did not exist when a run began means for it: that all stays as it was.
