@@ -320,10 +320,10 @@ def test_a_resumed_run_goes_on_with_the_images_that_it_began_with(tmp_path, caps
     places = [f"data.{split}={tmp_path / 'images'}" for split in ("train", "val")]
     places += [f"masks.{split}_dir={tmp_path / split}" for split in ("train", "val")]
     small = ["model.depth=2", "model.base_channels=2", "data.image_size=32", "train.batch_size=2", "data.workers=0"]
-    small += ["data.val_pairs=2", "run.device=cpu", "train.settle_batches=0", "train.finetune_steps=0"]
+    small += ["data.val_pairs=2", "run.device=cpu", "phases.1.settle_batches=0", "phases.1.steps=0"]
 
     def started(name, steps):
-        arguments = [*places, *small, f"run.dir={tmp_path / name}", f"train.initial_steps={steps}"]
+        arguments = [*places, *small, f"run.dir={tmp_path / name}", f"phases.0.steps={steps}"]
         assert training.main(arguments) == 0
         return tmp_path / name
 
@@ -333,7 +333,7 @@ def test_a_resumed_run_goes_on_with_the_images_that_it_began_with(tmp_path, caps
     shutil.copytree(stopped, tmp_path / "anew")
     capsys.readouterr()
 
-    assert training.main(["--resume", str(stopped), "train.initial_steps=4"]) == 0
+    assert training.main(["--resume", str(stopped), "phases.0.steps=4"]) == 0
     told = capsys.readouterr()
     assert ", 4 images" in told.out
     assert [line.partition(":")[0] for line in told.err.splitlines() if "--rescan" in line] == [
@@ -344,7 +344,7 @@ def test_a_resumed_run_goes_on_with_the_images_that_it_began_with(tmp_path, caps
     one, other = (load_file(run / "weights.safetensors") for run in (straight, stopped))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
-    assert training.main(["--resume", str(tmp_path / "anew"), "--rescan", "train.initial_steps=4"]) == 0
+    assert training.main(["--resume", str(tmp_path / "anew"), "--rescan", "phases.0.steps=4"]) == 0
     told = capsys.readouterr()
     assert ", 5 images" in told.out
     assert "has changed" not in told.err

@@ -39,4 +39,6 @@ class Meter:
     def show(self, loss: float, lr: float, images_per_second: float, bad_files: int) -> None:
         """Put the newest record behind the bar."""
         broken = f", {bad_files} broken pictures" if bad_files else ""
-        self._bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.2g}, {images_per_second:.1f} images/s{broken}", refresh=False)
+        self._bar.set_postfix_str(
+            f"loss {loss:.3f}, lr {lr:.2g}, {images_per_second:.1f} images/s{broken}", refresh=False
+        )

@@ -19,11 +19,11 @@ from data.listing import find_masks, load_or_scan
 from data.samples import (
     Batches,
     Pair,
-    TrainingSamples,
-    ValidationPairs,
     reports_killed_workers,
     training_batches,
+    training_samples,
     validation_batches,
+    validation_pairs,
 )
 from loss import InpaintingLoss, needs_features
 from model import VGG16Features, settle_encoder_batch_norm
@@ -90,8 +90,7 @@ def open_data(config: Config, schedule: Schedule, run: RunFolder, rescan: bool) 
     train_images = from_rank_0(lambda: load_or_scan(config.data.train, "data.train", run.train_list, rescan))
     val_images = from_rank_0(lambda: load_or_scan(config.data.val, "data.val", run.val_list, rescan))
     train_masks = find_masks(config.masks.train_dir, "masks.train_dir")
-    val_masks = find_masks(config.masks.val_dir, "masks.val_dir")
-    pairs = validation_batches(ValidationPairs(val_images, val_masks, config), config, rank, world_size)
+    pairs = validation_batches(validation_pairs(config, val_images), config, rank, world_size)
     return Data(train_images, val_images, train_masks, pairs, BadFiles(run.bad_files, config, len(train_images)))
 
 
@@ -100,7 +99,9 @@ def check_batches(config: Config, schedule: Schedule, world_size: int) -> None:
     multiple = config.train.accumulate * world_size
     for phase in schedule.phases:
         if phase.batch_size % multiple:
-            parts = f" in {config.train.accumulate} micro-batches (train.accumulate)" if config.train.accumulate > 1 else ""
+            parts = (
+                f" in {config.train.accumulate} micro-batches (train.accumulate)" if config.train.accumulate > 1 else ""
+            )
             raise UserError(
                 f"train.batch_size: {phase.batch_size} images can't be shared equally by {world_size} processes{parts};"
                 f" it must be a multiple of {multiple}"
@@ -124,9 +125,7 @@ def load_newest(run: RunFolder) -> dict[str, Any]:
     return run.load_newest()
 
 
-def begin_run(
-    config: Config, schedule: Schedule, run: RunFolder, state: TrainState, data: Data, resumed: bool
-) -> None:
+def begin_run(config: Config, schedule: Schedule, run: RunFolder, state: TrainState, data: Data, resumed: bool) -> None:
     """Bring the run folder to the state's step. A new run saves its first weights. Rank 0 alone writes."""
     if rank_and_world_size()[0] > 0:
         return
@@ -154,9 +153,9 @@ def training_steps(
     for phase in schedule.phases:
         first = max(step, phase.first_step)
         if first < phase.last_step:
-            samples = TrainingSamples(data.train_images, data.train_masks, config, phase)
+            samples = training_samples(config, data.train_images, data.train_masks, phase)
             batches = training_batches(
-                samples, phase, config, first, phase.last_step, data.bad_files.note, rank, world_size, device
+                samples, config, first, phase.last_step, data.bad_files.note, rank, world_size, device
             )
             for batch in batches:
                 yield phase, batch
@@ -172,9 +171,9 @@ def begin_phase(
     """
     if phase.freeze_encoder_batch_norm and state.step == phase.first_step and phase.settle_batches:
         rank, world_size = rank_and_world_size()
-        samples = TrainingSamples(data.train_images, data.train_masks, config, phase)
+        samples = training_samples(config, data.train_images, data.train_masks, phase)
         last = state.step + phase.settle_batches
-        batches = training_batches(samples, phase, config, state.step, last, None, rank, world_size, device)
+        batches = training_batches(samples, config, state.step, last, None, rank, world_size, device)
         parts = (part for batch in batches for part in micro_batches(batch, config.train.accumulate))
         settle_encoder_batch_norm(state.net, parts)
     state.net.freeze_encoder_batch_norm(phase.freeze_encoder_batch_norm)

@@ -170,7 +170,11 @@ def make_optimizer(config: Config, net: PConvUNet) -> torch.optim.Optimizer:
 
 def changeable(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The options of an optimizer that may be others after a resume."""
-    return {key: optimizer.defaults[key] for key in ("weight_decay", "fused", "betas", "momentum") if key in optimizer.defaults}
+    return {
+        key: optimizer.defaults[key]
+        for key in ("weight_decay", "fused", "betas", "momentum")
+        if key in optimizer.defaults
+    }
 
 
 def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:

@@ -27,7 +27,9 @@ def validate(net: nn.Module, pairs: Batches, device: torch.device) -> tuple[dict
     rows: dict[int, list[np.ndarray]] = {}
     training = net.training
     net.eval()
-    for images, masks in tqdm(pairs, desc="evaluating", unit="batch", leave=False, disable=rank_and_world_size()[0] > 0):
+    for images, masks in tqdm(
+        pairs, desc="evaluating", unit="batch", leave=False, disable=rank_and_world_size()[0] > 0
+    ):
         outputs = net(images.to(device), masks.to(device)).float().cpu().clamp(0, 1)
         composites = composite(images, outputs, masks)
         for batch in zip(images, masks, outputs, composites, strict=True):
