@@ -14,38 +14,49 @@ TERMS = ("valid", "hole", "perceptual", "style", "tv")
 
 
 class InpaintingLoss(nn.Module):
-    """L_total of Eq. 7, the weighted sum of five terms.
+    """L_total of Eq. 7, the weighted sum of five terms. A term of weight 0 is not computed.
 
-    features: Ψ, any callable from images (N,3,H,W) in [0,1] to a sequence of feature maps, image by image.
-    weights: of each term: valid, hole, perceptual, style, tv. ValueError unless these five are given.
+    features: Ψ, any callable from images (N,3,H,W) in [0,1] to a sequence of feature maps, image by image. It may be None
+    where perceptual and style have the weight 0.
+    weights: of each term: valid, hole, perceptual, style, tv. ValueError unless these five are given and features fit them.
     """
 
-    def __init__(self, features: Callable[[Tensor], Sequence[Tensor]], weights: Mapping[str, float]) -> None:
+    def __init__(self, features: Callable[[Tensor], Sequence[Tensor]] | None, weights: Mapping[str, float]) -> None:
         super().__init__()
         if set(weights) != set(TERMS):
             raise ValueError(f"weights must name {', '.join(TERMS)}, got {', '.join(map(str, weights)) or 'none'}")
         self.features = features
-        self.weights = dict(weights)
+        self.weights = {name: weights[name] for name in TERMS if weights[name]}
+        if features is None and needs_features(weights):
+            raise ValueError("features must be given where perceptual or style has a weight")
 
     def forward(self, output: Tensor, image: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return (L_total, the five terms without their weights), all scalars.
+        """Return (L_total, the terms without their weights), all scalars. Terms of weight 0 are left out.
 
         output: I_out (N,3,H,W). image: I_gt (N,3,H,W), the truth, in [0,1]. mask: M (N,1,H,W), 1 = valid, 0 = hole.
         """
         comp = composite(image, output, mask)
         difference = (output - image).abs()
-        with torch.no_grad():
-            psi_gt = self.features(image)
-        psi = self.features(torch.cat([output, comp]))  # one pass for the two that have a gradient: (2N,…)
         terms = {
             "valid": (mask * difference).mean(),  # Eq. 3: over all N = C·H·W, not over the valid part
             "hole": ((1 - mask) * difference).mean(),
-            "perceptual": perceptual(psi, psi_gt),
-            "style": style(psi, psi_gt),
-            "tv": total_variation(comp, mask),
         }
-        total = torch.stack([self.weights[name] * terms[name] for name in TERMS]).sum()  # Eq. 7
+        if self.features is not None and needs_features(self.weights):
+            with torch.no_grad():
+                psi_gt = self.features(image)
+            psi = self.features(torch.cat([output, comp]))  # one pass for the two that have a gradient: (2N,…)
+            terms["perceptual"] = perceptual(psi, psi_gt)
+            terms["style"] = style(psi, psi_gt)
+        if "tv" in self.weights:
+            terms["tv"] = total_variation(comp, mask)
+        terms = {name: terms[name] for name in self.weights}
+        total = torch.stack([weight * terms[name] for name, weight in self.weights.items()]).sum()  # Eq. 7
         return total, terms
+
+
+def needs_features(weights: Mapping[str, float]) -> bool:
+    """Whether the loss with these weights looks at Ψ."""
+    return bool(weights.get("perceptual") or weights.get("style"))
 
 
 def perceptual(psi: Sequence[Tensor], psi_gt: Sequence[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import cv2
 import numpy as np
@@ -38,13 +38,18 @@ _DILATION = (0.18, 0.20, 0.23, 0.27, 0.30, 0.63)  # mean side of the square that
 Piece = Callable[[np.ndarray, float], None]
 
 
-def draw_mask(rng: np.random.Generator, size: int, style: str, ratio: float, border: int = 0) -> np.ndarray:
+def draw_mask(
+    rng: np.random.Generator, size: int, style: str | Mapping[str, float], ratio: float, border: int = 0
+) -> np.ndarray:
     """Draw one mask: uint8 (size,size), 1 = valid, 0 = hole.
 
-    `style` is one of STYLES, or "mixed" for one of them at random. Exactly `ratio` times size² pixels (rounded, at
+    `style` is one of STYLES, "mixed" for one of them at random, or the share of each. Exactly `ratio` times size² pixels (rounded, at
     least one) are hole, all of them at least `border` px from the image's edge. The mask is a function of the
     arguments and the state of `rng`. ValueError where there is no such style, or no room for the holes.
     """
+    if not isinstance(style, str):
+        shares = np.array([style.get(name, 0.0) for name in STYLES])
+        style = STYLES[rng.choice(len(STYLES), p=shares / shares.sum())]
     if style == "mixed":
         style = STYLES[rng.integers(len(STYLES))]
     if style not in STYLES:

@@ -47,7 +47,7 @@ def list_of_images(source: str, key: str) -> ImageList:
     return ImageList.of(names, source, str(root_of(source)), stamps)
 
 
-def kept_or_found(source: str, key: str, kept: Path, rescan: bool) -> ImageList:
+def load_or_scan(source: str, key: str, kept: Path, rescan: bool) -> ImageList:
     """The images of data.train or data.val (the key): the list that a run keeps in the file `kept`, or a new one.
 
     A run stays with its list when images come or go, and says so; `rescan` lists them anew.

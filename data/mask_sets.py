@@ -16,7 +16,7 @@ from data.mask_files import HOLE_BINS, INDEX, bin_name, border_width, hole_ratio
 from data.mask_stats import describe, draw_histogram, measure
 from data.names import is_image_name, list_images
 from data.order import BENCHMARK_MASKS, TRAIN_MASKS, VAL_MASKS, generator
-from utils.config import Config, HoleColour
+from utils.config import Config, HoleColour, Style
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.parallel import in_processes
@@ -36,14 +36,14 @@ class MaskJob(NamedTuple):
     purpose: int
     number: int
     size: int  # px
-    style: str
+    style: Style
     ratio: float
     border: int = 0  # px
 
 
 def make_masks(config: Config, force: bool, processes: int | None) -> None:
     """Fill the training and the validation folder. Neither is touched where one of them may not be."""
-    masks, size, seed = config.masks, config.data.image_size, config.run.seed
+    masks, size, seed = config.masks, config.masks.size or config.data.image_size, config.run.seed
     sets = [
         (TRAIN_MASKS, Path(masks.train_dir), masks.train_count, "masks.train_dir"),
         (VAL_MASKS, Path(masks.val_dir), masks.val_count, "masks.val_dir"),

@@ -27,11 +27,12 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from data.augment import augment_mask, centre_crop, fit_mask, random_part
 from data.faults import Fault, not_all_hole, read_part_of_picture, read_picture
+from data.listing import find_images, find_masks
 from data.mask_files import read_mask_alone
 from data.order import CROPS, SHUFFLE, SUBSTITUTES, VALIDATION_MASKS, generator, shuffled
 from utils.config import Config, HoleColour
 from utils.errors import UserError, message_of
-from utils.schedule import Phase
+from utils.schedule import Phase, Schedule
 
 # How long a worker still serves after SIGTERM: as long as torchrun, and Slurm, give the main process.
 _LAST_SECONDS = 30
@@ -53,6 +54,7 @@ class TrainingSamples(Dataset[Pair]):
     def __init__(self, images: Sequence[str], masks: Sequence[Path], config: Config, phase: Phase) -> None:
         self.images = images
         self.masks = masks
+        self.phase = phase
         self.seed = config.run.seed
         self.size = phase.image_size
         self.crop_scale = phase.crop_scale
@@ -94,9 +96,7 @@ class TrainingSamples(Dataset[Pair]):
         substitutes: np.random.Generator | None = None
         for _ in range(1 + _TRIES):
             rng = generator(CROPS, number, self.seed)  # anew: the broken picture must not have drawn from it
-            choose = functools.partial(
-                random_part, scale=self.crop_scale, rng=rng, unit=self.crop_unit, size=self.size
-            )
+            choose = functools.partial(random_part, scale=self.crop_scale, rng=rng, unit=self.crop_unit, size=self.size)
             try:
                 return read_part_of_picture(self.images[chosen], choose, self.size), rng, faults
             except UserError as error:
@@ -222,9 +222,29 @@ class Batches(DataLoader[Pair]):
         raise UserError(message)
 
 
+def training_samples(
+    config: Config, images: Sequence[str] | None = None, masks: Sequence[Path] | None = None, phase: Phase | None = None
+) -> TrainingSamples:
+    """The samples of a phase (the first, by default). UserError where images or masks are missing.
+
+    images, masks: those of data.train and masks.train_dir, where they are listed already.
+    """
+    images = find_images(config.data.train, "data.train") if images is None else images
+    masks = find_masks(config.masks.train_dir, "masks.train_dir") if masks is None else masks
+    return TrainingSamples(images, masks, config, phase or Schedule(config).phases[0])
+
+
+def validation_pairs(config: Config, images: Sequence[str] | None = None) -> ValidationPairs:
+    """The pairs of data.val and masks.val_dir. UserError where either is missing or empty.
+
+    images: those of data.val, where they are listed already.
+    """
+    images = find_images(config.data.val, "data.val") if images is None else images
+    return ValidationPairs(images, find_masks(config.masks.val_dir, "masks.val_dir"), config)
+
+
 def training_batches(
     samples: TrainingSamples,
-    phase: Phase,
     config: Config,
     first_step: int,
     last_step: int,
@@ -233,12 +253,13 @@ def training_batches(
     world_size: int = 1,
     device: torch.device | str = "cpu",
 ) -> Batches:
-    """The batches of steps first_step … last_step − 1 of a phase: image (B,3,H,W) and mask (B,1,H,W), float32, on the device.
+    """The batches of steps first_step … last_step − 1 of the samples' phase, on the device, float32.
 
+    A batch is an image (B,3,H,W) and a mask (B,1,H,W).
     Each rank gets its share of every batch: see StepBatches.
     tell: is called with each broken picture of a batch, in this process, before the batch comes.
     """
-    batches = StepBatches(phase, first_step, last_step, config.train.accumulate, rank, world_size)
+    batches = StepBatches(samples.phase, first_step, last_step, config.train.accumulate, rank, world_size)
     return Batches(samples, device, tell, batch_sampler=batches, **_loading(config))
 
 

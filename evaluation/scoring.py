@@ -31,7 +31,7 @@ from loss import perceptual
 from model import VGG16Features, load_for_prediction, predict_whole
 from utils.errors import UserError
 from utils.files import write_atomically
-from utils.processes import device_of, processes, wait_for_all
+from utils.processes import device_of_rank, processes, wait_for_all
 
 if TYPE_CHECKING:
     from evaluation.learned import SetMetrics
@@ -53,7 +53,7 @@ def evaluate(args: argparse.Namespace, paths: Sequence[str], models: Mapping[str
     images = names_of(paths, root_of(args.images))
     out = ResultsFolder(args.out)
     with processes(LONGEST_WAIT) as (process, count):
-        device = device_of(args.device)
+        device = device_of_rank(args.device)
         fills = load_fills(models, args.baseline, device)
 
         # The pairs: the first process makes them, or takes those of --pairs, and all read them from its file.

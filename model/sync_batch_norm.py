@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.processes import mean_over_processes, place
+from utils.processes import all_reduce_mean, rank_and_world_size
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -28,7 +28,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         normal, mean, variance = _Normalise.apply(values, self.eps)
         if self.track_running_stats:
-            self._track(mean, variance, x.numel() // x.shape[1] * place()[1])
+            self._track(mean, variance, x.numel() // x.shape[1] * rank_and_world_size()[1])
         return torch.addcmul(self.bias.view(1, -1, 1, 1), normal, self.weight.view(1, -1, 1, 1)).to(x.dtype)
 
     @torch.no_grad()
@@ -48,10 +48,10 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        mean = mean_over_processes(x.mean((0, 2, 3)))
+        mean = all_reduce_mean(x.mean((0, 2, 3)))
         centred = x - mean.view(1, -1, 1, 1)
         # Squares of what is centred already: their mean minus a square would lose digits.
-        variance = mean_over_processes(centred.square().mean((0, 2, 3)))
+        variance = all_reduce_mean(centred.square().mean((0, 2, 3)))
         scale = (variance + eps).rsqrt().view(1, -1, 1, 1)
         normal = centred.mul_(scale)
         ctx.save_for_backward(normal, scale)
@@ -63,7 +63,7 @@ class _Normalise(torch.autograd.Function):
         normal, scale = ctx.saved_tensors
         grad = grads[0]
         both = torch.stack([grad.mean((0, 2, 3)), (grad * normal).mean((0, 2, 3))])
-        of_mean, of_variance = mean_over_processes(both).view(2, 1, -1, 1, 1)
+        of_mean, of_variance = all_reduce_mean(both).view(2, 1, -1, 1, 1)
         return (grad - of_mean - normal * of_variance) * scale, None
 
 

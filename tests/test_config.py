@@ -82,7 +82,7 @@ def test_values_have_the_types_of_the_schema():
 @pytest.mark.parametrize(("text", "value"), [("2e-4", 2e-4), ("2E-4", 2e-4), ("1.5e3", 1500), (".5", 0.5), ("1_0", 10)])
 def test_numbers_as_people_write_them(load, text, value):
     assert load(with_line("initial_lr", text)).optim.initial_lr == value
-    assert load_config(overrides=[f"optim.initial_lr={text}"]).optim.initial_lr == value
+    assert load_config(overrides=[f"phases.0.lr={text}"]).optim.initial_lr == value
 
 
 @pytest.mark.parametrize("text", ["1e5", "100000", "100_000", "1.0e5", "100000.0"])
@@ -154,17 +154,17 @@ BAD_OVERRIDES = [
     ("train.batch_size=true", ["train.batch_size: true must be a whole number"]),
     ("train.batch_size=", ["train.batch_size: null must be a whole number"]),
     ("train.batch_size=[4]", ["train.batch_size: [4] must be a whole number"]),
-    ("train.initial_steps=-1", ["train.initial_steps: -1 must be a whole number of at least 0"]),
-    ("train.initial_steps=1e400", ["train.initial_steps: inf must be a whole number"]),
+    ("phases.0.steps=-1", ["train.initial_steps: -1 must be a whole number of at least 0"]),
+    ("phases.0.steps=1e400", ["train.initial_steps: inf must be a whole number"]),
     ("run.seed=1:30", ["run.seed: '1:30' must be a whole number"]),  # 90 in YAML 1.1
     ("run.seed=010", ["run.seed: '010' must be a whole number"]),  # 8 in YAML 1.1
     ("run.seed=2024-01-01", ["run.seed: '2024-01-01' must be a whole number"]),
     ("run.seed=9223372036854775808", ["run.seed: 9223372036854775808", "from 0 to 9223372036854775807"]),
     ("run.seed=" + "9" * 5000, ["run.seed", "thousands of digits"]),
-    ("optim.initial_lr=.nan", ["optim.initial_lr: nan must be a number above 0"]),
-    ("optim.initial_lr=.inf", ["optim.initial_lr: inf must be a number"]),
-    ("optim.initial_lr=" + "9" * 400, ["optim.initial_lr: 999", "must be a number above 0"]),
-    ("optim.initial_lr=0", ["optim.initial_lr: 0 must be a number above 0"]),
+    ("phases.0.lr=.nan", ["optim.initial_lr: nan must be a number above 0"]),
+    ("phases.0.lr=.inf", ["optim.initial_lr: inf must be a number"]),
+    ("phases.0.lr=" + "9" * 400, ["optim.initial_lr: 999", "must be a number above 0"]),
+    ("phases.0.lr=0", ["optim.initial_lr: 0 must be a number above 0"]),
     ("optim.momentum=1", ["optim.momentum: 1 must be a number from 0 to less than 1"]),
     ("optim.name=adam", ["optim.name: 'adam' must be one of Adam, AdamW, SGD; did you mean Adam?"]),
     ("masks.hole=grey", ["masks.hole: 'grey' must be one of black, white"]),
@@ -204,7 +204,7 @@ def test_each_kind_of_bad_override(override, parts):
     ("overrides", "parts"),
     [
         (["train.batch_size=1", "data.image_size=128"], ["train.batch_size: 1", "batch norm", "model.depth = 7"]),
-        (["train.initial_steps=0", "train.finetune_steps=0"], ["train.initial_steps: 0", "nothing to train"]),
+        (["phases.0.steps=0", "phases.1.steps=0"], ["train.initial_steps: 0", "nothing to train"]),
         (["loss.weights={valid: 0, hole: 0, perceptual: 0, style: 0, tv: 0}"], ["loss.weights.valid: 0", "above 0"]),
         (["data.image_size=200"], ["data.image_size: 200 must be a multiple of 128 = 2**model.depth", "try 256"]),
         (["masks.val_dir=x", "masks.train_dir=y/../x/"], ["masks.val_dir: 'x' must be another folder"]),
@@ -252,8 +252,8 @@ def test_a_section_without_values(load):
 def test_all_faults_at_once_each_with_its_source(load):
     text = with_line("seed", "x").replace("  depth: 7", "  dept: 7").replace("masks:", "mask:")
     with pytest.raises(UserError) as error:
-        load(text, "train.batch_size=0", "data.workers=-1", "nonsense", "loss.weights.tv=[", "train.initial_steps=0",
-             "train.finetune_steps=0")  # fmt: skip
+        load(text, "train.batch_size=0", "data.workers=-1", "nonsense", "loss.weights.tv=[", "phases.0.steps=0",
+             "phases.1.steps=0")  # fmt: skip
     head, *lines = str(error.value).split("\n")
     assert head == f"{len(lines)} faults in the config:"
     sources = [re.sub(r"^.*/", "", line.strip()).split(": ")[:2] for line in lines]

@@ -27,7 +27,15 @@ from training.run_folder import RunFolder
 from training.stopping import StopRequest
 from utils.config import load_config
 from utils.errors import UserError
-from utils.processes import _cleared, gathered, largest, mean_over_processes, place, processes, wait_for_all
+from utils.processes import (
+    _cleared,
+    gather_on_rank_0,
+    all_reduce_max,
+    all_reduce_mean,
+    rank_and_world_size,
+    processes,
+    wait_for_all,
+)
 
 PROJECT = Path(__file__).resolve().parent.parent
 STEPS = 20
@@ -112,8 +120,13 @@ def plain(tensors):
 
 def test_numbers_and_objects_of_all_processes(tmp_path):
     def work(rank, count):
-        mean = mean_over_processes(torch.tensor([1.0 + rank, 4.0]))
-        return place(), mean.tolist(), largest([3, 15, 2][rank]), gathered([rank, rank * 10])
+        mean = all_reduce_mean(torch.tensor([1.0 + rank, 4.0]))
+        return (
+            rank_and_world_size(),
+            mean.tolist(),
+            all_reduce_max([3, 15, 2][rank]),
+            gather_on_rank_0([rank, rank * 10]),
+        )
 
     assert on_ranks(work, 3, tmp_path) == [
         ((0, 3), [2.0, 4.0], 15, [0, 0, 1, 10, 2, 20]),
@@ -125,10 +138,10 @@ def test_numbers_and_objects_of_all_processes(tmp_path):
 def test_one_process_alone_needs_no_group(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with processes(None) as found:
-        assert found == place() == (0, 1)
-    assert largest(7) == 7
-    assert gathered([1]) == [1]
-    assert mean_over_processes(torch.tensor(2.0)) == 2
+        assert found == rank_and_world_size() == (0, 1)
+    assert all_reduce_max(7) == 7
+    assert gather_on_rank_0([1]) == [1]
+    assert all_reduce_mean(torch.tensor(2.0)) == 2
 
 
 def test_processes_that_start_again_see_nothing_of_those_before():
@@ -308,9 +321,9 @@ def arguments(folder, run, *more):
         "model.depth=3",
         "model.base_channels=4",
         "train.batch_size=8",
-        "train.initial_steps=14",
-        f"train.finetune_steps={STEPS - 14}",
-        "train.settle_batches=3",
+        "phases.0.steps=14",
+        f"phases.1.steps={STEPS - 14}",
+        "phases.1.settle_batches=3",
         "train.log_every=1",
         "train.eval_every=10",
         "train.save_every=10",
@@ -408,7 +421,7 @@ def alone(folder, tmp_path_factory):
 @pytest.mark.parametrize(
     # Adam does not tell a gradient from its double: SGD does.
     "more",
-    [["train.ema_decay=0.75"], ["train.accumulate=2", "optim.name=SGD", "optim.initial_lr=1e-5"]],
+    [["train.ema_decay=0.75"], ["train.accumulate=2", "optim.name=SGD", "phases.0.lr=1e-5"]],
     ids=["whole, averaged", "in two parts"],
 )
 def test_two_and_four_processes_compute_what_one_does(folder, tmp_path, change, rel, more):
@@ -435,7 +448,7 @@ def test_two_and_four_processes_compute_what_one_does(folder, tmp_path, change, 
 def test_two_processes_compute_what_one_does_in_bfloat16(folder, tmp_path):
     runs = [RunFolder(tmp_path / str(count)) for count in (1, 2)]
     # SGD, as Adam takes whole steps for gradients whose sign is a matter of rounding.
-    few = ("train.initial_steps=6", "train.finetune_steps=3", "optim.name=SGD", "optim.initial_lr=1e-5")
+    few = ("phases.0.steps=6", "phases.1.steps=3", "optim.name=SGD", "phases.0.lr=1e-5")
     for count, run in zip((1, 2), runs):
         train(count, arguments(folder, run.path, *few, "train.amp=bf16"))
     of_weights, of_records = difference_of_weights(runs[1], runs[0]), difference_of_records(runs[1], runs[0])
@@ -449,7 +462,7 @@ def test_accumulated_parts_give_the_step_of_the_whole_batch(folder, tmp_path, mo
     monkeypatch.setattr(PConvUNet, "train", lambda net, mode=True: nn.Module.train(net, False))
     runs = [RunFolder(tmp_path / str(parts)) for parts in (1, 4)]
     for parts, run in zip((1, 4), runs):
-        few = ("train.initial_steps=2", "train.finetune_steps=0", "optim.name=SGD", "optim.initial_lr=1e-5")
+        few = ("phases.0.steps=2", "phases.1.steps=0", "optim.name=SGD", "phases.0.lr=1e-5")
         assert training.main(arguments(folder, run.path, *few, f"train.accumulate={parts}")) == 0
     assert difference_of_weights(runs[1], runs[0]) <= 2e-4  # of biases, sums that cancel; weights come to 4e-6
     assert difference_of_records(runs[1], runs[0]) <= 1e-5
@@ -495,7 +508,7 @@ def test_a_run_goes_on_with_another_number_of_processes(folder, alone, tmp_path)
 @contextlib.contextmanager
 def begun(folder, run, count, *more):
     """A long run of so many processes, which has told of a step: torchrun's process, and the numbers of its own."""
-    long = ("train.initial_steps=100000", "train.eval_every=100000", "train.save_every=1", "train.keep_checkpoints=3")
+    long = ("phases.0.steps=100000", "train.eval_every=100000", "train.save_every=1", "train.keep_checkpoints=3")
     torchrun = launch(count, arguments(folder, run.path, *long, *more))
     try:
         end = time.monotonic() + 90
@@ -592,7 +605,7 @@ def test_torchrun_restarts_a_run_from_its_last_checkpoint(folder, tmp_path):
 @pytest.mark.parametrize("count", ["0", "1"])
 def test_a_start_anew_goes_on_only_when_torchrun_restarts(folder, tmp_path, monkeypatch, capsys, count):
     run = RunFolder(tmp_path / "run")
-    few = ("train.initial_steps=1", "train.finetune_steps=0")
+    few = ("phases.0.steps=1", "phases.1.steps=0")
     assert training.main(arguments(folder, run.path, *few)) == 0
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
     assert training.main(arguments(folder, run.path, *few)) == 1 - int(count)

@@ -80,9 +80,9 @@ def arguments(folder, run, *more):
         "model.depth=2",
         "model.base_channels=4",
         "train.batch_size=2",
-        f"train.initial_steps={STEPS - 3}",
-        "train.finetune_steps=3",
-        "train.settle_batches=1",
+        f"phases.0.steps={STEPS - 3}",
+        "phases.1.steps=3",
+        "phases.1.settle_batches=1",
         "train.log_every=1",
         "train.eval_every=4",
         "train.save_every=1",
@@ -212,7 +212,7 @@ def has_record(run, step):
 
 @pytest.mark.slow
 def test_killed_at_thirty_moments_a_run_ends_as_if_never_interrupted(folder, tmp_path):
-    steps = ("train.initial_steps=150", "train.finetune_steps=150", "train.eval_every=37", "train.keep_checkpoints=3")
+    steps = ("phases.0.steps=150", "phases.1.steps=150", "train.eval_every=37", "train.keep_checkpoints=3")
     straight, run = RunFolder(tmp_path / "straight"), RunFolder(tmp_path / "run")
     run_main(*arguments(folder, straight.path, *steps))
     rng = random.Random(0)
@@ -249,7 +249,7 @@ def test_killed_at_thirty_moments_a_run_ends_as_if_never_interrupted(folder, tmp
 @pytest.mark.slow
 def test_memory_does_not_grow(folder, tmp_path):
     run = RunFolder(tmp_path / "run")
-    more = ("train.initial_steps=2050", "train.finetune_steps=0", "data.image_size=16", "train.batch_size=1")
+    more = ("phases.0.steps=2050", "phases.1.steps=0", "data.image_size=16", "train.batch_size=1")
     more += ("train.log_every=10", "train.eval_every=50", "train.save_every=50", "train.keep_checkpoints=2")
     started = Started(run, *arguments(folder, run.path, *more))
     resident = {}
@@ -270,7 +270,7 @@ def test_memory_does_not_grow(folder, tmp_path):
 @pytest.mark.parametrize("again", [False, True])
 def test_a_signal_during_validation(folder, tmp_path, again):
     # Long enough that the signals come in time.
-    more = ("data.val_pairs=150", "train.save_every=3", "train.finetune_steps=0")
+    more = ("data.val_pairs=150", "train.save_every=3", "phases.1.steps=0")
     run = RunFolder(tmp_path / "run")
     started = Started(run, *arguments(folder, run.path, *more))
     started.wait_for(lambda: has_record(run, 4))
@@ -297,7 +297,7 @@ def test_a_signal_during_validation(folder, tmp_path, again):
 
 def test_a_second_run_is_refused_while_the_first_lives(folder, tmp_path, capsys):
     run = RunFolder(tmp_path / "run")
-    more = ("data.workers=1", "train.initial_steps=1000")
+    more = ("data.workers=1", "phases.0.steps=1000")
     started = Started(run, *arguments(folder, run.path, *more))
     started.wait_for(lambda: has_record(run, 1))
     line = fails(capsys, "--resume", run.path)
@@ -308,7 +308,7 @@ def test_a_second_run_is_refused_while_the_first_lives(folder, tmp_path, capsys)
     while Path(f"/proc/{started.process.pid}").exists():
         time.sleep(0.01)
     step = load_checkpoint(run.last)["step"]
-    run_main("--resume", run.path, f"train.initial_steps={step + 1}", "train.finetune_steps=0", "data.workers=0")
+    run_main("--resume", run.path, f"phases.0.steps={step + 1}", "phases.1.steps=0", "data.workers=0")
     assert started.end() == -signal.SIGKILL
 
 
@@ -358,7 +358,7 @@ def test_a_folder_that_can_only_be_read(folder, tmp_path):
                     stack.callback(path.chmod, mode)
         output = tmp_path / "run.txt"
         output.touch(0o666)
-        started = Started(run, "--resume", run.path, "train.finetune_steps=5", user=65534 if os.getuid() == 0 else 0)
+        started = Started(run, "--resume", run.path, "phases.1.steps=5", user=65534 if os.getuid() == 0 else 0)
         code = started.end()
     for path in (run.path, run.checkpoints, run.samples):
         path.chmod(0o755)
@@ -645,7 +645,7 @@ def test_what_was_taken_back_goes(straight, tmp_path):
     run = copy_of(straight, tmp_path / "run")
     shutil.copy(run.checkpoints / "step_00000003.pt", tmp_path / "third.pt")
     os.replace(tmp_path / "third.pt", run.last)  # back to step 3, for another end
-    run_main("--resume", run.path, "train.initial_steps=4", "train.finetune_steps=1", "train.keep_checkpoints=2")
+    run_main("--resume", run.path, "phases.0.steps=4", "phases.1.steps=1", "train.keep_checkpoints=2")
     names = sorted(path.name for path in run.checkpoints.glob("step_*.pt"))
     assert names == ["step_00000004.pt", "step_00000005.pt"]
 
@@ -655,7 +655,7 @@ def test_what_was_taken_back_goes(straight, tmp_path):
 
 def test_the_best_stays_whatever_interrupts(folder, tmp_path):
     # The learning rate of the second phase ruins what the first has learned.
-    more = ("train.eval_every=1", "optim.initial_lr=2e-3", "optim.finetune_lr=0.5")
+    more = ("train.eval_every=1", "phases.0.lr=2e-3", "phases.1.lr=0.5")
     straight = RunFolder(tmp_path / "straight")
     run_main(*arguments(folder, straight.path, *more))
     errors = {line["step"]: line["val/l1_percent"] for line in records(straight) if "val/l1_percent" in line}

@@ -272,39 +272,39 @@ def kept(photos, tmp_path):
 
 def test_a_run_keeps_its_list(photos, kept, capsys):
     names = list(ImageList.open(kept))
-    assert list(listing.kept_or_found(str(photos), "data.train", kept, rescan=False)) == names
+    assert list(listing.load_or_scan(str(photos), "data.train", kept, rescan=False)) == names
     assert capsys.readouterr().err == ""
     touch(photos / "0.jpg")
-    assert list(listing.kept_or_found(str(photos), "data.train", kept, rescan=False)) == names
+    assert list(listing.load_or_scan(str(photos), "data.train", kept, rescan=False)) == names
     error = capsys.readouterr().err
     assert error.startswith(f"data.train: {photos} has changed since this run began")
     assert "list of 3 images; --rescan" in error
     assert error.count("\n") == 1
-    images = listing.kept_or_found(str(photos), "data.train", kept, rescan=True)
+    images = listing.load_or_scan(str(photos), "data.train", kept, rescan=True)
     assert list(images) == [f"{photos}/0.jpg", *names]
     images.save(kept)
-    assert list(listing.kept_or_found(str(photos), "data.train", kept, rescan=False)) == list(images)
+    assert list(listing.load_or_scan(str(photos), "data.train", kept, rescan=False)) == list(images)
     assert capsys.readouterr().err == ""
 
 
 def test_a_damaged_list_is_made_anew(photos, kept, capsys):
     wanted = list(ImageList.open(kept))
     kept.write_bytes(kept.read_bytes()[:-1])
-    assert list(listing.kept_or_found(str(photos), "data.train", kept, rescan=False)) == wanted
+    assert list(listing.load_or_scan(str(photos), "data.train", kept, rescan=False)) == wanted
     assert f"damaged, or a list of another version: {kept}; the images are listed anew" in capsys.readouterr().err
 
 
 def test_another_source_is_listed(photos, kept):
-    assert list(listing.kept_or_found(str(photos / "c"), "data.train", kept, rescan=False)) == [f"{photos}/c/3.jpg"]
+    assert list(listing.load_or_scan(str(photos / "c"), "data.train", kept, rescan=False)) == [f"{photos}/c/3.jpg"]
 
 
 def test_a_missing_disk_is_told(photos, kept):
     shutil.rmtree(photos)
     with pytest.raises(UserError, match=r"data\.train: no such folder or list: "):
-        listing.kept_or_found(str(photos), "data.train", kept, rescan=False)
+        listing.load_or_scan(str(photos), "data.train", kept, rescan=False)
     photos.mkdir()  # where it was mounted
     with pytest.raises(UserError, match=r"data\.train: no images .* in the folder "):
-        listing.kept_or_found(str(photos), "data.train", kept, rescan=False)
+        listing.load_or_scan(str(photos), "data.train", kept, rescan=False)
 
 
 def test_a_resumed_run_goes_on_with_the_images_that_it_began_with(tmp_path, capsys):
@@ -320,10 +320,10 @@ def test_a_resumed_run_goes_on_with_the_images_that_it_began_with(tmp_path, caps
     places = [f"data.{split}={tmp_path / 'images'}" for split in ("train", "val")]
     places += [f"masks.{split}_dir={tmp_path / split}" for split in ("train", "val")]
     small = ["model.depth=2", "model.base_channels=2", "data.image_size=32", "train.batch_size=2", "data.workers=0"]
-    small += ["data.val_pairs=2", "run.device=cpu", "train.settle_batches=0", "train.finetune_steps=0"]
+    small += ["data.val_pairs=2", "run.device=cpu", "phases.1.settle_batches=0", "phases.1.steps=0"]
 
     def started(name, steps):
-        arguments = [*places, *small, f"run.dir={tmp_path / name}", f"train.initial_steps={steps}"]
+        arguments = [*places, *small, f"run.dir={tmp_path / name}", f"phases.0.steps={steps}"]
         assert training.main(arguments) == 0
         return tmp_path / name
 
@@ -333,7 +333,7 @@ def test_a_resumed_run_goes_on_with_the_images_that_it_began_with(tmp_path, caps
     shutil.copytree(stopped, tmp_path / "anew")
     capsys.readouterr()
 
-    assert training.main(["--resume", str(stopped), "train.initial_steps=4"]) == 0
+    assert training.main(["--resume", str(stopped), "phases.0.steps=4"]) == 0
     told = capsys.readouterr()
     assert ", 4 images" in told.out
     assert [line.partition(":")[0] for line in told.err.splitlines() if "--rescan" in line] == [
@@ -344,7 +344,7 @@ def test_a_resumed_run_goes_on_with_the_images_that_it_began_with(tmp_path, caps
     one, other = (load_file(run / "weights.safetensors") for run in (straight, stopped))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
-    assert training.main(["--resume", str(tmp_path / "anew"), "--rescan", "train.initial_steps=4"]) == 0
+    assert training.main(["--resume", str(tmp_path / "anew"), "--rescan", "phases.0.steps=4"]) == 0
     told = capsys.readouterr()
     assert ", 5 images" in told.out
     assert "has changed" not in told.err

@@ -75,7 +75,7 @@ def small_scale(monkeypatch):
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 @pytest.mark.parametrize("parts", [1, 2])
 def test_half_types_train_as_float32_does(trained, small_scale, amp, parts):
-    sizes = (f"train.accumulate={parts}", "train.initial_steps=3")
+    sizes = (f"train.accumulate={parts}", "phases.0.steps=3")
     half, full = trained(*sizes, f"train.amp={amp}"), trained(*sizes)
     assert not np.array_equal(losses(half), losses(full))
     assert losses(half) == pytest.approx(losses(full), rel=0.02)
@@ -87,7 +87,7 @@ def test_half_types_train_as_float32_does(trained, small_scale, amp, parts):
 @pytest.mark.parametrize("step", [2, 4])
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_half_types_resume_exactly(trained, small_scale, tmp_path, amp, step):
-    run = trained("train.accumulate=1", "train.initial_steps=3", f"train.amp={amp}")
+    run = trained("train.accumulate=1", "phases.0.steps=3", f"train.amp={amp}")
     again = resumed(run, tmp_path / "again", step)
     assert_same_weights(again, run)
     assert records(again) == records(run)
@@ -97,18 +97,18 @@ def test_half_types_resume_exactly(trained, small_scale, tmp_path, amp, step):
 def test_the_loss_scale_is_a_part_of_the_checkpoint(folder, tmp_path):
     """A tiny network's gradients overflow at torch's first scale: it is halved at every step, and none is taken."""
     run = RunFolder(tmp_path / "run")
-    few = ("train.finetune_steps=0", "train.eval_every=100", "train.amp=fp16", "loss.weights.style=100_000")
-    run_main(*arguments(folder, run.path, "train.initial_steps=2", *few))
+    few = ("phases.1.steps=0", "train.eval_every=100", "train.amp=fp16", "loss.weights.style=100_000")
+    run_main(*arguments(folder, run.path, "phases.0.steps=2", *few))
     assert [at_step(run, step)["scaler"]["scale"] for step in (0, 1, 2)] == [2.0**16, 2.0**15, 2.0**14]
     starts = [at_step(run, step)["model"]["encoder.0.conv.weight"] for step in (0, 2)]
     assert torch.equal(*starts)
-    run_main("--resume", run.path, "train.initial_steps=3")
+    run_main("--resume", run.path, "phases.0.steps=3")
     assert at_step(run, 3)["scaler"]["scale"] == 2.0**13
     kept = at_step(run, 3)
     without = {key: value for key, value in kept.items() if key != "scaler"}  # as of a run in float32
     for checkpoint, scale in (without, 2.0**15), ({**kept, "scaler": {**kept["scaler"], "scale": 2.0**-8}}, 2.0**-8):
         run.save_checkpoint(checkpoint, 100)
-        run_main("--resume", run.path, "train.initial_steps=4")
+        run_main("--resume", run.path, "phases.0.steps=4")
         assert at_step(run, 4)["scaler"]["scale"] == scale
     assert not torch.equal(at_step(run, 4)["model"]["encoder.0.conv.weight"], starts[0])  # now it was taken
 
@@ -158,7 +158,7 @@ def layouts(state):
 
 
 def optimizer_of(name):
-    return (f"optim.name={name}", f"optim.initial_lr={1e-5 if name == 'SGD' else 2e-4}")
+    return (f"optim.name={name}", f"phases.0.lr={1e-5 if name == 'SGD' else 2e-4}")
 
 
 @pytest.mark.parametrize("option", ["channels_last", "fused"])
@@ -227,7 +227,7 @@ def as_a_process(cache, *args, **environment):
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
 def test_compiled_steps_change_rounding_alone(folder, tmp_path):
     runs = [RunFolder(tmp_path / name) for name in ("plain", "compiled")]
-    few = ("train.initial_steps=3", "train.finetune_steps=2")
+    few = ("phases.0.steps=3", "phases.1.steps=2")
     run_main(*arguments(folder, runs[0].path, *few))
     done = as_a_process(tmp_path / "cache", *arguments(folder, runs[1].path, *few, "train.compile=true"))
     assert done.returncode == 0, done.stderr

@@ -60,9 +60,9 @@ def arguments(folder, run, *more):
         "model.depth=3",
         "model.base_channels=4",
         "train.batch_size=2",
-        f"train.initial_steps={STEPS - 3}",
-        "train.finetune_steps=3",
-        "train.settle_batches=3",
+        f"phases.0.steps={STEPS - 3}",
+        "phases.1.steps=3",
+        "phases.1.settle_batches=3",
         "train.log_every=1",
         "train.eval_every=4",
         "train.save_every=1",
@@ -241,9 +241,9 @@ def test_resume_equals_a_straight_run(straight, tmp_path, step):
 def test_a_run_can_be_made_longer(straight, folder, tmp_path):
     run = RunFolder(tmp_path / "run")
     shutil.copytree(straight.path, run.path)
-    run_main("--resume", run.path, "train.finetune_steps=5")
+    run_main("--resume", run.path, "phases.1.steps=5")
     longer = RunFolder(tmp_path / "longer")
-    run_main(*arguments(folder, longer.path, "train.finetune_steps=5"))
+    run_main(*arguments(folder, longer.path, "phases.1.steps=5"))
     assert_same_weights(run, longer)
 
 
@@ -263,7 +263,7 @@ def test_the_seed_changes_the_run(folder, straight, tmp_path):
 def start(folder, run, *more):
     """main.py as a process of its own; returns when it has saved the step after the first."""
     # Enough steps that no signal comes too late.
-    command = [sys.executable, "main.py", *arguments(folder, run.path, "train.initial_steps=60", *more)]
+    command = [sys.executable, "main.py", *arguments(folder, run.path, "phases.0.steps=60", *more)]
     process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     waited = time.monotonic() + 60
     while not (run.checkpoints / "step_00000002.pt").exists():
@@ -276,7 +276,7 @@ def start(folder, run, *more):
 @pytest.fixture(scope="module")
 def longer(folder, tmp_path_factory):
     run = RunFolder(tmp_path_factory.mktemp("runs") / "longer")
-    run_main(*arguments(folder, run.path, "train.initial_steps=60"))
+    run_main(*arguments(folder, run.path, "phases.0.steps=60"))
     return run
 
 
@@ -327,9 +327,9 @@ def test_fine_tuning_freezes_the_encoders_batch_norm(straight):
 def test_the_loss_stays_level_across_the_switch(tmp_path, folder, finetune_lr, level):
     run = RunFolder(tmp_path / "run")
     more = ("data.train=sample", "data.val=sample", "data.val_pairs=1", "data.image_size=64", "data.workers=2")
-    more += ("model.depth=5", "model.base_channels=8", "train.batch_size=4", "train.settle_batches=20")
-    more += ("train.initial_steps=60", "train.finetune_steps=15", "train.eval_every=1000", "train.save_every=1000")
-    run_main(*arguments(folder, run.path, *more, "optim.initial_lr=2e-3", f"optim.finetune_lr={finetune_lr}"))
+    more += ("model.depth=5", "model.base_channels=8", "train.batch_size=4", "phases.1.settle_batches=20")
+    more += ("phases.0.steps=60", "phases.1.steps=15", "train.eval_every=1000", "train.save_every=1000")
+    run_main(*arguments(folder, run.path, *more, "phases.0.lr=2e-3", f"phases.1.lr={finetune_lr}"))
     losses = [line["train/total"] for line in records(run) if "train/total" in line]
     assert (np.mean(losses[60:]) < 1.5 * np.mean(losses[10:60])) == level
 
@@ -360,7 +360,7 @@ def test_nothing_to_resume(tmp_path, capsys):
 
 def test_resume_with_another_model_is_refused(straight, tmp_path, capsys):
     shutil.copytree(straight.path, tmp_path / "run")
-    line = fails(capsys, "--resume", tmp_path / "run", "model.base_channels=8", "train.finetune_steps=5")
+    line = fails(capsys, "--resume", tmp_path / "run", "model.base_channels=8", "phases.1.steps=5")
     assert "its model.base_channels 4, the config says 3 and 8" in line
 
 
@@ -396,7 +396,7 @@ def test_a_broken_picture_is_named_in_one_line(folder, tmp_path, capsys, workers
 
 def test_a_loss_that_is_not_finite_stops_the_run(folder, tmp_path, capsys):
     run = RunFolder(tmp_path / "run")
-    line = fails(capsys, *arguments(folder, run.path, "optim.name=SGD", "optim.initial_lr=1e30"))
+    line = fails(capsys, *arguments(folder, run.path, "optim.name=SGD", "phases.0.lr=1e30"))
     assert "step 2: the loss is not finite (total = " in line
     assert str(run.last) in line
     kept = torch.load(run.last, weights_only=True)
@@ -437,14 +437,14 @@ def test_a_run_from_another_projects_weights_is_that_network(folder, tmp_path, p
 
 def test_fine_tuning_alone_from_other_weights(folder, straight, tmp_path):
     run = RunFolder(tmp_path / "run")
-    run_main("--init-from", straight.weights, *arguments(folder, run.path, "train.initial_steps=0"))
+    run_main("--init-from", straight.weights, *arguments(folder, run.path, "phases.0.steps=0"))
     assert [line["train/lr"] for line in records(run) if "train/lr" in line] == [5e-5] * 3
 
 
 @pytest.mark.parametrize("name", ["AdamW", "SGD"])
 def test_other_optimizers_resume_exactly_too(folder, tmp_path, name):
     run = RunFolder(tmp_path / "run")
-    more = (f"optim.name={name}", "optim.weight_decay=0.01", "optim.initial_lr=1e-5", "train.eval_every=100")
+    more = (f"optim.name={name}", "optim.weight_decay=0.01", "phases.0.lr=1e-5", "train.eval_every=100")
     run_main(*arguments(folder, run.path, *more))
     again = RunFolder(tmp_path / "again")
     shutil.copytree(run.path, again.path)

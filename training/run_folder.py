@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from utils.config import Config, save_config
+from utils.config import CONFIG_NAME, Config, config_to_dict, save_config
 from utils.errors import UserError
 from utils.files import append, remove_temporaries, sync, write_atomically
 
@@ -44,7 +44,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.config = self.path / "config.yml"
+        self.config = self.path / CONFIG_NAME
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples"
         self.checkpoints = self.path / "checkpoints"
@@ -149,6 +149,14 @@ class RunFolder:
         with self._log("events for TensorBoard"):
             append(self._events, scalar_events(step, values))
 
+    def record_validation(self, step: int, metrics: dict[str, float], picture: np.ndarray | None) -> None:
+        """Record the metrics and the sheet of an evaluation, and say the metrics on the terminal."""
+        self.record(step, "val", metrics)
+        if picture is not None:
+            self.save_picture(step, picture)
+        text = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+        tqdm.write(f"step {step}: held-out {text}")
+
     def save_picture(self, step: int, pixels: np.ndarray) -> None:
         """Write a picture sheet, uint8 (H,W,3), of an evaluation; into TensorBoard's events, too."""
         from training.events import image_event
@@ -175,6 +183,10 @@ class RunFolder:
         tqdm.write(f"warning: {message}", file=sys.stderr)  # beside the progress bar
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
+
+    def save_state(self, state: dict[str, Any], config: Config, best: bool = False) -> None:
+        """Write a checkpoint of a TrainState's state_dict, with its config. Errors as of save_checkpoint."""
+        self.save_checkpoint({**state, "config": config_to_dict(config)}, config.train.keep_checkpoints, best)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], keep: int, best: bool = False) -> None:
         """Write step_*.pt, let last.pt and, for the best so far, best.pt be the same file; keep so many step_*.pt.

@@ -21,6 +21,8 @@ from utils.plain_yaml import format_yaml, parse_yaml
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "config.yml"
 
+CONFIG_NAME = "config.yml"  # of the resolved config in a run folder
+
 HoleColour = Literal["black", "white"]
 
 # What a key that did not exist when a run began means for it: that all stays as it was.
@@ -242,7 +244,9 @@ class Config(Section):
     loss: LossConfig
     optim: OptimConfig
     train: TrainConfig
-    phases: Annotated[tuple[PhaseConfig, ...], Field(min_length=1), BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
+    phases: Annotated[
+        tuple[PhaseConfig, ...], Field(min_length=1), BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
+    ]
     """one after another; each may give `image_size`, `batch_size`, `crop_scale`, `amp` and `loss_weights` of its own"""
 
 
@@ -255,8 +259,14 @@ def _conflicts(config: Config) -> Iterator[tuple[str, Any, str]]:
         yield "phases", 0, "has no steps at all; `steps` of one must be at least 1"
     for number, phase in enumerate(config.phases):
         own = f"phases.{number}."
-        size_key, size = (own + "image_size", phase.image_size) if phase.image_size else ("data.image_size", config.data.image_size)
-        batch_key, batch = (own + "batch_size", phase.batch_size) if phase.batch_size else ("train.batch_size", config.train.batch_size)
+        size_key, size = (
+            (own + "image_size", phase.image_size) if phase.image_size else ("data.image_size", config.data.image_size)
+        )
+        batch_key, batch = (
+            (own + "batch_size", phase.batch_size)
+            if phase.batch_size
+            else ("train.batch_size", config.train.batch_size)
+        )
         multiple, parts = 2**config.model.depth, config.train.accumulate
         if size % multiple:
             nearest = max(multiple, round(size / multiple) * multiple)
@@ -279,7 +289,11 @@ def _conflicts(config: Config) -> Iterator[tuple[str, Any, str]]:
         if phase.end_lr > phase.lr:
             yield own + "end_lr", phase.end_lr, f"must be at most lr = {phase.lr:g}"
     if os.path.realpath(config.masks.val_dir) == os.path.realpath(config.masks.train_dir):
-        yield "masks.val_dir", config.masks.val_dir, "must be another folder than masks.train_dir: masks for training are not for validation"
+        yield (
+            "masks.val_dir",
+            config.masks.val_dir,
+            "must be another folder than masks.train_dir: masks for training are not for validation",
+        )
 
 
 # --- reading and writing ---------------------------------------------------------------------------------------
@@ -356,7 +370,9 @@ def _read_override(override: str, tree: Mapping[str, Any]) -> dict[str, Any]:
     if keys[0] == "phases" and len(keys) > 1:  # phases.0.lr=1e-3 changes a key of a list's item
         phases = [dict(phase) if isinstance(phase, dict) else phase for phase in tree.get("phases", [])]
         if not keys[1].isdecimal() or int(keys[1]) >= len(phases) or not isinstance(phases[int(keys[1])], dict):
-            raise UserError(f"command line: {name.strip()}: the config has {len(phases)} phases, phases.0 to phases.{len(phases) - 1}")
+            raise UserError(
+                f"command line: {name.strip()}: the config has {len(phases)} phases, phases.0 to phases.{len(phases) - 1}"
+            )
         _merge(phases[int(keys[1])], _nested(keys[2:], value) if keys[2:] else value, "", {})
         return {"phases": phases}
     return _nested(keys, value)
@@ -394,7 +410,9 @@ def _refuse_older(tree: Mapping[str, Any], path: str) -> None:
     for name, now in _REPLACED.items():
         section, key = name.split(".")
         if isinstance(tree.get(section), dict) and key in tree[section]:
-            raise UserError(f"{path}: {name} is of an older version; it is now {now}: see config.yml, and start a new run")
+            raise UserError(
+                f"{path}: {name} is of an older version; it is now {now}: see config.yml, and start a new run"
+            )
 
 
 def _fill_as_before(tree: dict[str, Any], path: str) -> None:

@@ -89,7 +89,7 @@ def _report_once(error: UserError | OSError | KeyboardInterrupt, store: torch.di
     return code
 
 
-def place() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """The number of this process and how many there are."""
     import torch.distributed as dist
 
@@ -113,7 +113,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def device_of(name: str) -> torch.device:
+def device_of_rank(name: str) -> torch.device:
     """As `pick_device` says; of several processes on one machine each has a CUDA device of its own."""
     import torch
 
@@ -134,12 +134,12 @@ def data_parallel(net: nn.Module) -> nn.Module:
     return DistributedDataParallel(net) if _several() else net
 
 
-def without_exchange(net: nn.Module, wanted: bool) -> contextlib.AbstractContextManager[None]:
+def no_sync(net: nn.Module, wanted: bool) -> contextlib.AbstractContextManager[None]:
     """Where wanted, what `data_parallel` returned leaves gradients as each process has them; they add up meanwhile."""
     return net.no_sync() if wanted and _several() else contextlib.nullcontext()  # type: ignore[operator]
 
 
-def mean_over_processes(tensor: Tensor) -> Tensor:
+def all_reduce_mean(tensor: Tensor) -> Tensor:
     """The mean of the processes' tensors, on all of them."""
     import torch.distributed as dist
 
@@ -150,7 +150,7 @@ def mean_over_processes(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def largest(value: int) -> int:
+def all_reduce_max(value: int) -> int:
     """The largest of the processes' values, on all of them."""
     import torch
     import torch.distributed as dist
@@ -164,10 +164,10 @@ def largest(value: int) -> int:
 
 def wait_for_all() -> None:
     """Return when every process has come here."""
-    largest(0)
+    all_reduce_max(0)
 
 
-def from_first(make: Callable[[], T]) -> T:
+def from_rank_0(make: Callable[[], T]) -> T:
     """What `make` gives in the first process, on all; there alone it is called."""
     import torch.distributed as dist
 
@@ -178,7 +178,7 @@ def from_first(make: Callable[[], T]) -> T:
     return values[0]  # type: ignore[return-value]
 
 
-def gathered(items: list[T]) -> list[T]:
+def gather_on_rank_0(items: list[T]) -> list[T]:
     """What all processes hold, on the first one; nothing on the others."""
     import torch.distributed as dist
 

@@ -1,0 +1,237 @@
+"""How a run begins, changes its phase and ends: what main.py's loop calls beside the step itself."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
+
+from data.faults import BadFiles
+from data.image_list import ImageList
+from data.listing import find_masks, load_or_scan
+from data.samples import (
+    Batches,
+    Pair,
+    reports_killed_workers,
+    training_batches,
+    training_samples,
+    validation_batches,
+    validation_pairs,
+)
+from loss import InpaintingLoss, needs_features
+from model import VGG16Features, settle_encoder_batch_norm
+from training.run_folder import RunFolder
+from training.state import TrainState, memory_format
+from utils.checkpoint import save_weights
+from utils.config import Config, load_config
+from utils.errors import UserError
+from utils.processes import (
+    all_reduce_mean,
+    data_parallel,
+    device_of_rank,
+    from_rank_0,
+    processes,
+    rank_and_world_size,
+    restarted,
+    wait_for_all,
+)
+from utils.schedule import Phase, Schedule
+from utils.startup import keep_freed_memory
+
+LONGEST_WAIT = timedelta(hours=1)  # of a rank for one that hangs
+
+Losses = dict[str, Tensor]  # `total` and the terms that have a weight, scalars
+
+
+@dataclass
+class Data:
+    """What a run reads."""
+
+    train_images: ImageList
+    val_images: ImageList
+    train_masks: Sequence[Path]
+    pairs: Batches  # this rank's share of the validation pairs
+    bad_files: BadFiles
+
+
+# --- begin -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def open_run(config: Config, resume: bool) -> Iterator[tuple[RunFolder, int, bool]]:
+    """The folder of the run, this process's rank, and whether the run goes on. UserError where the folder does not fit.
+
+    A run goes on where `resume` says so, and where torchrun starts it again after a failure.
+    """
+    with processes(LONGEST_WAIT) as (rank, _):
+        run = RunFolder(config.run.dir)
+        if resume:
+            run.check_resumable()
+        else:
+            resume = restarted() and run.config.exists() and load_config(run.config, resume=True) == config
+            if not resume:
+                run.check_new()
+        wait_for_all()  # until each rank has seen the folder as it was
+        with contextlib.closing(run):
+            yield run, rank, resume
+
+
+def open_data(config: Config, schedule: Schedule, run: RunFolder, rescan: bool) -> Data:
+    """List images and masks. UserError where some are missing, or where the ranks can't share the batches equally."""
+    rank, world_size = rank_and_world_size()
+    check_batches(config, schedule, world_size)
+    train_images = from_rank_0(lambda: load_or_scan(config.data.train, "data.train", run.train_list, rescan))
+    val_images = from_rank_0(lambda: load_or_scan(config.data.val, "data.val", run.val_list, rescan))
+    train_masks = find_masks(config.masks.train_dir, "masks.train_dir")
+    pairs = validation_batches(validation_pairs(config, val_images), config, rank, world_size)
+    return Data(train_images, val_images, train_masks, pairs, BadFiles(run.bad_files, config, len(train_images)))
+
+
+def check_batches(config: Config, schedule: Schedule, world_size: int) -> None:
+    """UserError where a batch can't be shared equally by the ranks."""
+    multiple = config.train.accumulate * world_size
+    for phase in schedule.phases:
+        if phase.batch_size % multiple:
+            parts = (
+                f" in {config.train.accumulate} micro-batches (train.accumulate)" if config.train.accumulate > 1 else ""
+            )
+            raise UserError(
+                f"train.batch_size: {phase.batch_size} images can't be shared equally by {world_size} processes{parts};"
+                f" it must be a multiple of {multiple}"
+            )
+
+
+def prepare_device(config: Config) -> torch.device:
+    """The device of this rank, with torch set up for training on it."""
+    device = device_of_rank(config.run.device)
+    torch.backends.cudnn.deterministic = True  # so that a resumed run equals a straight one on CUDA too
+    if device.type == "cpu":
+        keep_freed_memory()
+    torch.manual_seed(config.run.seed)
+    return device
+
+
+def load_newest(run: RunFolder) -> dict[str, Any]:
+    """The newest whole checkpoint of a run, which rank 0 locks."""
+    if rank_and_world_size()[0] == 0:
+        run.lock()
+    return run.load_newest()
+
+
+def begin_run(config: Config, schedule: Schedule, run: RunFolder, state: TrainState, data: Data, resumed: bool) -> None:
+    """Bring the run folder to the state's step. A new run saves its first weights. Rank 0 alone writes."""
+    if rank_and_world_size()[0] > 0:
+        return
+    if resumed:
+        run.rewind(state.step)
+        data.bad_files.rewind(state.step)
+    else:
+        run.create()
+        run.save_state(state.state_dict(), config)
+    data.train_images.save(run.train_list)
+    data.val_images.save(run.val_list)
+    run.start(config, state.step)
+    device = next(state.net.parameters()).device
+    print(f"{run.path}: step {state.step} to {schedule.total_steps} on {device}, {len(data.train_images)} images")
+
+
+# --- steps -----------------------------------------------------------------------------------------------------------
+
+
+def training_steps(
+    config: Config, schedule: Schedule, data: Data, step: int, device: torch.device
+) -> Iterator[tuple[Phase, Pair]]:
+    """This rank's share of the batch of each step from `step` on, on the device, with the phase that it belongs to."""
+    rank, world_size = rank_and_world_size()
+    for phase in schedule.phases:
+        first = max(step, phase.first_step)
+        if first < phase.last_step:
+            samples = training_samples(config, data.train_images, data.train_masks, phase)
+            batches = training_batches(
+                samples, config, first, phase.last_step, data.bad_files.note, rank, world_size, device
+            )
+            for batch in batches:
+                yield phase, batch
+
+
+def begin_phase(
+    config: Config, phase: Phase, state: TrainState, data: Data, device: torch.device
+) -> tuple[nn.Module, Callable[[Tensor, Tensor], Losses]]:
+    """Make the state ready for a phase's steps, of which some may be done.
+
+    Returns the network that trains, with gradients averaged over the ranks, and the function from image (N,3,H,W) and mask
+    (N,1,H,W) to the losses.
+    """
+    if phase.freeze_encoder_batch_norm and state.step == phase.first_step and phase.settle_batches:
+        rank, world_size = rank_and_world_size()
+        samples = training_samples(config, data.train_images, data.train_masks, phase)
+        last = state.step + phase.settle_batches
+        batches = training_batches(samples, config, state.step, last, None, rank, world_size, device)
+        parts = (part for batch in batches for part in micro_batches(batch, config.train.accumulate))
+        settle_encoder_batch_norm(state.net, parts)
+    state.net.freeze_encoder_batch_norm(phase.freeze_encoder_batch_norm)
+
+    model = data_parallel(state.net)  # anew in each phase: it counts on knowing which weights have gradients
+    features = VGG16Features(config.loss.vgg16) if needs_features(phase.loss_weights) else None
+    criterion = InpaintingLoss(features, phase.loss_weights).to(device)
+    layout = memory_format(config)
+    dtype = torch.float16 if phase.amp == "fp16" else torch.bfloat16
+
+    def losses_of(image: Tensor, mask: Tensor) -> Losses:
+        image = image.contiguous(memory_format=layout)
+        # Convolutions in the half dtype; masks and sums of the loss never.
+        with torch.autocast(device.type, dtype, enabled=phase.amp != "none"):
+            total, terms = criterion(model(image, mask), image, mask)
+        return {"total": total, **terms}
+
+    return model, torch.compile(losses_of) if config.train.compile else losses_of
+
+
+def micro_batches(batch: Pair, count: int) -> Iterator[Pair]:
+    """So many equal parts of a batch of images and masks."""
+    yield from zip(*(tensor.chunk(count) for tensor in batch), strict=True)
+
+
+def mean_losses(parts: Sequence[Losses]) -> Losses:
+    """The mean of the micro-batches' losses over all ranks, without a graph, on the device."""
+    names = list(parts[0])
+    stacked = torch.stack([torch.stack([*losses.values()]).detach() for losses in parts]).mean(0)
+    return dict(zip(names, all_reduce_mean(stacked), strict=True))
+
+
+@contextlib.contextmanager
+def reports_failures() -> Iterator[None]:
+    """A UserError where a data worker is killed, or torch.compile has no compiler or fails otherwise."""
+    try:
+        with reports_killed_workers():
+            yield
+    except BackendCompilerFailed as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise UserError(
+            f"train.compile: torch can't compile the network ({reason}). It needs a C++ compiler, as g++;"
+            " install one, or set train.compile=false"
+        ) from None
+
+
+# --- end -------------------------------------------------------------------------------------------------------------
+
+
+def end_run(config: Config, schedule: Schedule, run: RunFolder, state: TrainState, stopped_by: int) -> int:
+    """Write the trained network, or say how to go on. Returns the exit code."""
+    rank, _ = rank_and_world_size()
+    if state.step < schedule.total_steps:
+        if rank == 0:
+            print(f"stopped at step {state.step} and saved. To go on: python main.py --resume {run.path}")
+        wait_for_all()  # torchrun ends all processes as soon as one ends so
+        return 128 + stopped_by  # what a shell expects of a process that a signal ended
+    if rank == 0:
+        save_weights(run.weights, state.eval_net.state_dict())
+        print(f"done. To repair a picture: python predict.py --model {run.weights} --image IMAGE --mask MASK")
+    return 0

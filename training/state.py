@@ -1,0 +1,205 @@
+"""All that a training run changes: network, average, optimizer, loss scale, and where it stands."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from model import PConvUNet, load_model, network_of, synchronise_batch_norm
+from utils.config import Config
+from utils.errors import UserError
+from utils.processes import rank_and_world_size
+
+SMALLEST_SCALE = 2.0**-16  # of the loss; it starts at 2**16 and is halved where float16 overflows
+
+
+class TrainState:
+    """The pieces of a run's state, each named once. `state_dict` is what a checkpoint holds of them."""
+
+    def __init__(self, config: Config, net: PConvUNet, device: torch.device) -> None:
+        self.net = net.to(device, memory_format=memory_format(config)).train()
+        if rank_and_world_size()[1] > 1:
+            synchronise_batch_norm(net)
+        self.optimizer = make_optimizer(config, net)
+        uses_fp16 = "fp16" in {config.train.amp, *(phase.amp for phase in config.phases)}
+        self.scaler = torch.amp.GradScaler(device.type, enabled=uses_fp16)  # float16 gradients would underflow
+        decay = config.train.ema_decay
+        averaging = get_ema_multi_avg_fn(decay)  # of batch norm's statistics, too
+        self.average = AveragedModel(net, multi_avg_fn=averaging, use_buffers=True) if decay else None
+        self.step = 0  # steps that are done
+        self.best = math.inf  # the lowest held-out L1 so far, in percent
+        self.diverged = Diverged(device)
+
+    @property
+    def eval_net(self) -> nn.Module:
+        """The network that is validated and saved for prediction: the average, where there is one."""
+        return self.average.module if self.average else self.net
+
+    def set_lr(self, lr: float) -> float:
+        """Set the learning rate of the next step, and return it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def is_best(self, metrics: dict[str, float]) -> bool:
+        """Whether these held-out metrics have the lowest L1 so far, which is kept. Never on other ranks than 0."""
+        improved = bool(metrics) and metrics["l1_percent"] < self.best
+        if improved:
+            self.best = metrics["l1_percent"]
+        return improved
+
+    def take_step(self, losses: dict[str, Tensor]) -> None:
+        """One step of the optimizer, and of the average. Without effect where a loss or a gradient is not finite.
+
+        Whether they are is judged on the device: nothing here waits for it, if the optimizer is fused.
+        """
+        stacked = torch.stack([*losses.values()])
+        finite = stacked.isfinite().all()
+        if self.scaler.is_enabled():  # it looks at the gradients itself, and halves its scale where one has overflowed
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            gradients = [weight.grad for weight in self.net.parameters() if weight.grad is not None]
+            finite = finite & nn.utils.get_total_norm(gradients).isfinite()
+            self._step_if(finite)
+        if self.average:
+            self.average.update_parameters(self.net)
+        self.step += 1
+        self.diverged.note(self.step, finite, stacked)
+
+    def _step_if(self, finite: Tensor) -> None:
+        if self.optimizer.defaults["fused"]:
+            # The protocol of GradScaler: the fused kernels leave all as it is where found_inf is 1.
+            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif finite:  # the host waits here
+            self.optimizer.step()
+
+    def check_finite(self, names: list[str], last: Path) -> None:
+        """UserError where a step since the start has met a loss or a gradient that is not finite. Waits for the device.
+
+        names: of the losses. last: the checkpoint to go back to.
+        """
+        self.diverged.check(names, last)
+        if self.scaler.get_scale() < SMALLEST_SCALE:
+            raise UserError(
+                f"step {self.step}: the gradients overflow float16 even with the loss scaled by"
+                f" {self.scaler.get_scale():g}, so nothing is learnt; the last checkpoint is {last}. Set train.amp to bf16"
+                " or none"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the config."""
+        state = {"model": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if self.average:
+            state["ema"] = self.average.module.state_dict()
+        if self.scaler.is_enabled():
+            state["scaler"] = self.scaler.state_dict()
+        return {**state, "step": self.step, "best": self.best}
+
+    def load_state_dict(self, checkpoint: dict[str, Any], path: Path) -> None:
+        """Go on from a checkpoint, whose network this state has already. UserError where the rest does not fit.
+
+        An average that was switched on since starts from the network as it is.
+        """
+        try:
+            for group in checkpoint["optimizer"]["param_groups"]:
+                group.update(changeable(self.optimizer))  # the config's values, not the checkpoint's
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            _match_memory_format(self.optimizer)
+            if self.average and "ema" in checkpoint:
+                self.average.module.load_state_dict(checkpoint["ema"])
+            if self.scaler.is_enabled() and "scaler" in checkpoint:
+                self.scaler.load_state_dict(checkpoint["scaler"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path} does not fit its config; optim.name can't change: {reason}") from None
+        self.step, self.best = checkpoint["step"], checkpoint.get("best", math.inf)  # none in older checkpoints
+        if self.average:
+            self.average.n_averaged.fill_(self.step)  # at 0 the first update would copy the network
+
+
+class Diverged:
+    """The first step whose loss or gradient was not finite, kept on the device until somebody asks."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.step = torch.zeros((), dtype=torch.int64, device=device)  # 0: none so far
+        self.losses: Tensor | None = None
+
+    def note(self, step: int, finite: Tensor, losses: Tensor) -> None:
+        first = ~finite & (self.step == 0)
+        # Losses of another phase may be others; then none has diverged before.
+        kept = self.losses if self.losses is not None and self.losses.shape == losses.shape else losses
+        self.losses = torch.where(first, losses, kept)
+        self.step = torch.where(first, step, self.step)
+
+    def check(self, names: list[str], last: Path) -> None:
+        step = int(self.step)
+        if not step:
+            return
+        assert self.losses is not None
+        values = dict(zip(names, self.losses.tolist(), strict=True))
+        broken = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
+        what = f"the loss is not finite ({', '.join(broken)})" if broken else "the gradient is not finite"
+        raise UserError(
+            f"step {step}: {what}; the last checkpoint is {last}."
+            " A lower lr of the phase may help; so may train.amp=bf16 instead of fp16"
+        )
+
+
+def memory_format(config: Config) -> torch.memory_format:
+    return torch.channels_last if config.train.channels_last else torch.contiguous_format
+
+
+def make_optimizer(config: Config, net: PConvUNet) -> torch.optim.Optimizer:
+    """The optimizer that the config names. The loop sets its learning rate at every step."""
+    optim = config.optim
+    options: dict[str, Any] = {"weight_decay": optim.weight_decay, "fused": config.train.fused}
+    lr = config.phases[0].lr
+    if optim.name == "SGD":
+        return torch.optim.SGD(net.parameters(), lr, momentum=optim.momentum, **options)
+    kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[optim.name]
+    return kind(net.parameters(), lr, betas=(optim.momentum, 0.999), **options)
+
+
+def changeable(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The options of an optimizer that may be others after a resume."""
+    return {
+        key: optimizer.defaults[key]
+        for key in ("weight_decay", "fused", "betas", "momentum")
+        if key in optimizer.defaults
+    }
+
+
+def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimizer's moments the memory format of their weights.
+
+    The fused forms read both in the order of memory, and train.channels_last may have changed since.
+    """
+    for weight, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, torch.Tensor) and value.shape == weight.shape:
+                moments[name] = torch.empty_like(weight, requires_grad=False).copy_(value)
+
+
+def make_network(config: Config, checkpoint: dict[str, Any] | None, source: str | Path | None) -> PConvUNet:
+    """A network of the config: with the weights of a run's checkpoint, of the file `source`, or new ones.
+
+    Another project's file computes as it did there. UserError where its architecture is not the config's.
+    """
+    wanted = config.model.model_dump()
+    if checkpoint is None and source is None:
+        return PConvUNet(**wanted)
+    net = network_of(checkpoint["model"], source) if checkpoint else load_model(source)  # type: ignore[arg-type]
+    for name, value in wanted.items():
+        if getattr(net, name) != value:
+            raise UserError(
+                f"{source}: its model.{name} is {getattr(net, name)}, the config says {value}; they must be the same"
+            )
+    return net
