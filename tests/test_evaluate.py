@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 import evaluate
-import main as training
 import predict
 from data.mask_files import bin_name, hole_bin, hole_ratio, write_mask
 from data.samples import validation_batches, validation_pairs
@@ -24,6 +23,7 @@ from evaluation.results import ResultsFolder
 from evaluation.summary import ALL, Key, Row, summarise
 from model import PConvUNet, load_model
 from tests import foreign
+from training.validation import validate
 from utils.checkpoint import save_weights
 from utils.config import load_config
 
@@ -247,7 +247,7 @@ def test_validation_of_training_gives_the_same_numbers(folder, tmp_path):
     config = load_config(PROJECT / "config.yml", overrides)
     held_out = validation_pairs(config)
     net = load_model(folder / "one.safetensors")
-    wanted, _ = training.evaluate(net, validation_batches(held_out, config), torch.device("cpu"))
+    wanted, _ = validate(net, validation_batches(held_out, config), torch.device("cpu"))
 
     pairs = []
     for index in range(5):

@@ -300,7 +300,7 @@ def test_a_failed_write_leaves_no_half_mask(tmp_path, monkeypatch):
     [
         (["masks.hole=white"], "masks.hole=black"),
         (["masks.styl=shapes"], "did you mean masks.style"),
-        (["masks.hole_ratio=[0, 0.9]"], "masks.hole_ratio: [0, 0.9]"),
+        (["masks.hole_ratio=[0.1, 0.9]"], "masks.hole_ratio.1: 0.9"),
         (["--config", "nowhere.yml"], "nowhere.yml"),
         (["--stats", "nowhere"], "nowhere"),
         (["--stats", "."], "no images in ."),
