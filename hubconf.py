@@ -57,7 +57,7 @@ def pconv_unet(
         raise ValueError(f"weights and pretrained=False contradict each other; leave one out, got {weights}")
     if pretrained:
         return load_model(weights or _SHIPPED_WEIGHTS, device)
-    return PConvUNet(**architecture).to(device)
+    return PConvUNet(**architecture).to(device)  # type: ignore[arg-type]
 
 
 def inpainter(
