@@ -16,9 +16,10 @@ TERMS = ("valid", "hole", "perceptual", "style", "tv")
 class InpaintingLoss(nn.Module):
     """L_total of Eq. 7, the weighted sum of five terms. A term of weight 0 is not computed.
 
-    features: Ψ, any callable from images (N,3,H,W) in [0,1] to a sequence of feature maps, image by image. It may be None
-    where perceptual and style have the weight 0.
-    weights: of each term: valid, hole, perceptual, style, tv. ValueError unless these five are given and features fit them.
+    features: Ψ, any callable from images (N,3,H,W) in [0,1] to a sequence of feature maps, image by image. It may be
+    None where perceptual and style have the weight 0.
+    weights: of each term: valid, hole, perceptual, style, tv. ValueError unless these five are given, and features
+    where they are needed.
     """
 
     def __init__(self, features: Callable[[Tensor], Sequence[Tensor]] | None, weights: Mapping[str, float]) -> None:

@@ -93,7 +93,7 @@ def train(config: Config, resume: bool = False, init_from: str | None = None, re
                 if logs:
                     values = {name: float(loss) for name, loss in losses.items()}
                     stats = {"lr": lr, "images_per_second": meter.rate(), "bad_files": data.bad_files.count(state.step)}
-                    meter.show(values["total"], **stats)
+                    meter.show({**values, **stats})
                     if rank == 0:
                         run.record(state.step, "train", {**values, **stats})
                 improved = False

@@ -20,8 +20,8 @@ def random_part(
 ) -> Box:
     """A random part of an image of this size.
 
-    scale: the part's smallest and largest extent. unit `area`: its share of the picture's area, in shapes from 3:4 to 4:3.
-    `px`: the side of a square. `image_size`: the side in multiples of `size` px. The part is smaller where the picture is.
+    scale: the part's smallest and largest extent. unit `area`: its share of the picture's area, in shapes from 3:4 to
+    4:3. `px`: the side of a square. `image_size`: that side in multiples of `size` px. A small picture limits the part.
     """
     if unit != "area":
         side = round(rng.uniform(*scale) * (size if unit == "image_size" else 1))
@@ -58,9 +58,9 @@ def augment_mask(
     """Dilate the holes, then rotate, shift, zoom and mirror a mask at random (§4.1); returns (size,size), 0 or 1.
 
     mask: uint8 (H,W), 1 = valid, 0 = hole. dilate: smallest and largest side of the square that holes are
-    dilated with, px of a mask of 512 px. own_scale: cut out a part of about `size` px, so that holes stay as wide as they
-    are; otherwise nearly the whole mask becomes `size` px. The part beyond the mask's edge is its mirror image. A mask that
-    this would leave without a valid pixel is only fitted.
+    dilated with, px of a mask of 512 px. own_scale: cut out a part of about `size` px, so that holes stay as wide as
+    they are; otherwise nearly the whole mask becomes `size` px. Beyond its edge the mask is mirrored. A mask that this
+    would leave without a valid pixel is only fitted.
     """
     short = min(mask.shape)
     side = round(int(rng.integers(dilate[0], dilate[1] + 1)) * short / 512)
@@ -79,8 +79,8 @@ def augment_mask(
 def _random_similarity(shape: tuple[int, ...], size: int, rng: np.random.Generator, own_scale: bool) -> np.ndarray:
     """Where the pixels (x, y, 1) of a size×size crop lie in a mask of shape (H,W): a matrix (2,3).
 
-    The crop is a square of any direction. Its side is 0.7 to 1 times the mask's shorter one or, at the mask's own scale,
-    0.85 to 1.2 times `size` px.
+    The crop is a square of any direction. Its side is 0.7 to 1 times the mask's shorter one or, at the mask's own
+    scale, 0.85 to 1.2 times `size` px.
     """
     angle = rng.uniform(0, 2 * math.pi)
     short = min(shape)

@@ -43,9 +43,9 @@ def draw_mask(
 ) -> np.ndarray:
     """Draw one mask: uint8 (size,size), 1 = valid, 0 = hole.
 
-    `style` is one of STYLES, "mixed" for one of them at random, or the share of each. Exactly `ratio` times size² pixels (rounded, at
-    least one) are hole, all of them at least `border` px from the image's edge. The mask is a function of the
-    arguments and the state of `rng`. ValueError where there is no such style, or no room for the holes.
+    `style` is one of STYLES, "mixed" for one of them at random, or the share of each. Exactly `ratio` times size²
+    pixels (rounded, at least one) are hole, all of them at least `border` px from the image's edge. The mask is a
+    function of the arguments and the state of `rng`. ValueError where there is no such style, or no room for the holes.
     """
     if not isinstance(style, str):
         shares = np.array([style.get(name, 0.0) for name in STYLES])

@@ -49,7 +49,7 @@ Pair = tuple[Tensor, Tensor]  # the same as all others see it: float32 in [0,1],
 
 
 class TrainingSamples(Dataset[Pair]):
-    """Samples by their number in the run, as a phase wants them. Every image comes once in an epoch, in its own order."""
+    """Samples of a phase, by their number in the run. Every image comes once in an epoch, in a random order."""
 
     def __init__(self, images: Sequence[str], masks: Sequence[Path], config: Config, phase: Phase) -> None:
         self.images = images

@@ -14,8 +14,8 @@ LEVELS = 16
 def push_pull(image: Tensor, mask: Tensor) -> Tensor:
     """Fill the holes of an image smoothly from its valid pixels, by pull and push along a pyramid.
 
-    Pull: a pixel of the next level is the mean of the valid ones among 2×2 pixels, and valid where there is one. That is
-    Eq. 1 and 2 with constant weights 1/4, stride 2 and the sums over valid pixels alone. It ends at one pixel.
+    Pull: a pixel of the next level is the mean of the valid ones among 2×2 pixels, and valid where there is one. That
+    is Eq. 1 and 2 with the constant weight 1/4 and stride 2. The last level has one pixel.
     Push: a hole's pixel takes the value of the level below, interpolated bilinearly. Valid pixels stay as they are.
 
     image: (N,3,H,W); values in a hole never matter. mask: (N,1,H,W), 1 = valid, 0 = hole.

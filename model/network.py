@@ -74,8 +74,8 @@ class PConvUNet(nn.Module):
     Encoder levels halve height and width; decoder levels double them (nearest neighbour), join features and
     masks with those of the encoder's level of that size, at last with the image itself.
 
-    base: `none` is the paper's network, whose U-Net predicts the picture. With `push_pull` the U-Net predicts what is to
-    be added to `push_pull(image, mask)`; its last layer starts at zero, so the untrained network returns the base.
+    base: `none` is the paper's network, whose U-Net predicts the picture. With `push_pull` the U-Net predicts what is
+    to be added to `push_pull(image, mask)`. Its last layer starts at zero, so the untrained network returns the base.
 
     ValueError unless depth and base_channels are at least 1 and base is one of BASES.
     """
@@ -110,9 +110,11 @@ class PConvUNet(nn.Module):
         )
         self._encoder_batch_norm_frozen = False
         if base == "push_pull":
+            last = self.decoder[-1]
+            assert isinstance(last, DecoderBlock)
             # The buffer has no use but to be in the state_dict: weights files say by it that they need the base.
             self.register_buffer(BASE_KEY, torch.ones(()))
-            nn.init.zeros_(self.decoder[-1].conv.weight)
+            nn.init.zeros_(last.conv.weight)
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
         """Predict the whole picture, (N,3,H,W); nothing bounds it to [0,1].

@@ -29,11 +29,11 @@ from utils.config import load_config
 from utils.errors import UserError
 from utils.processes import (
     _cleared,
-    gather_on_rank_0,
     all_reduce_max,
     all_reduce_mean,
-    rank_and_world_size,
+    gather_on_rank_0,
     processes,
+    rank_and_world_size,
     wait_for_all,
 )
 

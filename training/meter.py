@@ -36,9 +36,8 @@ class Meter:
         self._since, self._images = now, 0
         return self._rate
 
-    def show(self, loss: float, lr: float, images_per_second: float, bad_files: int) -> None:
+    def show(self, record: dict[str, float]) -> None:
         """Put the newest record behind the bar."""
-        broken = f", {bad_files} broken pictures" if bad_files else ""
-        self._bar.set_postfix_str(
-            f"loss {loss:.3f}, lr {lr:.2g}, {images_per_second:.1f} images/s{broken}", refresh=False
-        )
+        text = f"loss {record['total']:.3f}, lr {record['lr']:.2g}, {record['images_per_second']:.1f} images/s"
+        broken = f", {record['bad_files']:.0f} broken pictures" if record["bad_files"] else ""
+        self._bar.set_postfix_str(text + broken, refresh=False)

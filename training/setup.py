@@ -166,8 +166,8 @@ def begin_phase(
 ) -> tuple[nn.Module, Callable[[Tensor, Tensor], Losses]]:
     """Make the state ready for a phase's steps, of which some may be done.
 
-    Returns the network that trains, with gradients averaged over the ranks, and the function from image (N,3,H,W) and mask
-    (N,1,H,W) to the losses.
+    Returns the network that trains, with gradients averaged over the ranks, and the function from image (N,3,H,W) and
+    mask (N,1,H,W) to the losses.
     """
     if phase.freeze_encoder_batch_norm and state.step == phase.first_step and phase.settle_batches:
         rank, world_size = rank_and_world_size()

@@ -22,7 +22,7 @@ class TrainState:
     """The pieces of a run's state, each named once. `state_dict` is what a checkpoint holds of them."""
 
     def __init__(self, config: Config, net: PConvUNet, device: torch.device) -> None:
-        self.net = net.to(device, memory_format=memory_format(config)).train()
+        self.net = net.to(device).to(memory_format=memory_format(config)).train()
         if rank_and_world_size()[1] > 1:
             synchronise_batch_norm(net)
         self.optimizer = make_optimizer(config, net)
@@ -90,8 +90,8 @@ class TrainState:
         if self.scaler.get_scale() < SMALLEST_SCALE:
             raise UserError(
                 f"step {self.step}: the gradients overflow float16 even with the loss scaled by"
-                f" {self.scaler.get_scale():g}, so nothing is learnt; the last checkpoint is {last}. Set train.amp to bf16"
-                " or none"
+                f" {self.scaler.get_scale():g}, so nothing is learnt; the last checkpoint is {last}."
+                " Set train.amp to bf16 or none"
             )
 
     def state_dict(self) -> dict[str, Any]:

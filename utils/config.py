@@ -1,7 +1,7 @@
 """The config: its schema, and how it is read from YAML and from `section.key=value` on the command line.
 
-Field, type, limits and meaning of a key stand together here; config.yml is the one place of values. Another config file is
-an overlay: it says only what differs from config.yml.
+Field, type, limits and meaning of a key stand together here; config.yml is the one place of values. Another config file
+is an overlay: it says only what differs from config.yml.
 """
 
 from __future__ import annotations
@@ -84,12 +84,14 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 NotNegative = Annotated[Number, Field(ge=0)]
 Rate = Annotated[Number, Field(gt=0)]
 Share = Annotated[Number, Field(ge=0, lt=1)]
-_Pair = (BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value), AfterValidator(_rising))
 ImageSize = Annotated[Whole, Field(ge=16, le=4096)]
 BatchSize = Annotated[Whole, Field(ge=1, le=65536)]
 Amp = Literal["none", "bf16", "fp16"]
 Scale = Annotated[Number, Field(ge=0.01, le=4096)]
 Style = Annotated[Any, AfterValidator(_styles)]
+AsTuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)  # YAML has lists alone
+Rising = AfterValidator(_rising)
+CropScale = Annotated[tuple[Scale, Scale], AsTuple, Rising]
 
 
 class Section(BaseModel):
@@ -114,7 +116,7 @@ class DataConfig(Section):
     """pairs of a picture and a mask in an evaluation; fewer pictures are met by several masks each"""
     image_size: ImageSize
     """px, height and width of the training images; a multiple of 2**model.depth (paper: 512)"""
-    crop_scale: Annotated[tuple[Scale, Scale], *_Pair]
+    crop_scale: CropScale
     """how large a random training crop is, in crop_unit; less where the picture is smaller"""
     crop_unit: Literal["image_size", "px", "area"]
     """image_size: its side in multiples of image_size; px: its side; area: its share of the picture's area"""
@@ -136,14 +138,14 @@ class MasksConfig(Section):
     size: Annotated[Whole, Field(ge=0, le=4096)]
     """px, height and width of the masks that masks.py makes; 0 = data.image_size"""
     style: Style
-    """shapes (lines, circles, ellipses) | strokes (brush) | contours (as the paper's) | mixed | shares, {contours: 0.7, …}"""
-    hole_ratio: Annotated[tuple[Annotated[Number, Field(ge=0.01)], Annotated[Number, Field(le=0.6)]], *_Pair]
+    """shapes (lines, circles, ellipses) | strokes (brush) | contours (as the paper's) | mixed | {contours: 0.7, …}"""
+    hole_ratio: Annotated[tuple[Annotated[Number, Field(ge=0.01)], Annotated[Number, Field(le=0.6)]], AsTuple, Rising]
     """share of the image that the holes of masks.py take, spread evenly (§4.1: test bins)"""
     hole: HoleColour
     """colour of the hole in the mask files; masks.py writes black, NVIDIA's test set has white"""
     augment: bool
     """training masks are dilated, rotated, shifted, cropped at random (§4.1)"""
-    dilate: Annotated[tuple[Count, Annotated[Whole, Field(le=512)]], *_Pair]
+    dilate: Annotated[tuple[Count, Annotated[Whole, Field(le=512)]], AsTuple, Rising]
     """px at 512, side of the square that augment dilates holes with; [9, 49] for the paper's raw masks"""
     crop: Literal["fit", "own_scale"]
     """what augment cuts out: fit = 0.7 to 1 times the mask, own_scale = 0.85 to 1.2 times image_size px of it"""
@@ -231,7 +233,7 @@ class PhaseConfig(Section):
     """batches over which these statistics are averaged anew before they are frozen; 0 = keep them as they are"""
     image_size: ImageSize | None = None
     batch_size: BatchSize | None = None
-    crop_scale: Annotated[tuple[Scale, Scale], *_Pair] | None = None
+    crop_scale: CropScale | None = None
     amp: Amp | None = None
     loss_weights: dict[Literal["valid", "hole", "perceptual", "style", "tv"], NotNegative] | None = None
 
@@ -244,9 +246,7 @@ class Config(Section):
     loss: LossConfig
     optim: OptimConfig
     train: TrainConfig
-    phases: Annotated[
-        tuple[PhaseConfig, ...], Field(min_length=1), BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
-    ]
+    phases: Annotated[tuple[PhaseConfig, ...], AsTuple, Field(min_length=1)]
     """one after another; each may give `image_size`, `batch_size`, `crop_scale`, `amp` and `loss_weights` of its own"""
 
 
@@ -257,43 +257,47 @@ def _conflicts(config: Config) -> Iterator[tuple[str, Any, str]]:
     """Path, value and what is wrong with it."""
     if not sum(phase.steps for phase in config.phases):
         yield "phases", 0, "has no steps at all; `steps` of one must be at least 1"
-    for number, phase in enumerate(config.phases):
-        own = f"phases.{number}."
-        size_key, size = (
-            (own + "image_size", phase.image_size) if phase.image_size else ("data.image_size", config.data.image_size)
-        )
-        batch_key, batch = (
-            (own + "batch_size", phase.batch_size)
-            if phase.batch_size
-            else ("train.batch_size", config.train.batch_size)
-        )
-        multiple, parts = 2**config.model.depth, config.train.accumulate
-        if size % multiple:
-            nearest = max(multiple, round(size / multiple) * multiple)
-            yield size_key, size, f"must be a multiple of {multiple} = 2**model.depth; try {nearest}"
-        if batch % parts:
-            yield batch_key, batch, f"must be a multiple of train.accumulate = {parts}"
-        elif batch // parts == 1 and size <= multiple:
-            yield (
-                batch_key,
-                batch,
-                f"leaves batch norm one value a channel to average at the deepest of model.depth = {config.model.depth}"
-                f" levels; it must be at least {2 * parts}, or data.image_size above {multiple}, or model.depth smaller",
-            )
-        weights = {**config.loss.weights.model_dump(), **(phase.loss_weights or {})}
-        if not any(weights.values()):
-            yield own + "loss_weights" if phase.loss_weights else "loss.weights", 0, "are all 0, so nothing is learnt"
-        crop = phase.crop_scale or config.data.crop_scale
-        if config.data.crop_unit == "area" and crop[1] > 1:
-            yield "data.crop_scale", list(crop), "must be at most 1 with crop_unit: area"
-        if phase.end_lr > phase.lr:
-            yield own + "end_lr", phase.end_lr, f"must be at most lr = {phase.lr:g}"
+    for number in range(len(config.phases)):
+        yield from _conflicts_of_phase(config, number)
+    if config.data.crop_unit == "area" and config.data.crop_scale[1] > 1:
+        yield "data.crop_scale", list(config.data.crop_scale), "must be at most 1 with data.crop_unit: area"
     if os.path.realpath(config.masks.val_dir) == os.path.realpath(config.masks.train_dir):
+        rule = "must be another folder than masks.train_dir: masks for training are not for validation"
+        yield "masks.val_dir", config.masks.val_dir, rule
+
+
+def loss_weights_of(config: Config, phase: PhaseConfig) -> dict[str, float]:
+    """The weight of each term of the loss in a phase."""
+    weights: dict[str, float] = config.loss.weights.model_dump()
+    weights.update(phase.loss_weights or {})
+    return weights
+
+
+def _conflicts_of_phase(config: Config, number: int) -> Iterator[tuple[str, Any, str]]:
+    phase, own, depth, parts = config.phases[number], f"phases.{number}.", config.model.depth, config.train.accumulate
+    size_key = own + "image_size" if phase.image_size else "data.image_size"
+    batch_key = own + "batch_size" if phase.batch_size else "train.batch_size"
+    size, batch = phase.image_size or config.data.image_size, phase.batch_size or config.train.batch_size
+    multiple = 2**depth
+    if size % multiple:
+        nearest = max(multiple, round(size / multiple) * multiple)
+        yield size_key, size, f"must be a multiple of {multiple} = 2**model.depth; try {nearest}"
+    if batch % parts:
+        yield batch_key, batch, f"must be a multiple of train.accumulate = {parts}"
+    elif batch // parts == 1 and size <= multiple:
         yield (
-            "masks.val_dir",
-            config.masks.val_dir,
-            "must be another folder than masks.train_dir: masks for training are not for validation",
+            batch_key,
+            batch,
+            f"leaves batch norm one value a channel to average at the deepest of model.depth = {depth} levels;"
+            f" it must be at least {2 * parts}, or data.image_size above {multiple}, or model.depth smaller",
         )
+    if not any(loss_weights_of(config, phase).values()):
+        key = own + "loss_weights" if phase.loss_weights else "loss.weights"
+        yield key, 0, "are all 0, so nothing is learnt; one must be above 0"
+    if phase.crop_scale and config.data.crop_unit == "area" and phase.crop_scale[1] > 1:
+        yield own + "crop_scale", list(phase.crop_scale), "must be at most 1 with data.crop_unit: area"
+    if phase.end_lr > phase.lr:
+        yield own + "end_lr", phase.end_lr, f"must be at most lr = {phase.lr:g}"
 
 
 # --- reading and writing ---------------------------------------------------------------------------------------
@@ -302,8 +306,8 @@ def _conflicts(config: Config) -> Iterator[tuple[str, Any, str]]:
 def load_config(path: str | Path = DEFAULT_CONFIG, overrides: Sequence[str] = (), resume: bool = False) -> Config:
     """Read a config file, apply `section.key=value` overrides, check everything.
 
-    A file other than config.yml is an overlay over it. With `resume` the file is the config of a run: it stands alone, and
-    keys that did not exist when the run began get their value of AS_BEFORE.
+    A file other than config.yml is an overlay over it. With `resume` the file is the config of a run: it stands alone,
+    and keys that did not exist when the run began get their value of AS_BEFORE.
     UserError lists all faults, a line each: source, dotted path, value, what is allowed, the nearest name.
     """
     sources: dict[str, str] = {}
@@ -369,11 +373,11 @@ def _read_override(override: str, tree: Mapping[str, Any]) -> dict[str, Any]:
     value = text if _takes_text(keys) else parse_yaml(text, f"command line: {'.'.join(keys)}={_shown(text)}")
     if keys[0] == "phases" and len(keys) > 1:  # phases.0.lr=1e-3 changes a key of a list's item
         phases = [dict(phase) if isinstance(phase, dict) else phase for phase in tree.get("phases", [])]
-        if not keys[1].isdecimal() or int(keys[1]) >= len(phases) or not isinstance(phases[int(keys[1])], dict):
-            raise UserError(
-                f"command line: {name.strip()}: the config has {len(phases)} phases, phases.0 to phases.{len(phases) - 1}"
-            )
-        _merge(phases[int(keys[1])], _nested(keys[2:], value) if keys[2:] else value, "", {})
+        number = int(keys[1]) if re.fullmatch("[0-9]{1,4}", keys[1]) else len(phases)
+        if number >= len(phases) or not isinstance(phases[number], dict):
+            last = len(phases) - 1
+            raise UserError(f"command line: {name.strip()}: no such phase; the config has phases.0 to phases.{last}")
+        _merge(phases[number], _nested(keys[2:], value) if keys[2:] else value, "command line", {})
         return {"phases": phases}
     return _nested(keys, value)
 
@@ -385,12 +389,13 @@ def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
 
 
 def _takes_text(keys: Sequence[str]) -> bool:
-    model: Any = Config
+    section: type[BaseModel] = Config
     for key in keys[:-1]:
-        model = model.model_fields[key].annotation if isinstance(model, type) and key in model.model_fields else None
-        if not (isinstance(model, type) and issubclass(model, Section)):
+        field = section.model_fields.get(key)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
             return False
-    return keys[-1] in model.model_fields and model.model_fields[keys[-1]].annotation is str
+        section = field.annotation
+    return keys[-1] in section.model_fields and section.model_fields[keys[-1]].annotation is str
 
 
 def _merge(tree: dict[str, Any], other: Any, source: str, sources: dict[str, str], prefix: str = "") -> None:
@@ -410,9 +415,7 @@ def _refuse_older(tree: Mapping[str, Any], path: str) -> None:
     for name, now in _REPLACED.items():
         section, key = name.split(".")
         if isinstance(tree.get(section), dict) and key in tree[section]:
-            raise UserError(
-                f"{path}: {name} is of an older version; it is now {now}: see config.yml, and start a new run"
-            )
+            raise UserError(f"{path}: {name} is a key of an older version; it is now {now}: see config.yml")
 
 
 def _fill_as_before(tree: dict[str, Any], path: str) -> None:
@@ -434,6 +437,8 @@ def _fault(item: Any) -> tuple[str, Any, str]:
         return path, None, "is missing"
     if kind == "extra_forbidden":
         return path, value, f"is an unknown key; {_nearest(path)}"
+    if kind == "string_pattern_mismatch":
+        return path, value, "must " + ("be auto, cpu, cuda or cuda:N" if path == "run.device" else "be a file's name")
     rule = item["msg"].removeprefix("Value error, ").replace("Input should", "must")
     if kind == "literal_error":
         close = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", rule), n=1)

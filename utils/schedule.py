@@ -1,7 +1,7 @@
 """The phases of a training run: which steps, samples and learning rates belong to which.
 
-A sample is a function of the seed and of how many samples came before it. So phases may differ in their batch size, and a
-run can resume at any step.
+A sample is a function of the seed and of how many samples came before it. So phases may differ in their batch size, and
+a run can resume at any step.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from utils.config import Config
+from utils.config import Config, loss_weights_of
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Schedule:
                     batch_size=size,
                     crop_scale=phase.crop_scale or config.data.crop_scale,
                     amp=phase.amp or config.train.amp,
-                    loss_weights={**config.loss.weights.model_dump(), **(phase.loss_weights or {})},
+                    loss_weights=loss_weights_of(config, phase),
                     lr=phase.lr,
                     schedule=phase.schedule,
                     end_lr=phase.end_lr,
