@@ -2,6 +2,7 @@
 # make evaluate   measure the demo's network and the classical methods, with tables, plots and pictures
 # make bench   measure speed and memory against rivals, on a quiet machine: nine minutes
 # make test   run the tests          make test-slow   those that take minutes: kills, several processes, long runs
+# make test-gpu, make bench-gpu   what needs a GPU
 # make lint   ruff and mypy          make clean   forget the environment
 # The environment lies in .venv and is made once; VENV=DIR takes another, PYTHON=... another Python (3.10 or later).
 
@@ -13,7 +14,7 @@ RUN := runs/demo
 MASKS := datasets/masks_evaluation
 EVALUATION := runs/evaluation
 
-.PHONY: demo evaluate bench test test-slow lint clean
+.PHONY: demo evaluate bench bench-gpu test test-slow test-gpu lint clean
 
 $(VENV)/installed: requirements.txt
 	@echo "Installing requirements.txt into $(VENV): a few minutes, several GB with torch."
@@ -58,6 +59,12 @@ test: $(VENV)/installed-dev
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -m slow
+
+test-gpu: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -q -m cuda
+
+bench-gpu: $(VENV)/installed
+	$(BIN)/python -m benchmarks.gpu
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

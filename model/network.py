@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # of torch.nn.BatchNorm2d and SyncBatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from model.base import push_pull
 from model.layer import PartialConv2d, UpPartialConv2d, counted
@@ -108,6 +111,7 @@ class PConvUNet(nn.Module):
             )
             for i in reversed(range(depth))
         )
+        self.checkpoint_activations = False
         self._encoder_batch_norm_frozen = False
         if base == "push_pull":
             last = self.decoder[-1]
@@ -132,10 +136,17 @@ class PConvUNet(nn.Module):
         skips = []
         for block in self.encoder:
             skips.append((x, m))
-            x, m = block(x, m)
+            x, m = self._run(block, x, m)
         for block in self.decoder:
-            x, m = block(x, m, *skips.pop())
+            x, m = self._run(block, x, m, *skips.pop())
         return x
+
+    def _run(self, block: nn.Module, *features: Tensor) -> tuple[Tensor, Tensor]:
+        """block(*features). With checkpoint_activations its inner features are computed again in the backward pass."""
+        if not (self.checkpoint_activations and self.training and torch.is_grad_enabled()):
+            return block(*features)
+        contexts = lambda: (contextlib.nullcontext(), _untracked_batch_norm(block))  # noqa: E731
+        return checkpoint(block, *features, use_reentrant=False, context_fn=contexts)
 
     @torch.no_grad()
     def folded(self) -> PConvUNet:
@@ -200,6 +211,20 @@ def architecture_of(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return {"depth": depth, "base_channels": first.shape[0], "base": base}
 
 
+@contextlib.contextmanager
+def _untracked_batch_norm(block: nn.Module) -> Iterator[None]:
+    """Batch norms in it leave their running statistics as they are: the forward pass has updated them already."""
+    norms = [module for module in block.modules() if isinstance(module, BatchNorm) and module.training]
+    before = [(norm.momentum, copy.deepcopy(norm.num_batches_tracked)) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
+
+
 @torch.no_grad()
 def settle_encoder_batch_norm(net: PConvUNet, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
     """Replace the encoder's running statistics by the plain mean over these batches of (image, mask).
@@ -210,16 +235,16 @@ def settle_encoder_batch_norm(net: PConvUNet, batches: Iterator[tuple[Tensor, Te
     before = {bn: bn.momentum for bn in net.encoder_batch_norms()}
     training = net.training
     net.train()
-    decoder = [module for module in net.decoder.modules() if isinstance(module, nn.BatchNorm2d)]
+    decoder = [module for module in net.decoder.modules() if isinstance(module, BatchNorm)]
     for bn in before:
         bn.reset_running_stats()
         bn.momentum = None  # torch's word for the cumulative mean
-    for bn in decoder:
-        bn.track_running_stats = False
+    for norm in decoder:
+        norm.track_running_stats = False
     for image, mask in batches:
         net(image, mask)
-    for bn in decoder:
-        bn.track_running_stats = True
+    for norm in decoder:
+        norm.track_running_stats = True
     for bn, momentum in before.items():
         bn.momentum = momentum
     net.train(training)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model.network import PConvUNet
 from utils.processes import all_reduce_mean, rank_and_world_size
 
 
@@ -67,8 +68,11 @@ class _Normalise(torch.autograd.Function):
         return (grad - of_mean - normal * of_variance) * scale, None
 
 
-def synchronise_batch_norm(net: nn.Module) -> None:
-    """Let every batch norm of the network take its statistics over all processes."""
+def synchronise_batch_norm(net: PConvUNet, device: torch.device) -> PConvUNet:
+    """The network with batch norms that take their statistics over all ranks: torch's own on CUDA, ours on a CPU."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(net)
     for module in net.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SyncBatchNorm2d  # the same module otherwise: its tensors, its mode, its name
+    return net

@@ -182,16 +182,19 @@ def begin_phase(
     features = VGG16Features(config.loss.vgg16) if needs_features(phase.loss_weights) else None
     criterion = InpaintingLoss(features, phase.loss_weights).to(device)
     layout = memory_format(config)
-    dtype = torch.float16 if phase.amp == "fp16" else torch.bfloat16
+    amp = ("bf16" if device.type == "cuda" else "none") if phase.amp == "auto" else phase.amp
+    dtype = torch.float16 if amp == "fp16" else torch.bfloat16
 
     def losses_of(image: Tensor, mask: Tensor) -> Losses:
         image = image.contiguous(memory_format=layout)
         # Convolutions in the half dtype; masks and sums of the loss never.
-        with torch.autocast(device.type, dtype, enabled=phase.amp != "none"):
+        with torch.autocast(device.type, dtype, enabled=amp != "none"):
             total, terms = criterion(model(image, mask), image, mask)
         return {"total": total, **terms}
 
-    return model, torch.compile(losses_of) if config.train.compile else losses_of
+    if config.train.compile == "none":
+        return model, losses_of
+    return model, torch.compile(losses_of, mode=config.train.compile)  # network and loss in one graph
 
 
 def micro_batches(batch: Pair, count: int) -> Iterator[Pair]:
@@ -216,7 +219,7 @@ def reports_failures() -> Iterator[None]:
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise UserError(
             f"train.compile: torch can't compile the network ({reason}). It needs a C++ compiler, as g++;"
-            " install one, or set train.compile=false"
+            " install one, or set train.compile=none"
         ) from None
 
 

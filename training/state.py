@@ -24,7 +24,8 @@ class TrainState:
     def __init__(self, config: Config, net: PConvUNet, device: torch.device) -> None:
         self.net = net.to(device).to(memory_format=memory_format(config)).train()
         if rank_and_world_size()[1] > 1:
-            synchronise_batch_norm(net)
+            self.net = synchronise_batch_norm(net, device)
+        self.net.checkpoint_activations = config.train.checkpoint_activations
         self.optimizer = make_optimizer(config, net)
         uses_fp16 = "fp16" in {config.train.amp, *(phase.amp for phase in config.phases)}
         self.scaler = torch.amp.GradScaler(device.type, enabled=uses_fp16)  # float16 gradients would underflow

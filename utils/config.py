@@ -26,7 +26,13 @@ CONFIG_NAME = "config.yml"  # of the resolved config in a run folder
 HoleColour = Literal["black", "white"]
 
 # What a key that did not exist when a run began means for it: that all stays as it was.
-AS_BEFORE = {"model.base": "none", "data.crop_unit": "area", "masks.crop": "fit", "masks.size": 0}
+AS_BEFORE = {
+    "model.base": "none",
+    "data.crop_unit": "area",
+    "masks.crop": "fit",
+    "masks.size": 0,
+    "train.checkpoint_activations": False,
+}
 
 # Keys that became something else. A config that has one of them is of an older version.
 _REPLACED = {
@@ -43,6 +49,10 @@ _REPLACED = {
 
 def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value  # 2e5 is a whole number
+
+
+def _compile_mode(value: Any) -> Any:
+    return {False: "none", True: "default"}[value] if isinstance(value, bool) else value  # as in older configs
 
 
 def _rising(pair: tuple[float, float]) -> tuple[float, float]:
@@ -86,7 +96,7 @@ Rate = Annotated[Number, Field(gt=0)]
 Share = Annotated[Number, Field(ge=0, lt=1)]
 ImageSize = Annotated[Whole, Field(ge=16, le=4096)]
 BatchSize = Annotated[Whole, Field(ge=1, le=65536)]
-Amp = Literal["none", "bf16", "fp16"]
+Amp = Literal["auto", "none", "bf16", "fp16"]
 Scale = Annotated[Number, Field(ge=0.01, le=4096)]
 Style = Annotated[Any, AfterValidator(_styles)]
 AsTuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)  # YAML has lists alone
@@ -195,11 +205,13 @@ class TrainConfig(Section):
     accumulate: Positive
     """micro-batches that a step's batch is computed in: 2 needs half the memory. Batch norm sees a micro-batch"""
     amp: Amp
-    """none | bf16 | fp16: dtype of the convolutions under autocast; saves time and memory on a GPU"""
+    """dtype of the convolutions under autocast: auto (bf16 on CUDA, none on a CPU) | none | bf16 | fp16"""
     channels_last: bool
     """memory format of the features: faster on a CPU, and on a GPU with amp"""
-    compile: bool
-    """torch.compile: minutes at the start, then faster steps on a GPU; needs a C++ compiler"""
+    checkpoint_activations: bool
+    """compute the features of a level again in the backward pass: less memory, a third more time"""
+    compile: Annotated[Literal["none", "default", "reduce-overhead"], BeforeValidator(_compile_mode)]
+    """torch.compile's mode: none | default | reduce-overhead (CUDA graphs); takes minutes at the start"""
     fused: bool
     """the optimizer's fused form: one pass over the weights"""
     ema_decay: Share
@@ -269,8 +281,7 @@ def _conflicts(config: Config) -> Iterator[tuple[str, Any, str]]:
 def loss_weights_of(config: Config, phase: PhaseConfig) -> dict[str, float]:
     """The weight of each term of the loss in a phase."""
     weights: dict[str, float] = config.loss.weights.model_dump()
-    weights.update(phase.loss_weights or {})
-    return weights
+    return weights | dict(phase.loss_weights or {})
 
 
 def _conflicts_of_phase(config: Config, number: int) -> Iterator[tuple[str, Any, str]]:
