@@ -25,21 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_output(args.input, args.output)
 
     import_torch()
-    from model import load_model
-    from utils.checkpoint import save_weights
+    from model.export import convert
 
-    net = load_model(args.input)  # says so if the file is another project's
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    suffix = args.output.suffix
-    if suffix == ".safetensors":
-        save_weights(args.output, net.state_dict())
-    else:
-        from model.export import export_onnx, export_program
-
-        export = export_onnx if suffix == ".onnx" else export_program
-        export(net, args.output)
+    net = convert(args.input, args.output)  # says so if the file is another project's
     size = f"{net.depth} levels, {net.base_channels} base channels"
-    print(f"{args.output}: {FORMS[suffix]}, {size}, from {args.input}")
+    print(f"{args.output}: {FORMS[args.output.suffix]}, {size}, from {args.input}")
     return 0
 
 

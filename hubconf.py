@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # torch.hub takes every callable without a leading underscore for an entry point
     from collections.abc import Callable
     from pathlib import Path
+    from types import ModuleType
 
     import torch
     from torch import Tensor
@@ -46,9 +47,7 @@ def pconv_unet(
     pretrained: False for an untrained network, in training mode, of `depth` levels (7) with `base_channels` (64).
     ValueError where the file can't be used, or where the arguments contradict each other.
     """
-    _refuse_namesakes()
-    from model import PConvUNet, load_model
-
+    model = _model()
     given = {"depth": depth, "base_channels": base_channels}
     architecture = {name: value for name, value in given.items() if value is not None}
     if pretrained and architecture:
@@ -56,8 +55,8 @@ def pconv_unet(
     if not pretrained and weights is not None:
         raise ValueError(f"weights and pretrained=False contradict each other; leave one out, got {weights}")
     if pretrained:
-        return load_model(weights or _SHIPPED_WEIGHTS, device)
-    return PConvUNet(**architecture).to(device)  # type: ignore[arg-type]
+        return model.load_model(weights or _SHIPPED_WEIGHTS, device)
+    return model.PConvUNet(**architecture).to(device)
 
 
 def inpainter(
@@ -72,15 +71,16 @@ def inpainter(
     0 = hole. Valid pixels come back bit for bit. weights, device: as of `pconv_unet`.
     """
     net = pconv_unet(weights, device=device).folded()
-    from model import inpaint
-
-    return functools.partial(inpaint, net)
+    return functools.partial(_model().inpaint, net)
 
 
-def _refuse_namesakes() -> None:
-    """ImportError where another project's `model` or `utils` is loaded: one process can't hold both."""
+def _model() -> ModuleType:
+    """The package `model`. ImportError where another `model` or `utils` is loaded: one process can't hold both."""
     for name in ("model", "utils"):
         if name in sys.modules:
             file = getattr(sys.modules[name], "__file__", None)
             if file is None or os.path.dirname(os.path.dirname(os.path.abspath(file))) != _HERE:
                 raise ImportError(f"another `{name}` is loaded, from {file}; load this project before it, or rename it")
+    import model
+
+    return model

@@ -10,24 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data.names import IMAGE_SUFFIXES, OUTPUT_FORMATS, list_images
 from utils.arguments import path_argument
 from utils.errors import UserError, reports_user_errors
 from utils.startup import import_torch
 
-if TYPE_CHECKING:  # torch takes seconds to import: --help and argument errors are answered before
-    import numpy as np
+if TYPE_CHECKING:
     from torch import Tensor
 
-    from data.photo import Photo
     from model import PConvUNet
-    from utils.config import HoleColour
-
-# A mask with more hole than this was probably meant the other way round.
-_MOSTLY_HOLE = 0.6
-# A mask with more grey than this is worth a warning.
-_MUCH_GREY = 0.01
-# A hole with a larger share of transparent pixels hides its repair.
-_MOSTLY_HIDDEN = 0.5
 
 
 def inpaint(model: PConvUNet, image: Tensor, mask: Tensor) -> Tensor:
@@ -49,105 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     refuse_to_overwrite([output for _, _, output in pairs], inputs)
 
     import_torch()
-    from tqdm import tqdm
+    from repair import repair_files
 
-    from model import load_for_prediction
-    from utils.processes import pick_device
-
-    model = load_for_prediction(args.model, pick_device(args.device))
-    failed = 0
-    bar = tqdm(pairs, unit="image", disable=len(pairs) == 1)
-    for image, masks, output in bar:
-        try:
-            report = repair(model, image, the_mask(masks, image, args.mask), output, args.hole, args.raw)
-        except (UserError, OSError) as error:
-            failed += 1
-            warn(f"error: {error}")
-        else:
-            bar.write(report)
-    if failed and len(pairs) > 1:
-        warn(f"{failed} of {len(pairs)} images failed")
-    return 1 if failed else 0
-
-
-def repair(model: PConvUNet, image: Path, mask: Path, output: Path, hole: HoleColour, raw: bool) -> str:
-    """Repair one image file; returns a line that says what was done. UserError where it can't be."""
-    import numpy as np
-
-    from data.mask_files import hole_ratio
-    from data.photo import check_keeps, read_photo, write_photo
-
-    photo = read_photo(image)
-    check_keeps(output, photo)
-    valid = read_checked_mask(mask, hole)
-    check_size(valid, mask, photo, image)
-    visible = photo.visible()
-    hidden = 1 - visible[valid == 0].mean()
-    if hidden > _MOSTLY_HIDDEN:
-        warn(f"hint: {100 * hidden:.0f} % of the hole is fully transparent in {image} and stays so, as alpha is kept")
-    seen = valid * visible  # colours that nobody sees are nothing to go by: for the network they are hole, too
-    if not seen.any():
-        raise UserError(f"image {image} is fully transparent outside the hole; nothing is left to fill it from")
-    try:
-        result = _predict_pixels(model, photo.rgb(), seen)
-    except (MemoryError, RuntimeError) as error:  # on a CPU torch raises a plain RuntimeError
-        if "memory" in str(error) or isinstance(error, MemoryError):
-            raise UserError(f"not enough memory for image {image} of {_px(valid.shape)}; make it smaller") from None
-        raise
-    write_photo(photo.filled(result, np.zeros_like(valid) if raw else valid), output)
-    if output.suffix.lower() in (".jpg", ".jpeg"):
-        warn(f"warning: JPEG changes valid pixels a little, too: {output}; name it .png to keep them")
-    return f"{output}: {_px(valid.shape)}, {100 * hole_ratio(valid):.1f} % of it hole" + (", raw" if raw else "")
-
-
-def _predict_pixels(model: PConvUNet, rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """predict_whole for arrays: rgb (H,W,3) float32 in [0,1], mask (H,W) 0/1; returns (H,W,3)."""
-    import torch
-
-    from model import predict_whole
-
-    image_tensor = torch.from_numpy(rgb).permute(2, 0, 1)[None]  # (1,3,H,W)
-    mask_tensor = torch.from_numpy(mask).float()[None, None]  # (1,1,H,W)
-    return predict_whole(model, image_tensor, mask_tensor)[0].permute(1, 2, 0).numpy()
-
-
-def read_checked_mask(path: Path, hole: HoleColour) -> np.ndarray:
-    """The mask, uint8 (H,W), 1 = valid, 0 = hole. Warns of a doubtful one on stderr.
-
-    UserError where it can't be read, or has nothing to fill or nothing to fill it from.
-    """
-    from data.mask_files import hole_ratio, read_mask
-
-    mask, between = read_mask(path, hole)
-    other = "white" if hole == "black" else "black"
-    advice = f"if its holes are {other}, add --hole {other}"
-    ratio = hole_ratio(mask)
-    if ratio == 0:
-        raise UserError(f"mask {path} has no {hole} pixel, so no hole; {advice}")
-    if ratio == 1:  # so is a mask of 0 and 1 instead of 0 and 255
-        raise UserError(f"mask {path} is all hole ({hole}): none of its pixels is nearer to {other}; {advice}")
-    if between > _MUCH_GREY:
-        warn(f"warning: {100 * between:.1f} % of mask {path} is neither black nor white; cut at half")
-    if ratio > _MOSTLY_HOLE:
-        warn(f"hint: {100 * ratio:.0f} % of mask {path} is hole ({hole}); {advice}")
-    return mask
-
-
-def check_size(valid: np.ndarray, mask: Path, photo: Photo, image: Path) -> None:
-    """UserError unless the mask is as large as the photograph is when upright."""
-    size, wanted = valid.shape, photo.visible().shape
-    if size == wanted:
-        return
-    message = f"mask {mask} is {_px(size)} and image {image} is {_px(wanted)}; they must be of one size"
-    if size == wanted[::-1]:
-        message += " as viewers show them, turned as EXIF asks"
-    if size == photo.pixels.shape[:2]:
-        message += f"; the mask fits the stored pixels, which EXIF orientation {photo.orientation} turns: turn it, too"
-    raise UserError(message)
-
-
-def _px(size: tuple[int, ...]) -> str:
-    return f"{size[1]}×{size[0]} px"
+    return repair_files(pairs, args.mask, args.model, args.device, args.hole, args.raw)
 
 
 def pair_up(image: Path, mask: Path, output: Path | None) -> list[tuple[Path, list[Path], Path]]:
@@ -172,8 +67,6 @@ def pair_up(image: Path, mask: Path, output: Path | None) -> list[tuple[Path, li
 
 def images_of(path: Path, option: str) -> list[Path]:
     """The images that an option names: a file, or all of a folder. UserError where there are none."""
-    from data.images import IMAGE_SUFFIXES, list_images
-
     if not path.exists():
         raise UserError(f"{option}: no such file or folder: {path}")
     if not path.is_dir() and not path.is_file():
@@ -184,21 +77,11 @@ def images_of(path: Path, option: str) -> list[Path]:
     return images
 
 
-def the_mask(candidates: Sequence[Path], image: Path, source: Path) -> Path:
-    """The one candidate. UserError where there is none or a choice."""
-    if len(candidates) != 1:
-        found = " and ".join(path.name for path in candidates) or "none"
-        raise UserError(f"image {image} needs one mask named {image.stem}.* in {source}; found {found}")
-    return candidates[0]
-
-
 def output_path(path: Path, source: Path, output: Path | None) -> Path:
     """Where a repaired image goes: as --output says, else beside the image or the folder of images.
 
     path: the image; source: what --image names, the image itself or its folder.
     """
-    from data.images import OUTPUT_FORMATS
-
     names_image = output is not None and output.suffix.lower() in OUTPUT_FORMATS and not output.is_dir()
     if source.is_dir():
         if names_image or (output is not None and output.is_file()):
@@ -226,13 +109,6 @@ def _identity(path: Path) -> tuple[int, int]:
     """What tells one file from another, however it is named."""
     status = path.stat()
     return status.st_dev, status.st_ino
-
-
-def warn(line: str) -> None:
-    """Write a line to stderr, above the progress bar."""
-    from tqdm import tqdm
-
-    tqdm.write(line, file=sys.stderr)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import io
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from utils.errors import UserError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-
-# Images that can be written: by the suffix of the name, Pillow's word for the kind, and its options.
-OUTPUT_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".png": ("PNG", {"compress_level": 3}),  # as small for photographs as 6, Pillow's own, in half the time
-    ".webp": ("WEBP", {"lossless": True, "exact": True}),  # exact: colours stay where alpha is 0, too
-    ".tif": ("TIFF", {"compression": "tiff_deflate"}),
-    ".tiff": ("TIFF", {"compression": "tiff_deflate"}),
-    ".jpg": ("JPEG", {"quality": 95}),
-    ".jpeg": ("JPEG", {"quality": 95}),
-}
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, px
 
@@ -42,25 +29,14 @@ _TURNS = {
 }
 
 
-def is_image_name(name: str) -> bool:
-    """Whether a file is named as an image is, in upper or lower case, and not hidden (macOS leaves ._x.jpg behind)."""
-    return name.lower().endswith(IMAGE_SUFFIXES) and not os.path.basename(name).startswith(".")
-
-
-def list_images(folder: Path) -> list[Path]:
-    """The image files of one folder, sorted by name, subfolders left out. UserError where it is no folder."""
-    if not folder.is_dir():
-        raise UserError(f"no such folder: {folder}")
-    return sorted(path for path in folder.iterdir() if is_image_name(path.name) and path.is_file())
-
-
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path, data: bytes | None = None) -> Image.Image:
     """Open and decode an image file, as stored: no orientation applied, no mode changed.
 
+    data: the file's bytes where they are in memory; `path` then only names them in messages.
     Pillow decodes late, so a truncated file would fail far from here: the pixels are read at once.
     UserError where the file is missing, no image, damaged, too large, or its pixels are floats without a known range.
     """
-    with _opened(path) as image:
+    with _opened(path, data) as image:
         image.load()
     return image
 
@@ -129,12 +105,12 @@ def _decoded_part(image: Image.Image, part: Box, size: int) -> Box:
 
 
 @contextlib.contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def _opened(path: str | Path, data: bytes | None = None) -> Iterator[Image.Image]:
     """An image file whose header is read. What goes wrong with it, here or inside, becomes the UserError that it is."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large images and of damaged EXIF; neither stops us
-            with Image.open(path) as image:
+            with Image.open(path if data is None else io.BytesIO(data)) as image:
                 yield image
     except UserError:
         raise

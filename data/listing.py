@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from data.image_list import ImageList
-from data.images import IMAGE_SUFFIXES, is_image_name, list_images
+from data.names import IMAGE_SUFFIXES, is_image_name, list_images
 from utils.errors import UserError
 
 # Photographs that the scikit-image wheel carries, so that a first run needs no data set.

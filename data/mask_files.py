@@ -71,34 +71,13 @@ def keeps_border(mask: np.ndarray) -> bool:
     return np.count_nonzero(mask == 0) == np.count_nonzero(inner == 0)
 
 
-def count_holes(mask: np.ndarray) -> int:
-    """Number of connected holes of a mask (H,W), 0 = hole; pixels connect by corners too (8 neighbours)."""
-    import cv2  # here, as prediction does without
-
-    return int(cv2.connectedComponents((mask == 0).astype(np.uint8), connectivity=8)[0]) - 1
-
-
-def inscribed_radius(mask: np.ndarray) -> float:
-    """Radius of the largest circle in the holes of a mask (H,W), 0 = hole, as a share of the shorter side.
-
-    It is the distance from the deepest hole pixel to the nearest valid one, centre to centre. The outside of
-    the image does not count as valid, so a hole at the edge may hold part of a circle. Infinite without a valid pixel.
-    """
-    import cv2
-
-    if not mask.any():
-        return math.inf
-    depth = cv2.distanceTransform((mask == 0).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return float(depth.max()) / min(mask.shape)
-
-
-def read_mask(path: str | Path, hole: HoleColour) -> tuple[np.ndarray, float]:
-    """Read a mask file whose holes are `hole` ("black" or "white").
+def read_mask(path: str | Path, hole: HoleColour, data: bytes | None = None) -> tuple[np.ndarray, float]:
+    """Read a mask file whose holes are `hole` ("black" or "white"). data: its bytes, where they are in memory.
 
     Returns the mask, uint8 (H,W), 1 = valid and 0 = hole, grey cut at half; and the share of pixels that
     were neither near black nor near white. UserError where the file can't be read.
     """
-    grey = _read_grey(path)
+    grey = _read_grey(path, data)
     between = float(np.mean((grey >= _NOISE) & (grey <= 255 - _NOISE)))
     return _cut_at_half(grey, hole), between
 
@@ -111,8 +90,8 @@ def read_mask_alone(path: str | Path, hole: HoleColour) -> np.ndarray:
     return valid if hole == "black" else 1 - valid
 
 
-def _read_grey(path: str | Path) -> np.ndarray:
-    return np.asarray(to_8_bit(upright(open_image(path))).convert("L"))
+def _read_grey(path: str | Path, data: bytes | None = None) -> np.ndarray:
+    return np.asarray(to_8_bit(upright(open_image(path, data))).convert("L"))
 
 
 def _cut_at_half(grey: np.ndarray, hole: HoleColour) -> np.ndarray:

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data.mask_files import HOLE_BINS, bin_name, count_holes, hole_bin, hole_ratio, inscribed_radius, read_mask
+from data.mask_files import HOLE_BINS, bin_name, hole_bin, hole_ratio, read_mask
 from utils.config import HoleColour
 from utils.errors import UserError, message_of
 
@@ -25,6 +27,23 @@ class Measured(NamedTuple):
     radius: float = 0.0  # of the largest inscribed circle, share of the shorter side
     grey: float = 0.0  # share of pixels that are neither black nor white
     size: tuple[int, int] = (0, 0)  # width, height in px
+
+
+def count_holes(mask: np.ndarray) -> int:
+    """Number of connected holes of a mask (H,W), 0 = hole; pixels connect by corners too (8 neighbours)."""
+    return int(cv2.connectedComponents((mask == 0).astype(np.uint8), connectivity=8)[0]) - 1
+
+
+def inscribed_radius(mask: np.ndarray) -> float:
+    """Radius of the largest circle in the holes of a mask (H,W), 0 = hole, as a share of the shorter side.
+
+    It is the distance from the deepest hole pixel to the nearest valid one, centre to centre. The outside of
+    the image does not count as valid, so a hole at the edge may hold part of a circle. Infinite without a valid pixel.
+    """
+    if not mask.any():
+        return math.inf
+    depth = cv2.distanceTransform((mask == 0).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return float(depth.max()) / min(mask.shape)
 
 
 def measure(job: tuple[Path, HoleColour]) -> Measured:

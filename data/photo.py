@@ -8,11 +8,13 @@ import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from data.images import OUTPUT_FORMATS, exif_orientation, open_image
+from data.images import exif_orientation, open_image
+from data.names import OUTPUT_FORMATS
 from utils.errors import UserError
 from utils.files import write_atomically
 
@@ -48,7 +50,7 @@ class Photo:
 
     def rgb(self) -> np.ndarray:
         """The picture as shown, float32 (H,W,3) in [0,1], without alpha."""
-        colour = self._shown_colour()
+        colour = self.shown_colour()
         return np.divide(colour, np.float32(self._white), out=np.empty((*colour.shape[:2], 3), np.float32))
 
     def visible(self) -> np.ndarray:
@@ -62,7 +64,7 @@ class Photo:
         rgb: float (H,W,3) in [0,1], mask: (H,W), 0 = hole; both as shown.
         """
         copy = replace(self, pixels=self.pixels.copy())
-        colour = copy._shown_colour()  # a view: what is written here is written in the copy
+        colour = copy.shown_colour()  # a view: what is written here is written in the copy
         hole = mask == 0
         values = rgb[hole]  # (pixels,3)
         if colour.shape[2] == 1:
@@ -70,7 +72,7 @@ class Photo:
         colour[hole] = np.rint(np.clip(values, 0, 1).astype(np.float64) * self._white)
         return copy
 
-    def _shown_colour(self) -> np.ndarray:
+    def shown_colour(self) -> np.ndarray:
         """A view of the pixels as shown, without alpha: (H,W,1) or (H,W,3)."""
         return _SHOW[self.orientation](self.pixels)[..., : 3 if self.pixels.shape[2] >= 3 else 1]
 
@@ -79,18 +81,19 @@ class Photo:
         return np.iinfo(self.pixels.dtype).max
 
 
-def read_photo(path: Path) -> Photo:
+def read_photo(path: Path, data: bytes | None = None) -> Photo:
     """Read any image. Grey stays grey, 16 bits stay 16 bits; palette and CMYK become RGB (CMYK's profile goes).
 
+    data: the file's bytes where they are in memory; `path` then only names them in messages.
     Transparency of any kind becomes alpha. UserError where the file is missing, no image, damaged, or has more bits
     than can be kept.
     """
-    image = open_image(path)
+    image = open_image(path, data)
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):
         pixels = _grey_16_bit(image, path)
-    elif image.format == "PNG" and (data := path.read_bytes())[_PNG_BITS] == 16:
-        pixels = _decode_16_bit_png(data, path)
+    elif image.format == "PNG" and (file := data or path.read_bytes())[_PNG_BITS] == 16:
+        pixels = _decode_16_bit_png(file, path)
     else:
         if isinstance(image, TiffImageFile) and max(image.tag_v2.get(_TIFF_BITS, (8,))) > 8:
             raise UserError(f"image {path} is a TIFF with more than 8 bits a channel of colour; save it as PNG")
@@ -115,8 +118,6 @@ def _grey_16_bit(image: Image.Image, path: Path) -> np.ndarray:
 
 def _decode_16_bit_png(data: bytes, path: Path) -> np.ndarray:
     """uint16 (H,W,2 to 4) of a PNG with colour or alpha, of which Pillow would keep 8 bits."""
-    import cv2  # here, as few images need it
-
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # (H,W,3 or 4), blue first
     except cv2.error as error:
@@ -149,7 +150,7 @@ def write_photo(photo: Photo, path: Path) -> None:
     """
     check_keeps(path, photo)
     try:
-        data = _encode(photo, path.suffix.lower())
+        data = encode_photo(photo, path.suffix.lower())
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda temporary: temporary.write_bytes(data))
     except (OSError, ValueError) as error:  # ValueError: larger than WebP or JPEG can be
@@ -157,7 +158,8 @@ def write_photo(photo: Photo, path: Path) -> None:
         raise UserError(f"--output {path}: can't be written: {reason}") from None
 
 
-def _encode(photo: Photo, suffix: str) -> bytes:
+def encode_photo(photo: Photo, suffix: str) -> bytes:
+    """The bytes of an image file, in the format of a suffix of OUTPUT_FORMATS. OSError and ValueError as of Pillow."""
     exif = Image.Exif()
     if photo.orientation != 1:
         exif[ExifTags.Base.Orientation] = photo.orientation

@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 import cv2
 import numpy as np
+from skimage.restoration import inpaint_biharmonic
 
 # A picture (H,W,3), float32 in [0,1], and its mask (H,W), uint8, 0 = hole; to a picture that is filled there.
 Fill = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -26,8 +27,6 @@ def navier_stokes(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def biharmonic(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The biharmonic equation (Damelin and Hoang 2018), by scikit-image."""
-    from skimage.restoration import inpaint_biharmonic
-
     return inpaint_biharmonic(image, mask == 0, channel_axis=2).astype(np.float32)  # stays in the range of what it sees
 
 

@@ -17,6 +17,17 @@ from evaluation.summary import Estimate, Key, Row, groups
 from utils.errors import UserError
 from utils.files import write_atomically
 
+try:
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+    from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
+    from torchmetrics.image.inception import InceptionScore
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+    from torchvision.models import AlexNet_Weights
+except ImportError as error:
+    raise UserError(
+        f"no packages for LPIPS, FID and Inception score: {error}; `pip install -r requirements-metrics.txt`"
+    ) from None
+
 SMALLEST_LPIPS = 31  # px: below, AlexNet's pooling leaves nothing
 
 
@@ -25,11 +36,6 @@ def load_lpips(device: torch.device | str) -> Callable[[Tensor, Tensor], float]:
 
     UserError where its packages or weights can't be had, and at a picture below SMALLEST_LPIPS.
     """
-    try:
-        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-        from torchvision.models import AlexNet_Weights
-    except ImportError as error:
-        raise _not_installed("LPIPS", error) from None
     _fetch("LPIPS", AlexNet_Weights.DEFAULT.url)
     network = LearnedPerceptualImagePatchSimilarity("alex").net.to(device)
 
@@ -51,11 +57,6 @@ def load_inception(device: torch.device | str) -> nn.Module:
 
     UserError where its packages or weights can't be had.
     """
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-        from torchmetrics.image.fid import NoTrainInceptionV3
-    except ImportError as error:
-        raise _not_installed("FID and Inception score", error) from None
     _fetch("FID and Inception score", URL_INCEPTION_V3)
     return NoTrainInceptionV3("inception-v3-compat", ["2048"]).to(device)
 
@@ -152,8 +153,6 @@ class SetMetrics:
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:
     """Fréchet distance of the Gaussians through two sets of features (N,D), float64; 0 for equal sets."""
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
     both = torch.cat([first, second])
     if both.shape[0] < both.shape[1]:  # turned into the few directions they span: the same distance, far faster
         basis = torch.linalg.qr(both.T).Q  # (D, number of rows)
@@ -169,8 +168,6 @@ def inception_score(logits: Tensor) -> float:
 
     In one split: the ten of custom are meant for 50,000 pictures, and with them the score would depend on their order.
     """
-    from torchmetrics.image.inception import InceptionScore
-
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # it shuffles, though in one split
         warnings.simplefilter("ignore", UserWarning)  # that it keeps features; that one split has no deviation
         torch.manual_seed(0)
@@ -194,10 +191,6 @@ def _gathered(own: dict[str, Any]) -> list[dict[str, Any]]:
         parts = [{}] * distributed.get_world_size()
     distributed.gather_object(own, parts)
     return parts or []
-
-
-def _not_installed(metrics: str, error: ImportError) -> UserError:
-    return UserError(f"no packages for {metrics}: {error}; `pip install -r requirements-metrics.txt`")
 
 
 def _fetch(metrics: str, url: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from skimage.metrics import structural_similarity
 
 
 class Metric(NamedTuple):
@@ -69,8 +70,6 @@ def ssim(composite: np.ndarray, truth: np.ndarray) -> float:
 
 def ssim_map(composite: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """SSIM at each pixel (H,W): Gaussian window of 11×11 px, sigma 1.5, mean over channels; mirrored at the edges."""
-    from skimage.metrics import structural_similarity  # a second to import: only where a metric is asked for
-
     _, similarity = structural_similarity(
         composite,
         truth,

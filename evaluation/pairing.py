@@ -13,8 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from data.augment import centre_crop, fit_mask
-from data.images import list_images, open_image, to_rgb
+from data.images import open_image, to_rgb
 from data.mask_files import BORDERS, HOLE_BINS, INDEX, bin_name, hole_bin, hole_ratio, keeps_border, read_mask
+from data.names import list_images
 from data.order import EVALUATION_MASKS, shuffled
 from utils.config import HoleColour
 from utils.errors import UserError

@@ -16,7 +16,9 @@ from torch.export import ExportedProgram
 
 from model.composite import composite
 from model.inpainting import predict_padded
+from model.loading import load_model
 from model.network import PConvUNet
+from utils.checkpoint import save_weights
 from utils.errors import UserError
 from utils.files import write_atomically
 
@@ -35,6 +37,21 @@ class Inpainter(nn.Module):
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
         return composite(image, predict_padded(self.net, image, mask).clamp(0, 1), mask)
+
+
+def convert(source: Path, output: Path) -> PConvUNet:
+    """Write the network of one file into another, in the form of the suffix: .safetensors, .onnx, .pt2. Returns it.
+
+    UserError as of `load_model`, or where what an export needs is missing.
+    """
+    net = load_model(source)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.suffix == ".safetensors":
+        save_weights(output, net.state_dict())
+    else:
+        export = export_onnx if output.suffix == ".onnx" else export_program
+        export(net, output)
+    return net
 
 
 def export_onnx(net: PConvUNet, path: Path) -> None:

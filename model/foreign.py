@@ -117,8 +117,8 @@ def network_for(state_dict: Mapping[str, Tensor]) -> PConvUNet:
     size = architecture_of(state_dict)
     if "ratio_twice" not in state_dict:
         return PConvUNet(**size)
-    batch_norm = any(".bn." in key for key in state_dict)
-    return ForeignUNet(**size, batch_norm=batch_norm, ratio_twice=bool(state_dict["ratio_twice"]))
+    batch_norm, ratio_twice = any(".bn." in key for key in state_dict), bool(state_dict["ratio_twice"])
+    return ForeignUNet(size["depth"], size["base_channels"], batch_norm, ratio_twice)
 
 
 def in_our_form(state_dict: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], str | None]:

@@ -5,6 +5,7 @@ import pytest
 
 import evaluate
 from evaluation.baselines import FILLS, biharmonic, mean_colour, version_of
+from evaluation.scoring import composite_of
 
 
 def ramp():
@@ -56,15 +57,15 @@ def test_a_composite_keeps_the_valid_part_and_never_sees_the_hole(name):
     rng = np.random.default_rng(0)
     image = rng.random((32, 40, 3)).astype(np.float32)
     other = np.where(hole()[..., None] > 0, image, rng.random((32, 40, 3)).astype(np.float32))
-    comp = evaluate.composite_of(FILLS[name], image, hole())
+    comp = composite_of(FILLS[name], image, hole())
     np.testing.assert_array_equal(comp[hole() > 0], image[hole() > 0])
-    np.testing.assert_array_equal(comp, evaluate.composite_of(FILLS[name], other, hole()))
+    np.testing.assert_array_equal(comp, composite_of(FILLS[name], other, hole()))
 
 
 def test_no_method_is_shown_what_the_hole_held():
     seen = []
     image = np.full((32, 40, 3), 0.7, np.float32)
-    evaluate.composite_of(lambda shown, mask: seen.append(shown) or shown, image, hole())
+    composite_of(lambda shown, mask: seen.append(shown) or shown, image, hole())
     np.testing.assert_array_equal(seen[0], np.where(hole()[..., None] > 0, np.float32(0.7), np.float32(0)) * np.ones(3))
 
 

@@ -14,15 +14,16 @@ import torch
 from PIL import Image
 
 import evaluate
-import main as training
 import predict
 from data.mask_files import bin_name, hole_bin, hole_ratio, write_mask
 from data.samples import validation_batches, validation_pairs
+from evaluation import scoring
 from evaluation.pairing import EvaluationPair, format_pairs, read_pair, read_pairs
 from evaluation.results import ResultsFolder
 from evaluation.summary import ALL, Key, Row, summarise
 from model import PConvUNet, load_model
 from tests import foreign
+from training.validation import validate
 from utils.checkpoint import save_weights
 from utils.config import load_config
 
@@ -130,7 +131,7 @@ def test_the_mean_of_the_summary_is_that_of_the_rows(done):
 def test_a_second_start_computes_nothing(folder, done, monkeypatch):
     before = {path: path.read_bytes() for path in done.rglob("*") if path.is_file()}
     models = ["--model", f"one={folder / 'one.safetensors'}", "--model", f"two={folder / 'two.safetensors'}"]
-    monkeypatch.setattr(evaluate, "load_distances", None)  # would fail if called
+    monkeypatch.setattr(scoring, "load_distances", None)  # would fail if called
     monkeypatch.setattr(sys, "argv", ["evaluate.py"])
     assert run(*arguments(folder, done, *models, "--baseline", "mean", "telea")) == 0
     same = {path for path, content in before.items() if path.read_bytes() == content}
@@ -141,7 +142,7 @@ def test_a_second_start_computes_nothing(folder, done, monkeypatch):
 def counting(monkeypatch, stop_after=None):
     """Count composites; raise as Ctrl-C does after some."""
     calls = []
-    composite_of = evaluate.composite_of
+    composite_of = scoring.composite_of
 
     def counted(fill, image, mask):
         if stop_after is not None and len(calls) >= stop_after:
@@ -149,9 +150,9 @@ def counting(monkeypatch, stop_after=None):
         calls.append(fill)
         return composite_of(fill, image, mask)
 
-    monkeypatch.setattr(evaluate, "composite_of", counted)
-    monkeypatch.setattr(evaluate, "show", lambda *_: None)  # the gallery makes composites, too
-    monkeypatch.setattr("evaluation.plots.draw_plots", lambda *_: None)  # takes a second
+    monkeypatch.setattr(scoring, "composite_of", counted)
+    monkeypatch.setattr(scoring, "show", lambda *_: None)  # the gallery makes composites, too
+    monkeypatch.setattr("evaluation.scoring.draw_plots", lambda *_: None)  # takes a second
     return calls
 
 
@@ -246,7 +247,7 @@ def test_validation_of_training_gives_the_same_numbers(folder, tmp_path):
     config = load_config(PROJECT / "config.yml", overrides)
     held_out = validation_pairs(config)
     net = load_model(folder / "one.safetensors")
-    wanted, _ = training.evaluate(net, validation_batches(held_out, config), torch.device("cpu"))
+    wanted, _ = validate(net, validation_batches(held_out, config), torch.device("cpu"))
 
     pairs = []
     for index in range(5):
@@ -347,7 +348,7 @@ def test_extras(folder, tmp_path, monkeypatch):
     assert run(*arguments(folder, out, "--baseline", "mean")) == 0
     methods = ["--baseline", "mean", "telea", "--extra", "lpips", "fid"]
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "composite_of", lambda *_: pytest.fail("stopped here"))
+        patch.setattr(scoring, "composite_of", lambda *_: pytest.fail("stopped here"))
         with pytest.raises(pytest.fail.Exception):
             run(*arguments(folder, out, *methods))
     assert run(*arguments(folder, out, *methods)) == 0

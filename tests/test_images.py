@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
 import data.mask_files
-from data.images import exif_orientation, is_image_name, list_images, open_image, read_part, to_8_bit, to_rgb, upright
+from data.images import exif_orientation, open_image, read_part, to_8_bit, to_rgb, upright
 from data.mask_files import read_mask, read_mask_alone, write_mask
+from data.names import is_image_name, list_images
 from data.photo import Photo, check_keeps, read_photo, write_photo
 from utils.errors import UserError
 

@@ -16,9 +16,9 @@ import main as training
 from benchmarks import image_list as benchmark
 from data import listing
 from data.image_list import ImageList
-from data.images import is_image_name
 from data.listing import belongs_to, find_images, is_unchanged, list_of_images
 from data.mask_files import write_mask
+from data.names import is_image_name
 from utils.errors import UserError
 
 

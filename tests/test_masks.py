@@ -19,7 +19,8 @@ from PIL import Image
 
 import masks
 from data.holes import STYLES, draw_mask, spread_ratio
-from data.mask_files import HOLE_BINS, count_holes, hole_bin, hole_ratio, inscribed_radius, read_mask, write_mask
+from data.mask_files import HOLE_BINS, hole_bin, hole_ratio, read_mask, write_mask
+from data.mask_stats import count_holes, inscribed_radius
 from utils.parallel import in_processes
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -289,7 +290,7 @@ def test_a_failed_write_leaves_no_half_mask(tmp_path, monkeypatch):
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("data.mask_files.write_mask", fail)
+    monkeypatch.setattr("data.mask_sets.write_mask", fail)
     assert fill(tmp_path, "--processes", 1) == 1
     assert list(tmp_path.rglob("*.png")) == []
 
@@ -299,7 +300,7 @@ def test_a_failed_write_leaves_no_half_mask(tmp_path, monkeypatch):
     [
         (["masks.hole=white"], "masks.hole=black"),
         (["masks.styl=shapes"], "did you mean masks.style"),
-        (["masks.hole_ratio=[0, 0.9]"], "masks.hole_ratio: [0, 0.9]"),
+        (["masks.hole_ratio=[0.1, 0.9]"], "masks.hole_ratio.1: 0.9"),
         (["--config", "nowhere.yml"], "nowhere.yml"),
         (["--stats", "nowhere"], "nowhere"),
         (["--stats", "."], "no images in ."),

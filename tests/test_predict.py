@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from torch.nn import functional as F
 
-import predict
 from data.photo import read_photo
 from model import PConvUNet, inpaint, predict_whole
 from predict import main
@@ -296,7 +295,7 @@ def test_filled_as_inpaint_fills(tmp_path, run):
     valid = save_mask(tmp_path / "mask.png", 20, 15)
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
     mask = torch.from_numpy(valid).float()[None, None]
-    for options, fill in (((), predict.inpaint), (("--raw",), predict_whole)):
+    for options, fill in (((), inpaint), (("--raw",), predict_whole)):
         assert run(*options)[0] == 0
         expected = (fill(network(), image, mask)[0].permute(1, 2, 0) * 255).round().byte()
         assert np.array_equal(read_photo(tmp_path / "image_inpainted.png").pixels, expected)
@@ -337,7 +336,7 @@ def test_jpeg_output_warns(tmp_path, run, pair):
 
 
 def test_what_the_output_cannot_keep_is_said_before_computing(tmp_path, run, pair, monkeypatch):
-    monkeypatch.setattr("model.predict_whole", None)
+    monkeypatch.setattr("repair.predict_whole", None)
     save(tmp_path / "image.png", noise(20, 15, 4))
     code, _, err = run("--output", tmp_path / "out.jpg")
     assert code == 1
@@ -492,7 +491,7 @@ def test_too_large_for_the_memory(run, pair, monkeypatch):
     def exhausted(*_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 10 bytes.\nError code 12")
 
-    monkeypatch.setattr("model.predict_whole", exhausted)
+    monkeypatch.setattr("repair.predict_whole", exhausted)
     code, _, err = run()
     assert code == 1
     assert "not enough memory for image" in err

@@ -21,8 +21,7 @@ import predict
 from data.faults import read_picture
 from data.mask_files import read_mask, write_mask
 from data.photo import read_photo
-from model import PConvUNet
-from predict import inpaint
+from model import PConvUNet, inpaint
 from utils.checkpoint import save_weights
 from utils.config import DEFAULT_CONFIG
 from utils.errors import UserError

@@ -7,7 +7,9 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("main", "masks", "predict", "evaluate", "convert", "hubconf")
+
 MAY_IMPORT = {
+    "repair": {"data", "model", "utils"},
     "training": {"training", "evaluation", "data", "model", "loss", "utils"},
     "evaluation": {"evaluation", "data", "model", "loss", "utils"},
     "data": {"data", "utils"},
@@ -16,7 +18,7 @@ MAY_IMPORT = {
     "utils": {"utils"},
 }
 FILES = [
-    *(PROJECT / f"{name}.py" for name in (*SCRIPTS, "loss")),
+    *(PROJECT / f"{name}.py" for name in (*SCRIPTS, "loss", "repair")),
     *(
         path
         for folder in ("data", "evaluation", "model", "training", "utils")

@@ -19,8 +19,7 @@ import main as training
 from data.mask_files import write_mask
 from data.samples import validation_batches, validation_pairs
 from evaluation.metrics import picture_metrics
-from model import PConvUNet, load_model
-from predict import inpaint
+from model import PConvUNet, inpaint, load_model
 from tests import foreign
 from training.run_folder import RunFolder
 from utils.config import config_to_dict, load_config

@@ -14,6 +14,9 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+import cv2
+from tqdm import tqdm
+
 from utils.errors import UserError
 from utils.startup import keep_freed_memory
 
@@ -32,8 +35,6 @@ def in_processes(
 
     Jobs are taken and results kept only as they are needed. name, unit: of the progress bar.
     """
-    from tqdm import tqdm
-
     keep_freed_memory()
     processes = processes or min(cores(), math.ceil(len(jobs) / WORTH_A_PROCESS))
     with contextlib.ExitStack() as stack:
@@ -87,8 +88,6 @@ def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _start_process() -> None:
-    import cv2
-
     keep_freed_memory()
     cv2.setNumThreads(1)  # one process per core: more threads would only wait for each other
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,146 @@
+"""Repairing photographs: a file and its mask, the network's fill, the file that comes out."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data.mask_files import hole_ratio, read_mask
+from data.photo import Photo, check_keeps, read_photo, write_photo
+from model import PConvUNet, load_for_prediction, predict_whole
+from utils.errors import UserError
+from utils.processes import pick_device
+
+if TYPE_CHECKING:  # a prediction needs no config
+    from utils.config import HoleColour
+
+# From rgb (H,W,3), float32 in [0,1], and mask (H,W), 1 = valid, 0 = hole, to the filled (H,W,3).
+Fill = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+# A mask with more hole than this was probably meant the other way round.
+_MOSTLY_HOLE = 0.6
+# A mask with more grey than this is worth a warning.
+_MUCH_GREY = 0.01
+# A hole with a larger share of transparent pixels hides its repair.
+_MOSTLY_HIDDEN = 0.5
+
+
+def repair_files(
+    pairs: Sequence[tuple[Path, list[Path], Path]], masks: Path, model: Path, device: str, hole: HoleColour, raw: bool
+) -> int:
+    """Repair the image of each (image, candidates for its mask, output). Returns the exit code: 1 where one failed.
+
+    masks: where the candidates come from, for messages. model: a checkpoint or a weights file.
+    """
+    net = load_for_prediction(model, pick_device(device))
+    failed = 0
+    bar = tqdm(pairs, unit="image", disable=len(pairs) == 1)
+    for image, candidates, output in bar:
+        try:
+            report = repair(net, image, the_mask(candidates, image, masks), output, hole, raw)
+        except (UserError, OSError) as error:
+            failed += 1
+            warn(f"error: {error}")
+        else:
+            bar.write(report)
+    if failed and len(pairs) > 1:
+        warn(f"{failed} of {len(pairs)} images failed")
+    return 1 if failed else 0
+
+
+def repair(model: PConvUNet, image: Path, mask: Path, output: Path, hole: HoleColour, raw: bool) -> str:
+    """Repair one image file; returns a line that says what was done. UserError where it can't be."""
+    photo = read_photo(image)
+    check_keeps(output, photo)
+    valid = read_checked_mask(mask, hole)
+    check_size(valid, mask, photo, image)
+    write_photo(fill_photo(functools.partial(predict_pixels, model), photo, valid, image, raw), output)
+    if output.suffix.lower() in (".jpg", ".jpeg"):
+        warn(f"warning: JPEG changes valid pixels a little, too: {output}; name it .png to keep them")
+    return f"{output}: {_px(valid.shape)}, {100 * hole_ratio(valid):.1f} % of it hole" + (", raw" if raw else "")
+
+
+def fill_photo(fill: Fill, photo: Photo, valid: np.ndarray, image: Path, raw: bool = False) -> Photo:
+    """The photograph with its hole filled; with `raw` all of it is what `fill` made.
+
+    fill: from rgb (H,W,3), float32 in [0,1], and mask (H,W), 1 = valid, 0 = hole, to the filled (H,W,3). valid: the
+    mask, of the photograph's size as shown. image: its name in messages. UserError where it can't be filled.
+    """
+    visible = photo.visible()
+    hidden = 1 - visible[valid == 0].mean()
+    if hidden > _MOSTLY_HIDDEN:
+        warn(f"hint: {100 * hidden:.0f} % of the hole is fully transparent in {image} and stays so, as alpha is kept")
+    seen = valid * visible  # colours that nobody sees are nothing to go by: for the network they are hole, too
+    if not seen.any():
+        raise UserError(f"image {image} is fully transparent outside the hole; nothing is left to fill it from")
+    try:
+        result = fill(photo.rgb(), seen)
+    except (MemoryError, RuntimeError) as error:  # on a CPU torch raises a plain RuntimeError
+        if "memory" in str(error) or isinstance(error, MemoryError):
+            raise UserError(f"not enough memory for image {image} of {_px(valid.shape)}; make it smaller") from None
+        raise
+    return photo.filled(result, np.zeros_like(valid) if raw else valid)
+
+
+def predict_pixels(model: PConvUNet, rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """predict_whole for arrays: rgb (H,W,3) float32 in [0,1], mask (H,W) 0/1; returns (H,W,3)."""
+    image_tensor = torch.from_numpy(rgb).permute(2, 0, 1)[None]  # (1,3,H,W)
+    mask_tensor = torch.from_numpy(mask).float()[None, None]  # (1,1,H,W)
+    return predict_whole(model, image_tensor, mask_tensor)[0].permute(1, 2, 0).numpy()
+
+
+def read_checked_mask(path: Path, hole: HoleColour, data: bytes | None = None) -> np.ndarray:
+    """The mask, uint8 (H,W), 1 = valid, 0 = hole. Warns of a doubtful one on stderr. data: the file's bytes, if read.
+
+    UserError where it can't be read, or has nothing to fill or nothing to fill it from.
+    """
+    mask, between = read_mask(path, hole, data)
+    other = "white" if hole == "black" else "black"
+    advice = f"if its holes are {other}, add --hole {other}"
+    ratio = hole_ratio(mask)
+    if ratio == 0:
+        raise UserError(f"mask {path} has no {hole} pixel, so no hole; {advice}")
+    if ratio == 1:  # so is a mask of 0 and 1 instead of 0 and 255
+        raise UserError(f"mask {path} is all hole ({hole}): none of its pixels is nearer to {other}; {advice}")
+    if between > _MUCH_GREY:
+        warn(f"warning: {100 * between:.1f} % of mask {path} is neither black nor white; cut at half")
+    if ratio > _MOSTLY_HOLE:
+        warn(f"hint: {100 * ratio:.0f} % of mask {path} is hole ({hole}); {advice}")
+    return mask
+
+
+def check_size(valid: np.ndarray, mask: Path, photo: Photo, image: Path) -> None:
+    """UserError unless the mask is as large as the photograph is when upright."""
+    size, wanted = valid.shape, photo.visible().shape
+    if size == wanted:
+        return
+    message = f"mask {mask} is {_px(size)} and image {image} is {_px(wanted)}; they must be of one size"
+    if size == wanted[::-1]:
+        message += " as viewers show them, turned as EXIF asks"
+    if size == photo.pixels.shape[:2]:
+        message += f"; the mask fits the stored pixels, which EXIF orientation {photo.orientation} turns: turn it, too"
+    raise UserError(message)
+
+
+def _px(size: tuple[int, ...]) -> str:
+    return f"{size[1]}×{size[0]} px"
+
+
+def the_mask(candidates: Sequence[Path], image: Path, source: Path) -> Path:
+    """The one candidate. UserError where there is none or a choice."""
+    if len(candidates) != 1:
+        found = " and ".join(path.name for path in candidates) or "none"
+        raise UserError(f"image {image} needs one mask named {image.stem}.* in {source}; found {found}")
+    return candidates[0]
+
+
+def warn(line: str) -> None:
+    """Write a line to stderr, above the progress bar."""
+    tqdm.write(line, file=sys.stderr)
