@@ -1,6 +1,8 @@
-"""Cases to look at: damaged or unwanted parts of sample photographs, filled by Telea's method and by a network.
+"""The pictures of the README. The photographs come with scikit-image.
 
-`python -m evaluation.showcase OUT.png [CHECKPOINT]`, or `make figures`; the photographs come with scikit-image.
+`python -m evaluation.showcase FOLDER [CHECKPOINT]`, or `make figures`, writes into the folder
+- repaired.png: damaged or unwanted parts of photographs, filled by Telea's method and by a network;
+- levels.png: a mask on its way through the encoder's levels.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from skimage import data as photographs
 from data.holes import draw_mask
 from evaluation.baselines import FILLS
 from evaluation.pictures import masked, sheet
-from model import DEFAULT_WEIGHTS, inpaint, load_for_prediction
+from model import DEFAULT_WEIGHTS, PartialConv2d, inpaint, load_for_prediction
+from model.network import ENCODER_KERNELS
 
 SIZE = 256  # px of each picture
 TITLES = ("masked", "Telea", "this network") * 2
@@ -58,7 +61,7 @@ def part(photograph: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
     return cv2.resize(square, (SIZE, SIZE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
 
-def draw(checkpoint: Path) -> np.ndarray:
+def draw_cases(checkpoint: Path) -> np.ndarray:
     """The sheet, uint8 (H,W,3): two cases a row."""
     net = load_for_prediction(checkpoint)
     rows = []
@@ -72,5 +75,25 @@ def draw(checkpoint: Path) -> np.ndarray:
     return sheet([[*left, *right] for left, right in zip(rows[::2], rows[1::2], strict=True)], TITLES)
 
 
+def draw_levels(depth: int = 6) -> np.ndarray:
+    """A mask and what Eq. 2 makes of it at each level of the encoder, uint8 (H,W,3)."""
+    mask = torch.from_numpy(draw_mask(np.random.default_rng(3), SIZE, "contours", 0.5)).float()[None, None]
+    pictures, titles = [mask], [f"mask, {SIZE} px"]
+    for level in range(depth):
+        kernel = ENCODER_KERNELS[level] if level < len(ENCODER_KERNELS) else 3
+        _, mask = PartialConv2d(1, 1, kernel, stride=2, padding=kernel // 2)(mask, mask)
+        pictures.append(torch.nn.functional.interpolate(mask, (SIZE, SIZE)))
+        titles.append(f"level {level + 1}, {mask.shape[-1]} px")
+    small = [torch.nn.functional.interpolate(picture, (128, 128))[0].permute(1, 2, 0).numpy() for picture in pictures]
+    framed = [cv2.copyMakeBorder(picture, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0.6)[..., None] for picture in small]
+    return sheet([framed], tuple(titles))
+
+
+def main(folder: Path, checkpoint: Path = DEFAULT_WEIGHTS) -> None:
+    for name, picture in (("repaired.png", draw_cases(checkpoint)), ("levels.png", draw_levels())):
+        Image.fromarray(picture).save(folder / name, optimize=True)
+        print(folder / name)
+
+
 if __name__ == "__main__":
-    Image.fromarray(draw(Path(sys.argv[2]) if len(sys.argv) > 2 else DEFAULT_WEIGHTS)).save(sys.argv[1], optimize=True)
+    main(*map(Path, sys.argv[1:]))
