@@ -1,5 +1,6 @@
 # make demo   train a small network on sample photographs and repair a picture with it
 # make evaluate   measure the demo's network and the classical methods, with tables, plots and pictures
+# make figures   draw the pictures of the README anew
 # make bench   measure speed and memory against rivals, on a quiet machine: nine minutes
 # make test   run the tests          make test-slow   those that take minutes: kills, several processes, long runs
 # make test-gpu, make bench-gpu   what needs a GPU
@@ -14,7 +15,7 @@ RUN := runs/demo
 MASKS := datasets/masks_evaluation
 EVALUATION := runs/evaluation
 
-.PHONY: demo evaluate bench bench-gpu test test-slow test-gpu lint clean
+.PHONY: demo evaluate bench bench-gpu figures test test-slow test-gpu lint clean
 
 $(VENV)/installed: requirements.txt
 	@echo "Installing requirements.txt into $(VENV): a few minutes, several GB with torch."
@@ -59,6 +60,9 @@ test: $(VENV)/installed-dev
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -m slow
+
+figures: $(VENV)/installed
+	$(BIN)/python -m evaluation.showcase docs
 
 test-gpu: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -m cuda

@@ -8,11 +8,24 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data.names import IMAGE_SUFFIXES, OUTPUT_FORMATS, list_images
 from utils.arguments import path_argument
 from utils.errors import UserError, reports_user_errors
 from utils.startup import import_torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from model import PConvUNet
+
+
+def inpaint(model: PConvUNet, image: Tensor, mask: Tensor) -> Tensor:
+    """`model.inpaint`: fill the holes of images (N,3,H,W) in [0,1] of any size; mask (N,1,H,W), 1 = valid, 0 = hole."""
+    from model import inpaint as fill
+
+    return fill(model, image, mask)
 
 
 @reports_user_errors
