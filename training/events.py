@@ -11,34 +11,28 @@ import time
 from typing import Any
 
 import numpy as np
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard.summary import image, scalar
 
 
 def start_event(step: int) -> bytes:
     """What opens a file of events from `step` on: those of earlier files from there on count no more."""
-    from tensorboard.compat.proto.event_pb2 import SessionLog
-
     version = _record(step=step, file_version="brain.Event:2")
     return version + _record(step=step, session_log=SessionLog(status=SessionLog.START))
 
 
 def scalar_events(step: int, values: dict[str, float]) -> bytes:
     """A point of a curve for each name."""
-    from torch.utils.tensorboard.summary import scalar
-
     return b"".join(_record(step=step, summary=scalar(name, value)) for name, value in values.items())
 
 
 def image_event(step: int, name: str, pixels: np.ndarray) -> bytes:
     """A picture, uint8 (H,W,3)."""
-    from torch.utils.tensorboard.summary import image
-
     return _record(step=step, summary=image(name, pixels, dataformats="HWC"))
 
 
 def _record(**fields: Any) -> bytes:
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.summary.writer.record_writer import RecordWriter
-
     buffer = io.BytesIO()
     RecordWriter(buffer).write(Event(wall_time=time.time(), **fields).SerializeToString())
     return buffer.getvalue()

@@ -29,6 +29,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from training.events import image_event, scalar_events, start_event
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.config import CONFIG_NAME, Config, config_to_dict, save_config
 from utils.errors import UserError
 from utils.files import append, remove_temporaries, sync, write_atomically
@@ -82,7 +84,7 @@ class RunFolder:
         """Keep other processes from this folder until `close`, or until this one ends. UserError where one is there."""
         file = open(self.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115
         try:
-            import fcntl
+            import fcntl  # Windows has none
 
             # Not flock: data workers inherit that, and live on for seconds where the main process is killed.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -119,8 +121,6 @@ class RunFolder:
         for folder in (self.path, self.samples, self.checkpoints):
             remove_temporaries(folder)
         write_atomically(self.config, lambda temporary: save_config(config, temporary))
-        from training.events import start_event  # imports torch, which a wrong start need not wait for
-
         with self._log("events for TensorBoard"):
             append(self._events, start_event(step + 1))
 
@@ -141,8 +141,6 @@ class RunFolder:
 
     def record(self, step: int, kind: str, values: dict[str, float]) -> None:
         """Append a line to metrics.jsonl, and the same numbers to TensorBoard's events. kind: train or val."""
-        from training.events import scalar_events
-
         values = {f"{kind}/{name}": value for name, value in values.items()}
         with self._log("metrics.jsonl"):
             append(self.metrics, (json.dumps({"step": step, **values}) + "\n").encode())
@@ -159,8 +157,6 @@ class RunFolder:
 
     def save_picture(self, step: int, pixels: np.ndarray) -> None:
         """Write a picture sheet, uint8 (H,W,3), of an evaluation; into TensorBoard's events, too."""
-        from training.events import image_event
-
         picture = Image.fromarray(pixels)
         target = self.samples / f"step_{step:08d}.png"
         with self._log("samples"):
@@ -194,8 +190,6 @@ class RunFolder:
         Those that stay are the newest up to this step; any behind it are of a run that was taken back. UserError where
         there is no room: every older checkpoint is then as it was.
         """
-        from utils.checkpoint import save_checkpoint
-
         step = checkpoint["step"]
         path = self.checkpoints / f"step_{step:08d}.pt"
         # best.pt first: who goes on from one of the others finds the best.pt that it tells of.
@@ -219,8 +213,6 @@ class RunFolder:
 
         Each that is damaged is told of, by the one process that has locked the folder.
         """
-        from utils.checkpoint import load_checkpoint
-
         damaged: list[str] = []
         for path in (self.last, *self._steps(), self.best):
             try:

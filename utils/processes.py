@@ -1,4 +1,4 @@
-"""Several processes that compute one result together: those that torchrun started. One alone is the usual case."""
+"""The processes that torchrun started, which compute one result together. Without torchrun there is one, rank 0."""
 
 from __future__ import annotations
 
@@ -7,37 +7,35 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from utils.errors import UserError, report
-
-if TYPE_CHECKING:  # torch takes seconds to import: one process alone needs none of it to answer a wrong start
-    import torch
-    from torch import Tensor, nn
 
 T = TypeVar("T")
 
 
 @contextlib.contextmanager
 def processes(longest_wait: timedelta) -> Iterator[tuple[int, int]]:
-    """The number of this process and how many there are, which can talk to each other meanwhile.
+    """Yields rank and world size of this process; the collectives of this module work inside the block.
 
-    longest_wait: after which a process no longer waits for one that hangs. One that dies is noticed at once.
-    An error that the user can mend is told by the process that meets it first: the others end with code 1, silently.
+    longest_wait: the timeout of a collective, for a process that hangs. One that dies is noticed at once.
+    Of several processes only the first to meet a UserError reports it; the others end with code 1 and say nothing.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield 0, 1
         return
-    import torch
-    import torch.distributed as dist
-
-    store, number, count = next(dist.rendezvous("env://", timeout=longest_wait))
-    store = _cleared(store, number, count)
-    # Tensors talk where they lie; gloo is for numbers and objects as well.
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=longest_wait))
+    store = _cleared(store, rank, world_size)
+    # gloo also carries numbers and objects.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=longest_wait)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=longest_wait)
     try:
-        yield number, count
+        yield rank, world_size
         wait_for_all()
     except (UserError, OSError, RuntimeError, KeyboardInterrupt) as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
@@ -52,47 +50,43 @@ def processes(longest_wait: timedelta) -> Iterator[tuple[int, int]]:
             dist.destroy_process_group()
 
 
-def _cleared(store: torch.distributed.Store, number: int, count: int) -> torch.distributed.Store:
-    """A part of the store where nothing lies yet, the same part for all processes.
+def _cleared(store: dist.Store, rank: int, world_size: int) -> dist.Store:
+    """A part of the store that is empty, the same for all ranks.
 
-    When torchrun starts processes again its store still holds the addresses of those before. So the first process
-    opens a part with a new name; each other asks there under a new name of its own until it is answered.
+    After a restart torchrun's store still holds the addresses of the processes before. So rank 0 opens a part with a
+    new name; each other rank asks for it under a new name of its own until it gets an answer.
     """
-    import torch.distributed as dist
-
     own = uuid.uuid4().hex
-    if number == 0:
+    if rank == 0:
         store.set("opened", own)
-        for other in range(1, count):
+        for other in range(1, world_size):
             store.set(store.get(f"{own}/{other}").decode(), "answered")
         return dist.PrefixStore(own, store)
     while True:
         opened = store.get("opened").decode()  # maybe what is no longer answered
-        store.set(f"{opened}/{number}", own)
+        store.set(f"{opened}/{rank}", own)
         with contextlib.suppress(dist.DistStoreError):
             store.wait([own], timedelta(seconds=1))
             return dist.PrefixStore(opened, store)
 
 
-def _report_once(error: UserError | OSError | KeyboardInterrupt, store: torch.distributed.Store) -> int:
-    """Tell of an error if no other process has told of one before. Returns the exit code.
+def _report_once(error: UserError | OSError | KeyboardInterrupt, store: dist.Store) -> int:
+    """Report an error unless another rank has reported one. Returns the exit code.
 
-    The others wait for it: as soon as one process ends with an error torchrun ends all.
+    The other ranks wait until it is reported: torchrun ends all as soon as one process ends with an error.
     """
-    with contextlib.suppress(RuntimeError):  # torchrun, which keeps the store, is gone; or so is who was to tell
+    with contextlib.suppress(RuntimeError):  # torchrun, which keeps the store, or the reporting rank has ended
         if store.add("failed", 1) > 1:
-            store.wait(["told"], timedelta(seconds=10))
+            store.wait(["reported"], timedelta(seconds=10))
             return 1
     code = report(error)
     with contextlib.suppress(RuntimeError):
-        store.set("told", "")
+        store.set("reported", "")
     return code
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """The number of this process and how many there are."""
-    import torch.distributed as dist
-
+    """Rank of this process and world size: (0, 1) without torchrun."""
     return (dist.get_rank(), dist.get_world_size()) if _several() else (0, 1)
 
 
@@ -103,8 +97,6 @@ def restarted() -> bool:
 
 def pick_device(name: str) -> torch.device:
     """auto (CUDA where there is one, else CPU), cpu, cuda or cuda:N. UserError where there is no such device."""
-    import torch
-
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
@@ -114,9 +106,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def device_of_rank(name: str) -> torch.device:
-    """As `pick_device` says; of several processes on one machine each has a CUDA device of its own."""
-    import torch
-
+    """`pick_device`, but with several processes each takes the CUDA device of its local rank."""
     device = pick_device(name)
     if device.type == "cuda" and "LOCAL_RANK" in os.environ:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
@@ -125,24 +115,20 @@ def device_of_rank(name: str) -> torch.device:
 
 
 def data_parallel(net: nn.Module) -> nn.Module:
-    """The network, or where there are several processes, one whose gradients are the mean over them.
+    """The network, wrapped in DistributedDataParallel where there are several processes.
 
-    What no longer needs gradients must be known before.
+    Set requires_grad before: the wrapper does not see later changes.
     """
-    from torch.nn.parallel import DistributedDataParallel
-
     return DistributedDataParallel(net) if _several() else net
 
 
 def no_sync(net: nn.Module, wanted: bool) -> contextlib.AbstractContextManager[None]:
-    """Where wanted, what `data_parallel` returned leaves gradients as each process has them; they add up meanwhile."""
+    """DistributedDataParallel.no_sync where `wanted`: gradients add up on each rank without an all-reduce."""
     return net.no_sync() if wanted and _several() else contextlib.nullcontext()  # type: ignore[operator]
 
 
 def all_reduce_mean(tensor: Tensor) -> Tensor:
-    """The mean of the processes' tensors, on all of them."""
-    import torch.distributed as dist
-
+    """The mean of a tensor over the ranks, on all of them."""
     if not _several():
         return tensor
     tensor = tensor / dist.get_world_size()
@@ -151,10 +137,7 @@ def all_reduce_mean(tensor: Tensor) -> Tensor:
 
 
 def all_reduce_max(value: int) -> int:
-    """The largest of the processes' values, on all of them."""
-    import torch
-    import torch.distributed as dist
-
+    """The largest value over the ranks, on all of them."""
     if not _several():
         return value
     tensor = torch.tensor(value)
@@ -163,14 +146,12 @@ def all_reduce_max(value: int) -> int:
 
 
 def wait_for_all() -> None:
-    """Return when every process has come here."""
+    """A barrier."""
     all_reduce_max(0)
 
 
 def from_rank_0(make: Callable[[], T]) -> T:
-    """What `make` gives in the first process, on all; there alone it is called."""
-    import torch.distributed as dist
-
+    """Call `make` on rank 0 alone; returns its result on all ranks."""
     if not _several():
         return make()
     values = [make() if dist.get_rank() == 0 else None]
@@ -179,9 +160,7 @@ def from_rank_0(make: Callable[[], T]) -> T:
 
 
 def gather_on_rank_0(items: list[T]) -> list[T]:
-    """What all processes hold, on the first one; nothing on the others."""
-    import torch.distributed as dist
-
+    """The items of all ranks, in the order of the ranks, on rank 0; [] on the others."""
     if not _several():
         return items
     parts: list[list[T]] | None = [[]] * dist.get_world_size() if dist.get_rank() == 0 else None
@@ -190,6 +169,4 @@ def gather_on_rank_0(items: list[T]) -> list[T]:
 
 
 def _several() -> bool:
-    import torch.distributed as dist
-
     return dist.is_available() and dist.is_initialized()
