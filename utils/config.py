@@ -68,9 +68,7 @@ def _expanded(path: str) -> str:
     if unset:
         raise ValueError(f"names the environment variable {unset[0]!r}, which is not set")
     if path.startswith("~"):
-        raise ValueError(
-            f"starts with {path.split('/')[0]!r}, no user's home; write ./~ for a file of this name"
-        )
+        raise ValueError(f"starts with {path.split('/')[0]!r}, no user's home; write ./~ for a file of this name")
     return path
 
 
