@@ -1,4 +1,4 @@
-"""Types of command-line arguments, as argparse takes them."""
+"""Types of command-line arguments, as argparse takes them, and the weights that stand in for a missing one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+
+# The network that predict.py, app.py, hubconf.py and `evaluate.py --model shipped` take.
+DEFAULT_WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "pconv_photos_128.safetensors"
 
 
 def path_argument(text: str) -> Path:

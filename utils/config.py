@@ -66,9 +66,9 @@ def _expanded(path: str) -> str:
     path = os.path.expanduser(os.path.expandvars(path))
     unset = re.search(r"\$(\w+|\{[^}]*\})", path)
     if unset:
-        raise ValueError(f"the environment variable {unset[0]} is not set")
+        raise ValueError(f"names the environment variable {unset[0]!r}, which is not set")
     if path.startswith("~"):
-        raise ValueError(f"{path.split('/')[0]} is no user's home; write ./~ for a file of this name")
+        raise ValueError(f"starts with {path.split('/')[0]!r}, no user's home; write ./~ for a file of this name")
     return path
 
 
@@ -88,8 +88,8 @@ _NAME = r"^[^\s\x00-\x1f\x7f-\x9f]([^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f]
 
 PathText = Annotated[str, Field(pattern=_NAME), AfterValidator(_expanded)]
 Whole = Annotated[int, BeforeValidator(_whole)]
-Count = Annotated[Whole, Field(ge=0)]
-Positive = Annotated[Whole, Field(ge=1)]
+Count = Annotated[Whole, Field(ge=0, le=10**12)]
+Positive = Annotated[Whole, Field(ge=1, le=10**12)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 NotNegative = Annotated[Number, Field(ge=0)]
 Rate = Annotated[Number, Field(gt=0)]
@@ -113,7 +113,7 @@ class RunConfig(Section):
     """everything that the run writes lies here; must be new or empty unless --resume"""
     seed: Annotated[Whole, Field(ge=0, lt=2**63)]
     """weights, order of the images, crops and masks are functions of it"""
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")]
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?)$")]
     """auto (CUDA where there is one) | cpu | cuda | cuda:N"""
 
 
@@ -324,24 +324,29 @@ def load_config(path: str | Path = DEFAULT_CONFIG, overrides: Sequence[str] = ()
     sources: dict[str, str] = {}
     faults: list[str] = []
     tree: dict[str, Any] = {}
-    is_overlay = not resume and Path(path).resolve() != DEFAULT_CONFIG
-    for file in [DEFAULT_CONFIG, path] if is_overlay else [path]:
-        _merge(tree, _read_file(file), str(file), sources)
+    own = _read_file(path)
+    if not resume and os.path.realpath(path) != str(DEFAULT_CONFIG):
+        _merge(tree, _read_file(DEFAULT_CONFIG), str(DEFAULT_CONFIG), sources)
+    _merge(tree, own, str(path), sources)
     for override in overrides:
         try:
-            _merge(tree, _read_override(override, tree), "command line", sources)
+            _override(override, tree, sources)
         except UserError as error:
             faults.append(str(error))
-    _refuse_older(tree, str(path))
+    _refuse_older(tree, str(path), sources)
     if resume:
         _fill_as_before(tree, str(path))
     try:
         config = Config.model_validate(tree)
-        found = [(key, value, rule) for key, value, rule in _conflicts(config)]
+        found = list(_conflicts(config))
     except ValidationError as error:
         config = None
         found = [_fault(item) for item in error.errors(include_url=False)]
-    faults += [f"{_source_of(key, sources) or path}: {key}: {_shown(value)} {rule}" for key, value, rule in found]
+    for key, value, rule in found:
+        others = _KEY.findall(rule) if config else []  # that the value does not go together with
+        origins = dict.fromkeys(filter(None, (_source_of(name, sources) for name in (key, *others))))
+        faults.append(f"{' and '.join(origins) or path}: {key}: {_shown(value)} {rule}")
+    faults = [*dict.fromkeys(faults)]
     if config is None or faults:
         if len(faults) > 1:
             faults.insert(0, f"{len(faults)} faults in the config:")
@@ -375,25 +380,28 @@ def _read_file(path: str | Path) -> dict[str, Any]:
     return tree
 
 
-def _read_override(override: str, tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree of a `section.key=value`. The value is YAML; for a key that takes text it is the text as it stands."""
+def _override(override: str, tree: dict[str, Any], sources: dict[str, str]) -> None:
+    """Put a `section.key=value` into the tree. The value is YAML; for a key that takes text, the text as it stands."""
+    source = "command line"
     name, equals, text = override.partition("=")
     keys = name.strip().split(".")
     if not equals or not name.strip():
-        raise UserError(f"command line: {_shown(override)} must have the form section.key=value, as train.batch_size=4")
-    value = text if _takes_text(keys) else parse_yaml(text, f"command line: {'.'.join(keys)}={_shown(text)}")
-    if keys[0] == "phases" and len(keys) > 1:  # phases.0.lr=1e-3 changes a key of a list's item
-        phases = [dict(phase) if isinstance(phase, dict) else phase for phase in tree.get("phases", [])]
-        number = int(keys[1]) if re.fullmatch("[0-9]{1,4}", keys[1]) else len(phases)
-        if number >= len(phases) or not isinstance(phases[number], dict):
-            last = len(phases) - 1
-            raise UserError(f"command line: {name.strip()}: no such phase; the config has phases.0 to phases.{last}")
-        _merge(phases[number], _nested(keys[2:], value) if keys[2:] else value, "command line", {})
-        return {"phases": phases}
-    return _nested(keys, value)
+        raise UserError(f"{source}: {_shown(override)} must have the form section.key=value, as train.batch_size=4")
+    named = ".".join(map(_named, keys))
+    value = text if _takes_text(keys) else parse_yaml(text, f"{source}: {named}={_shown(text)}")
+    if keys[0] != "phases" or len(keys) == 1:
+        return _merge(tree, _nested(keys, value), source, sources)
+    # phases.0.lr=1e-3 changes a key of a list's item
+    phases = tree["phases"] if isinstance(tree.get("phases"), list) else []
+    number = int(keys[1]) if re.fullmatch("[0-9]{1,4}", keys[1]) else len(phases)
+    if number >= len(phases) or not isinstance(phases[number], dict):
+        raise UserError(f"{source}: {named}: no such phase among the {len(phases)} of the config")
+    phase = dict(phases[number])
+    tree["phases"] = [*phases[:number], phase, *phases[number + 1 :]]
+    return _merge(phase, _nested(keys[2:], value) if keys[2:] else value, source, sources, f"phases.{number}.")
 
 
-def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
+def _nested(keys: Sequence[str], value: Any) -> Any:
     for key in reversed(keys):
         value = {key: value}
     return value
@@ -414,19 +422,23 @@ def _merge(tree: dict[str, Any], other: Any, source: str, sources: dict[str, str
     if not isinstance(other, dict):
         raise UserError(f"{source}: {prefix.rstrip('.')}: {_shown(other)} must be a section with keys")
     for key, value in other.items():
-        path = f"{prefix}{key}"
+        path = prefix + _named(key)
+        if not isinstance(key, str) or not key.isprintable():  # pydantic would not say where it stands
+            raise UserError(f"{source}: {path}: is an unknown key")
         if isinstance(value, dict) and isinstance(tree.get(key), dict) and path not in ("masks.style",):
+            tree[key] = dict(tree[key])  # a copy: an alias of YAML may stand for it elsewhere
             _merge(tree[key], value, source, sources, f"{path}.")
         else:
             tree[key] = value
             sources[path] = source
 
 
-def _refuse_older(tree: Mapping[str, Any], path: str) -> None:
+def _refuse_older(tree: Mapping[str, Any], path: str, sources: Mapping[str, str]) -> None:
     for name, now in _REPLACED.items():
         section, key = name.split(".")
         if isinstance(tree.get(section), dict) and key in tree[section]:
-            raise UserError(f"{path}: {name} is a key of an older version; it is now {now}: see config.yml")
+            source = _source_of(name, sources) or path
+            raise UserError(f"{source}: {name} is a key of an older version; it is now {now}: see config.yml")
 
 
 def _fill_as_before(tree: dict[str, Any], path: str) -> None:
@@ -442,7 +454,7 @@ def _fill_as_before(tree: dict[str, Any], path: str) -> None:
 
 def _fault(item: Any) -> tuple[str, Any, str]:
     """Path, value and rule of an error of pydantic."""
-    path = ".".join(_named(key) for key in item["loc"])
+    path = ".".join(_named(key) for key in item["loc"] if key != "[key]")  # [key]: the key is at fault, not its value
     kind, value = item["type"], item["input"]
     if kind == "missing":
         return path, None, "is missing"
@@ -450,11 +462,17 @@ def _fault(item: Any) -> tuple[str, Any, str]:
         return path, value, f"is an unknown key; {_nearest(path)}"
     if kind == "string_pattern_mismatch":
         return path, value, "must " + ("be auto, cpu, cuda or cuda:N" if path == "run.device" else "be a file's name")
-    rule = item["msg"].removeprefix("Value error, ").replace("Input should", "must")
-    if kind == "literal_error":
-        close = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", rule), n=1)
+    if kind == "model_type":
+        return path, value, "must be a section with keys"
+    rule = re.sub("(Input|Tuple|Value) should", "must", item["msg"].removeprefix("Value error, "))
+    rule = rule.replace("valid tuple", "list").replace(" after validation", "")
+    if kind == "literal_error" and isinstance(value, str):
+        close = difflib.get_close_matches(value, re.findall(r"'([^']*)'", rule), n=1)
         rule += f"; did you mean {close[0]}?" if close else ""
     return path, value, rule
+
+
+_KEY = re.compile(r"[a-z_]+(?:\.[a-z_0-9]+)+")  # a dotted path in a rule
 
 
 def _source_of(path: str, sources: Mapping[str, str]) -> str | None:
@@ -474,7 +492,9 @@ def _shown(value: Any) -> str:
     """A value of the YAML in a message: on one line, not too long."""
     if value is None:
         return "null"
-    return str(value).lower() if isinstance(value, bool) else _SHORT.repr(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return _SHORT.repr(list(value) if isinstance(value, tuple) else value)
 
 
 def _named(key: Any) -> str:
@@ -488,12 +508,12 @@ def _all_paths(model: type[Section] = Config, prefix: str = "") -> Iterator[str]
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             yield from _all_paths(field.annotation, f"{prefix}{key}.")
     if model is Config:
-        yield from (f"phases.{key}" for key in PhaseConfig.model_fields)
+        yield from (f"phases.0.{key}" for key in PhaseConfig.model_fields)
 
 
 def _nearest(path: str) -> str:
     """The known name that an unknown one most likely means: alike in spelling, or of the same last part elsewhere."""
-    path = re.sub(r"\.\d+\.", ".", path)
+    path = re.sub(r"\.\d+\.", ".0.", path)
     last = path.rpartition(".")[2]
     paths = list(_all_paths())
     close = (
