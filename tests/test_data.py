@@ -28,6 +28,7 @@ from data.order import CROPS, generator, shuffled
 from data.samples import resized, training_samples, validation_pairs
 from utils.config import load_config
 from utils.errors import UserError, message_of
+from utils.schedule import Schedule
 
 PROJECT = Path(__file__).resolve().parent.parent
 COLOURS = [(20 * i + 10, 240 - 20 * i, 7 * i) for i in range(11)]  # of the images of `world`: each has its own
@@ -285,7 +286,7 @@ def test_form_of_a_batch(world):
         assert set(mask.unique().tolist()) <= {0.0, 1.0}
         assert image.is_contiguous()
         assert mask.is_contiguous()
-    assert all(tensor.is_contiguous() for tensor in training_samples(config)[0])
+    assert all(tensor.is_contiguous() for tensor in training_samples(config)[0][:2])
 
 
 IMAGES = {
@@ -307,7 +308,8 @@ def test_any_kind_of_image_becomes_rgb(world, tmp_path, kind):
     write, colour = IMAGES[kind]
     write(tmp_path)
     config = config_of(world, f"data.train={tmp_path}", f"data.val={tmp_path}")
-    for image, _ in (training_samples(config)[0], validation_pairs(config)[0]):
+    for sample in (training_samples(config)[0], validation_pairs(config)[0]):
+        image, _ = floats(sample)
         wanted = torch.tensor(colour).view(3, 1, 1) / 255
         assert image.shape == (3, 32, 32)
         assert (image - wanted).abs().max() < 0.015
@@ -317,8 +319,8 @@ def test_a_palette_image_has_the_colours_of_its_palette(world, tmp_path):
     image = Image.new("P", (40, 40), 3)
     image.putpalette([value for i in range(256) for value in (i, 2 * i % 256, 200)])
     image.save(tmp_path / "a.png", transparency=0)
-    pixels, _ = validation_pairs(config_of(world, f"data.val={tmp_path}"))[0]
-    assert torch.equal(pixels[:, 0, 0] * 255, torch.tensor([3.0, 6.0, 200.0]))
+    pixels = validation_pairs(config_of(world, f"data.val={tmp_path}"))[0].image
+    assert pixels[:, 0, 0].tolist() == [3, 6, 200]
 
 
 def test_a_camera_that_was_held_sideways(world, tmp_path):
@@ -395,8 +397,8 @@ def test_a_mask_without_a_valid_pixel_is_named(world, tmp_path):
 def reference(world):
     """Batches 0 to 5, sample by sample, without a loader."""
     samples = training_samples(config_of(world))
-    return [[torch.stack(column) for column in zip(*(floats(samples[3 * step + slot]) for slot in range(3)), strict=True)]
-            for step in range(6)]  # fmt: skip
+    drawn = [floats(samples[number]) for number in range(18)]
+    return [[torch.stack(column) for column in zip(*drawn[i : i + 3], strict=True)] for i in range(0, 18, 3)]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -411,7 +413,9 @@ def test_a_batch_holds_its_samples_pixel_by_pixel(world, workers):
     config = config_of(world, f"data.train={world / 'val'}", f"data.workers={workers}")  # images of noise
     samples, pairs = training_samples(config), validation_pairs(config)
     for batch, data in ((batches(config, 1, 2)[0], samples), (list(validation_batches(pairs, config))[1], pairs)):
-        assert same([batch], [[torch.stack(column) for column in zip(*(data[i] for i in (3, 4, 5)), strict=True)]])
+        assert same(
+            [batch], [[torch.stack(column) for column in zip(*(floats(data[i]) for i in (3, 4, 5)), strict=True)]]
+        )
 
 
 def test_batches_neither_read_nor_change_the_global_random_state(world, reference):
@@ -441,10 +445,12 @@ def test_evaluations_in_between_change_nothing(world, reference):
     assert same(seen, reference)
 
 
-def test_numbers_of_the_samples_of_a_step():
-    assert list(StepBatches(2, 4, 3)) == [[6, 7, 8], [9, 10, 11]]
-    assert len(StepBatches(2, 4, 3)) == 2
-    assert list(StepBatches(5, 5, 3)) == []
+def test_numbers_of_the_samples_of_a_step(world):
+    phase = Schedule(config_of(world)).phases[0]
+    assert phase.batch_size == 3
+    assert list(StepBatches(phase, 2, 4)) == [[6, 7, 8], [9, 10, 11]]
+    assert len(StepBatches(phase, 2, 4)) == 2
+    assert list(StepBatches(phase, 5, 5)) == []
 
 
 def test_levels_become_floats_as_by_a_division_of_float32():
@@ -505,7 +511,7 @@ def test_workers_of_every_start_method(world, reference, method):
 def test_data_sets_can_be_pickled(world):
     config = config_of(world)
     for data in (training_samples(config), validation_pairs(config)):
-        assert same([pickle.loads(pickle.dumps(data))[1]], [data[1]])
+        assert same([pickle.loads(pickle.dumps(data))[1][:2]], [data[1][:2]])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -570,9 +576,8 @@ def test_validation_pairs_are_fixed(world):
 
 def test_more_images_than_pairs_are_spread_evenly(world):
     pairs = validation_pairs(config_of(world, f"data.val={world / 'train'}", "data.val_pairs=4"))
-    colours = [
-        tuple(round(value * 255) for value in floats(pairs[i])[0].mean((1, 2)).tolist()) for i in range(len(pairs))
-    ]
+    means = [floats(pairs[i])[0].mean((1, 2)) * 255 for i in range(len(pairs))]
+    colours = [tuple(mean.round().int().tolist()) for mean in means]
     assert [COLOURS.index(colour) for colour in colours] == [0, 2, 5, 8]
 
 
@@ -610,7 +615,9 @@ def box_of(crop):
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (400, 400)])
 def test_a_sample_shows_the_share_and_the_shape_that_it_should(world, tmp_path, width, height):
     ramp(width, height).save(tmp_path / "a.png")
-    samples = training_samples(config_of(world, f"data.train={tmp_path}", "data.crop_scale=[0.2, 0.5]"))
+    samples = training_samples(
+        config_of(world, f"data.train={tmp_path}", "data.crop_unit=area", "data.crop_scale=[0.2, 0.5]")
+    )
     boxes = [box_of(samples[i].image.permute(1, 2, 0)) for i in range(200)]
     left, top, right, bottom = np.array(boxes).T
     mirrored = left > right
