@@ -369,7 +369,6 @@ PIXELS = {  # file name: (how it is made, pixels as stored)
     ),
     "cmyk.tif": (lambda path: Image.new("CMYK", (2, 1), (0, 255, 255, 0)).save(path), [[[255, 0, 0]] * 2]),
     "grey_16.tif": (lambda path: Image.fromarray(np.array([[7, 65535]], np.uint16)).save(path), [[[7], [65535]]]),
-    "grey_32.tif": (lambda path: Image.fromarray(np.array([[7, 65535]], np.int32)).save(path), [[[7], [65535]]]),
     "rgb.bmp": (lambda path: Image.new("RGB", (2, 1), (1, 2, 3)).save(path), [[[1, 2, 3]] * 2]),
 }
 
@@ -394,7 +393,7 @@ def test_16_bit_png_as_stored(tmp_path, colour, channels):
 def test_more_bits_than_can_be_kept(tmp_path):
     Image.fromarray(np.array([[70000]], np.int32)).save(tmp_path / "grey.tif")
     cv2.imwrite(str(tmp_path / "colour.tif"), noise(4, 4, 3, np.uint16))
-    with pytest.raises(UserError, match=r"70000.*beyond 16 bits"):
+    with pytest.raises(UserError, match="whose range is unknown"):
         read_photo(tmp_path / "grey.tif")
     with pytest.raises(UserError, match="more than 8 bits"):
         read_photo(tmp_path / "colour.tif")
