@@ -40,7 +40,7 @@ def open_image(path: str | Path, data: bytes | None = None) -> Image.Image:
 
     data: the file's bytes where they are in memory; `path` then only names them in messages.
     Pillow decodes late, so a truncated file would fail far from here: the pixels are read at once.
-    UserError where the file is missing, no image, damaged, too large, or its pixels have no known range (floats, 32 bits).
+    UserError where the file is missing, no image, damaged, too large, or its pixels have no known range.
     """
     with _opened(path, data) as image:
         _load(image)
@@ -144,7 +144,7 @@ def _opened(path: str | Path, data: bytes | None = None) -> Iterator[Image.Image
 
 
 def _load(image: Image.Image) -> None:
-    """Decode the pixels. Of a TIFF's grey in 12 or 16 bits that includes its white, which Pillow leaves to its readers."""
+    """Decode the pixels. Of a TIFF's grey in 12 or 16 bits that includes what is white, which Pillow ignores."""
     image.load()
     if not isinstance(image, TiffImageFile) or not image.mode.startswith("I;16"):
         return

@@ -515,7 +515,7 @@ def test_what_cannot_be_written_is_said_in_one_line(tmp_path):
 def test_masks_are_cut_at_half(tmp_path, hole):
     path = saved(Image.fromarray(np.array([[0, 31, 32, 127, 128, 223, 224, 255]], np.uint8)), tmp_path / "a.png")
     white = [[0, 0, 0, 0, 1, 1, 1, 1]]
-    mask, between = read_mask(path, hole)
+    mask, between, _ = read_mask(path, hole)
     assert mask.dtype == np.uint8
     assert mask.tolist() == (white if hole == "black" else (1 - np.array(white)).tolist())
     assert np.array_equal(read_mask_alone(path, hole), mask)
@@ -527,7 +527,7 @@ def test_masks_are_cut_at_half(tmp_path, hole):
 def test_a_written_mask_is_read_back_without_pillow_as_with_it(tmp_path, monkeypatch, hole, size):
     mask = np.random.default_rng(0).integers(0, 2, size).astype(np.uint8)
     write_mask(tmp_path / "a.png", mask)
-    with_pillow, between = read_mask(tmp_path / "a.png", hole)
+    with_pillow, between, _ = read_mask(tmp_path / "a.png", hole)
     assert np.array_equal(with_pillow, mask if hole == "black" else 1 - mask)
     assert between == 0
     monkeypatch.setattr(data.mask_files, "open_image", None)
