@@ -69,7 +69,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--hole-colour",
         type=colour,
         metavar="#RRGGBB",
-        help="with --stats: another colour of the holes than masks.hole",
+        help="with --stats: colour of the holes instead of masks.hole",
     )
     parser.add_argument("--out", metavar="FILE", help="with --stats: the histogram, a .png (mask_stats.png)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values instead of the config's")

@@ -513,13 +513,15 @@ def test_what_cannot_be_written_is_said_in_one_line(tmp_path):
 
 @pytest.mark.parametrize("hole", ["black", "white"])
 def test_masks_are_cut_at_half(tmp_path, hole):
-    path = saved(Image.fromarray(np.array([[0, 31, 32, 127, 128, 223, 224, 255]], np.uint8)), tmp_path / "a.png")
-    white = [[0, 0, 0, 0, 1, 1, 1, 1]]
-    mask, between, _ = read_mask(path, hole)
+    pixels = np.array([[0, 31, 32, 127, 128, 223, 224, 255] + 40 * [0] + 52 * [255]], np.uint8)
+    path = saved(Image.fromarray(pixels), tmp_path / "a.png")
+    white = [[0, 0, 0, 0, 1, 1, 1, 1] + 40 * [0] + 52 * [1]]
+    mask, between, by_alpha = read_mask(path, hole)
     assert mask.dtype == np.uint8
     assert mask.tolist() == (white if hole == "black" else (1 - np.array(white)).tolist())
     assert np.array_equal(read_mask_alone(path, hole), mask)
-    assert between == 4 / 8
+    assert between == 4 / 100
+    assert not by_alpha
 
 
 @pytest.mark.parametrize("hole", ["black", "white"])
