@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.arguments import DEFAULT_WEIGHTS, path_argument, whole_number
+from utils.arguments import DEFAULT_WEIGHTS, add_hole, path_argument, whole_number
 from utils.errors import UserError, reports_user_errors
 from utils.startup import import_torch
 
@@ -69,7 +69,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="masks; `masks.py --benchmark DIR` makes a test set",
     )
-    parser.add_argument("--hole", choices=("black", "white"), default="black", help="colour of the holes (black)")
+    add_hole(parser)
     parser.add_argument(
         "--model",
         action="append",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 
+from data.check import look_at_some_masks
 from data.faults import BadFiles
 from data.image_list import ImageList
 from data.listing import find_masks, load_or_scan
@@ -93,13 +94,17 @@ def _restarts(run: RunFolder, config: Config) -> bool:
 
 
 def open_data(config: Config, schedule: Schedule, run: RunFolder, rescan: bool) -> Data:
-    """List images and masks. UserError where some are missing, or where the ranks can't share the batches equally."""
+    """List images and masks. UserError where some are missing, where no mask has a hole, or where the ranks can't share
+    the batches equally."""
     rank, world_size = rank_and_world_size()
     check_batches(config, schedule, world_size)
     train_images = from_rank_0(lambda: load_or_scan(config.data.train, "data.train", run.train_list, rescan))
     val_images = from_rank_0(lambda: load_or_scan(config.data.val, "data.val", run.val_list, rescan))
     train_masks = find_masks(config.masks.train_dir, "masks.train_dir")
-    pairs = validation_batches(validation_pairs(config, val_images), config, rank, world_size)
+    val_pairs = validation_pairs(config, val_images)
+    from_rank_0(lambda: look_at_some_masks("masks.train_dir", train_masks, config.masks.hole))
+    from_rank_0(lambda: look_at_some_masks("masks.val_dir", val_pairs.masks, config.masks.hole))
+    pairs = validation_batches(val_pairs, config, rank, world_size)
     return Data(train_images, val_images, train_masks, pairs, BadFiles(run.bad_files, config, len(train_images)))
 
 
