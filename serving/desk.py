@@ -10,15 +10,15 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
+from data.images import OUTPUT_FORMATS
+from data.mask_files import hole_ratio
+from data.photo import Photo, check_keeps, encode_photo, read_photo
 from predict import check_size, fill_photo, read_checked_mask
 from serving.edits import apply_edits, edit_of
 from serving.message import MalformedMessage
 from serving.methods import load_methods
 from utils.config import HoleColour
 from utils.errors import UserError
-from data.images import OUTPUT_FORMATS
-from data.mask_files import hole_ratio
-from data.photo import Photo, check_keeps, encode_photo, read_photo
 
 Header = Mapping[str, Any]
 Answer = tuple[dict[str, Any], list[bytes]]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.errors import UserError
 from data.photo import Photo, encode_photo, read_photo
+from utils.errors import UserError
 
 
 def edit_of(photo: Photo, valid: np.ndarray) -> tuple[bytes, int, int]:

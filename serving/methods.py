@@ -12,8 +12,8 @@ from evaluation.baselines import FILLS, Fill
 from model import load_for_prediction
 from model.loading import DEFAULT_WEIGHTS
 from predict import predict_pixels
-from utils.device import pick_device
 from utils.errors import UserError
+from utils.processes import pick_device
 
 # Pixels around a hole that a classical method may look at; the mean colour is of the whole picture.
 _MARGIN = {"telea": 8, "navier-stokes": 8, "biharmonic": 8}
