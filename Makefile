@@ -1,6 +1,7 @@
 # make demo   train a small network on sample photographs and repair a picture with it
 # make evaluate   measure the demo's network and the classical methods, with tables, plots and pictures
 # make figures   draw the pictures of the README anew
+# make app    open the page on which holes are painted and filled
 # make bench   measure speed and memory against rivals, on a quiet machine: nine minutes
 # make test   run the tests          make test-slow   those that take minutes: kills, several processes, long runs
 # make test-gpu, make bench-gpu   what needs a GPU
@@ -15,7 +16,7 @@ RUN := runs/demo
 MASKS := datasets/masks_evaluation
 EVALUATION := runs/evaluation
 
-.PHONY: demo evaluate bench bench-gpu figures test test-slow test-gpu lint clean
+.PHONY: demo app evaluate bench bench-gpu figures test test-slow test-gpu lint clean
 
 $(VENV)/installed: requirements.txt
 	@echo "Installing requirements.txt into $(VENV): a few minutes, several GB with torch."
@@ -51,6 +52,13 @@ evaluate: $(VENV)/installed $(RUN)/weights.safetensors
 	rm -rf $(EVALUATION)
 	$(BIN)/python evaluate.py --images sample --masks $(MASKS) --model demo=$(RUN)/weights.safetensors \
 		--baseline all --out $(EVALUATION)
+
+$(VENV)/installed-app: $(VENV)/installed requirements-app.txt
+	$(BIN)/pip install --quiet --requirement requirements-app.txt
+	touch $@
+
+app: $(VENV)/installed-app
+	$(BIN)/python app.py
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks

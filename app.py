@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import socket
 import sys
 import webbrowser
@@ -44,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             config = uvicorn.Config(
                 server, log_level="warning", lifespan="off", ws="none", timeout_graceful_shutdown=1, server_header=False
             )
-            uvicorn.Server(config).run(sockets=[listening])
+            with contextlib.suppress(KeyboardInterrupt):  # the usual end
+                uvicorn.Server(config).run(sockets=[listening])
         finally:
             worker.stop()
     return 0
@@ -55,7 +57,7 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"can't listen on --host {host}, --port {port}: {reason}; give another, or --port 0") from None
 
@@ -77,6 +79,12 @@ def name_models(models: Sequence[str]) -> dict[str, Path]:
     return named
 
 
+def port_number(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at most 65535")
+    return int(text)
+
+
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Serve a page, from this machine to this machine, on which holes are painted and filled.",
@@ -89,7 +97,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="[NAME=]CKPT",
         help="a checkpoint or weights file (the shipped weights); repeatable, the page then offers a choice",
     )
-    parser.add_argument("--port", type=int, default=7860, help="port to listen on, 0 for any that is free (7860)")
+    parser.add_argument("--port", type=port_number, default=7860, help="port to listen on, 0 for a free one (7860)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (auto)")
     parser.add_argument("--no-browser", action="store_true", help="don't open the page in a browser")

@@ -13,7 +13,7 @@ from PIL import Image
 from data.images import OUTPUT_FORMATS
 from data.mask_files import hole_ratio
 from data.photo import Photo, check_keeps, encode_photo, read_photo
-from predict import check_size, fill_photo, read_checked_mask
+from repair import check_size, fill_photo, read_checked_mask
 from serving.edits import apply_edits, edit_of
 from serving.message import MalformedMessage
 from serving.methods import load_methods
@@ -50,13 +50,13 @@ class Desk:
         return {"width": width, "height": height}, [] if _browsers_show(data, photo) else [_view(photo)]
 
     def mask(self, header: Header, files: list[bytes]) -> Answer:
-        """A mask file as its hole's bits, row by row, 1 = hole."""
+        """A mask file as its hole's bits, 1 = hole, each row padded to whole bytes."""
         data, mask = _counted(files, 2)
         hole = _one_of(header, "hole", get_args(HoleColour))
         valid = read_checked_mask(_name(header, "mask"), hole, mask)
         photo = read_photo(_name(header, "name"), data)
         check_size(valid, _name(header, "mask"), photo, _name(header, "name"))
-        return {}, [np.packbits(valid == 0).tobytes()]
+        return {}, [np.packbits(valid == 0, axis=1).tobytes()]
 
     def fill(self, header: Header, files: list[bytes]) -> Answer:
         """Files: the photograph, the mask (holes black), earlier edits. The answer is one more edit."""

@@ -11,7 +11,7 @@ import numpy as np
 from evaluation.baselines import FILLS, Fill
 from model import load_for_prediction
 from model.loading import DEFAULT_WEIGHTS
-from predict import predict_pixels
+from repair import predict_pixels
 from utils.errors import UserError
 from utils.processes import pick_device
 
