@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
-from data.images import OUTPUT_FORMATS
 from data.mask_files import hole_ratio
+from data.names import OUTPUT_FORMATS
 from data.photo import Photo, check_keeps, encode_photo, read_photo
 from repair import check_size, fill_photo, read_checked_mask
 from serving.edits import apply_edits, edit_of

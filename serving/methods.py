@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.baselines import FILLS, Fill
+from evaluation.baselines import FILLS
 from model import load_for_prediction
 from model.loading import DEFAULT_WEIGHTS
-from repair import predict_pixels
+from repair import Fill, predict_pixels
 from utils.errors import UserError
 from utils.processes import pick_device
 
