@@ -48,6 +48,10 @@ class Photo:
     def has_alpha(self) -> bool:
         return self.pixels.shape[2] in (2, 4)
 
+    def shown(self) -> np.ndarray:
+        """A view of the pixels, turned as EXIF asks: (H,W,C)."""
+        return _SHOW[self.orientation](self.pixels)
+
     def rgb(self) -> np.ndarray:
         """The picture as shown, float32 (H,W,3) in [0,1], without alpha."""
         colour = self.shown_colour()
@@ -55,7 +59,7 @@ class Photo:
 
     def visible(self) -> np.ndarray:
         """Where the picture as shown is not fully transparent: bool (H,W)."""
-        shown = _SHOW[self.orientation](self.pixels)
+        shown = self.shown()
         return shown[..., -1] > 0 if self.has_alpha else np.ones(shown.shape[:2], bool)
 
     def filled(self, rgb: np.ndarray, mask: np.ndarray) -> Photo:
@@ -74,7 +78,7 @@ class Photo:
 
     def shown_colour(self) -> np.ndarray:
         """A view of the pixels as shown, without alpha: (H,W,1) or (H,W,3)."""
-        return _SHOW[self.orientation](self.pixels)[..., : 3 if self.pixels.shape[2] >= 3 else 1]
+        return self.shown()[..., : 3 if self.pixels.shape[2] >= 3 else 1]
 
     @property
     def _white(self) -> int:
