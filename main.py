@@ -16,11 +16,11 @@ from utils.startup import import_torch
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     config = read_config(args)
-    import_torch()  # takes seconds: --help and mistakes in the config are answered before
     if args.check_data:
         from data.check import check_data
 
         return check_data(config)
+    import_torch()  # takes seconds: --help and mistakes in the config are answered before
     return train(config, args.resume, args.init_from, args.rescan)
 
 

@@ -63,6 +63,7 @@ class Data:
     train_masks: Sequence[Path]
     pairs: Batches  # this rank's share of the validation pairs
     bad_files: BadFiles
+    features: VGG16Features | None  # where a phase's loss needs them
 
 
 # --- begin -----------------------------------------------------------------------------------------------------------
@@ -94,8 +95,10 @@ def _restarts(run: RunFolder, config: Config) -> bool:
 
 
 def open_data(config: Config, schedule: Schedule, run: RunFolder, rescan: bool) -> Data:
-    """List images and masks. UserError where some are missing, where no mask has a hole, or where the ranks can't share
-    the batches equally."""
+    """List images and masks, load the loss's network.
+
+    UserError where something is missing, where no mask has a hole, or where the ranks can't share the batches equally.
+    """
     rank, world_size = rank_and_world_size()
     check_batches(config, schedule, world_size)
     train_images = from_rank_0(lambda: load_or_scan(config.data.train, "data.train", run.train_list, rescan))
@@ -105,7 +108,10 @@ def open_data(config: Config, schedule: Schedule, run: RunFolder, rescan: bool) 
     from_rank_0(lambda: look_at_some_masks("masks.train_dir", train_masks, config.masks.hole))
     from_rank_0(lambda: look_at_some_masks("masks.val_dir", val_pairs.masks, config.masks.hole))
     pairs = validation_batches(val_pairs, config, rank, world_size)
-    return Data(train_images, val_images, train_masks, pairs, BadFiles(run.bad_files, config, len(train_images)))
+    bad_files = BadFiles(run.bad_files, config, len(train_images))
+    needed = any(needs_features(phase.loss_weights) for phase in schedule.phases)
+    features = VGG16Features(config.loss.vgg16) if needed else None
+    return Data(train_images, val_images, train_masks, pairs, bad_files, features)
 
 
 def check_batches(config: Config, schedule: Schedule, world_size: int) -> None:
@@ -197,8 +203,7 @@ def begin_phase(
     state.net.freeze_encoder_batch_norm(phase.freeze_encoder_batch_norm)
 
     model = data_parallel(state.net)  # anew in each phase: it counts on knowing which weights have gradients
-    features = VGG16Features(config.loss.vgg16) if needs_features(phase.loss_weights) else None
-    criterion = InpaintingLoss(features, phase.loss_weights).to(device)
+    criterion = InpaintingLoss(data.features, phase.loss_weights).to(device)
     layout = memory_format(config)
     amp = ("bf16" if device.type == "cuda" else "none") if phase.amp == "auto" else phase.amp
     dtype = torch.float16 if amp == "fp16" else torch.bfloat16

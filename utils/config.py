@@ -380,7 +380,7 @@ def _checked(tree: dict[str, Any], path: str, sources: Mapping[str, str], faults
         found = [_fault(item) for item in error.errors(include_url=False)]
     for key, value, rule in found:
         others = _KEY.findall(rule) if config else []  # that the value does not go together with
-        origins = dict.fromkeys(filter(None, (_source_of(name, sources) for name in (key, *others))))
+        origins = dict.fromkeys(source for name in (key, *others) for source in _sources_of(name, sources))
         faults.append(f"{' and '.join(origins) or path}: {key}: {_shown(value)} {rule}")
     faults = [*dict.fromkeys(faults)]
     if config is None or faults:
@@ -473,7 +473,7 @@ def _refuse_older(tree: Mapping[str, Any], path: str, sources: Mapping[str, str]
     for name, now in _REPLACED.items():
         section, key = name.split(".")
         if isinstance(tree.get(section), dict) and key in tree[section]:
-            source = _source_of(name, sources) or path
+            source = " and ".join(_sources_of(name, sources)) or path
             raise UserError(f"{source}: {name} is a key of an older version; it is now {now}: see config.yml")
 
 
@@ -521,13 +521,12 @@ def _fault(item: Any) -> tuple[str, Any, str]:
 _KEY = re.compile(r"[a-z_]+(?:\.[a-z_0-9]+)+")  # a dotted path in a rule
 
 
-def _source_of(path: str, sources: Mapping[str, str]) -> str | None:
-    """Where the value at a path, or the list or section that holds it, was given."""
-    while path:
-        if path in sources:
-            return sources[path]
+def _sources_of(path: str, sources: Mapping[str, str]) -> list[str]:
+    """Where the value at a path was given, or else the list or section that holds it; and what was changed in it."""
+    within = [source for name, source in sources.items() if name.startswith(path + ".")]
+    while path and path not in sources:
         path = path.rpartition(".")[0]
-    return None
+    return ([sources[path]] if path else []) + within
 
 
 _SHORT = reprlib.Repr()
