@@ -1,5 +1,5 @@
 # make demo   train a small network on sample photographs and repair a picture with it
-# make evaluate   measure the demo's network and the classical methods, with tables, plots and pictures
+# make evaluate   measure the shipped weights and the classical methods, with tables, plots and pictures
 # make figures   draw the pictures of the README anew
 # make app    open the page on which holes are painted and filled
 # make site   write that page for a static host: the network then runs in the visitor's browser
@@ -20,9 +20,10 @@ EVALUATION := runs/evaluation
 .PHONY: demo app site evaluate bench bench-gpu figures test test-slow test-gpu lint clean
 
 $(VENV)/installed: requirements.txt
-	@echo "Installing requirements.txt into $(VENV): a few minutes, several GB with torch."
+	@echo "Installing requirements.txt into $(VENV): a few minutes, 6 GB with torch's CUDA build. Without a GPU the CPU"
+	@echo "build is enough, 200 MB: README.md, The commands, says how."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --requirement requirements.txt
+	$(BIN)/pip install --requirement requirements.txt
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
@@ -40,19 +41,16 @@ demo: $(VENV)/installed
 	@echo "3/3 prediction"
 	$(BIN)/python predict.py --image docs/chelsea.jpg --mask docs/chelsea_mask.png \
 		--model $(RUN)/weights.safetensors --output $(RUN)/chelsea_repaired.png
-	@echo "The repaired picture is $(RUN)/chelsea_repaired.png, what the network saw docs/chelsea_mask.png;"
-	@echo "sheets of the held-out picture during training are in $(RUN)/samples."
+	@echo "Before: docs/chelsea.jpg with the holes of docs/chelsea_mask.png. After: $(RUN)/chelsea_repaired.png"
+	@echo "Sheets of the held-out picture during training, masked and repaired: $(RUN)/samples"
 	@echo "Curves: $(BIN)/tensorboard --logdir runs"
-
-$(RUN)/weights.safetensors:
-	$(MAKE) demo
+	@echo "To call the scripts by hand: . $(BIN)/activate"
 
 # An evaluation starts anew each time, too.
-evaluate: $(VENV)/installed $(RUN)/weights.safetensors
-	$(BIN)/python masks.py --benchmark $(MASKS) --per-bin 4 --size 128 masks.style=contours --force
+evaluate: $(VENV)/installed
+	$(BIN)/python masks.py --benchmark $(MASKS) --per-bin 4 --size 256 masks.style=contours --force
 	rm -rf $(EVALUATION)
-	$(BIN)/python evaluate.py --images sample --masks $(MASKS) --model demo=$(RUN)/weights.safetensors \
-		--baseline all --out $(EVALUATION)
+	$(BIN)/python evaluate.py --images sample --masks $(MASKS) --model shipped --baseline all --out $(EVALUATION)
 
 $(VENV)/installed-app: $(VENV)/installed requirements-app.txt
 	$(BIN)/pip install --quiet --requirement requirements-app.txt

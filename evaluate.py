@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.arguments import path_argument, whole_number
+from utils.arguments import DEFAULT_WEIGHTS, add_hole, path_argument, whole_number
 from utils.errors import UserError, reports_user_errors
 from utils.startup import import_torch
 
@@ -33,9 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def name_models(models: Sequence[str]) -> dict[str, Path]:
-    """Checkpoints by the name that tables call them: NAME of NAME=CKPT, else folder and name of the file."""
+    """Checkpoints by the name that tables call them: NAME of NAME=CKPT, else folder and name of the file.
+
+    `shipped` is the project's own.
+    """
     named: dict[str, Path] = {}
     for text in models:
+        if text == "shipped":
+            text = f"shipped={DEFAULT_WEIGHTS}"
         name, equals, path = text.partition("=")
         if not equals or Path(text).exists():
             name, path = "", text
@@ -64,9 +69,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="masks; `masks.py --benchmark DIR` makes a test set",
     )
-    parser.add_argument("--hole", choices=("black", "white"), default="black", help="colour of the holes (black)")
+    add_hole(parser)
     parser.add_argument(
-        "--model", action="append", default=[], metavar="[NAME=]CKPT", help="a checkpoint or weights file; repeatable"
+        "--model",
+        action="append",
+        default=[],
+        metavar="[NAME=]CKPT",
+        help="a checkpoint or weights file, or `shipped`; repeatable",
     )
     parser.add_argument(
         "--baseline", action="extend", nargs="+", default=[], choices=(*BASELINES, "all"), help="classical methods"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.names import IMAGE_SUFFIXES, OUTPUT_FORMATS, list_images
-from utils.arguments import path_argument
+from utils.arguments import add_hole, path_argument
 from utils.errors import UserError, reports_user_errors
 from utils.startup import import_torch
 
@@ -136,7 +136,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="image to write, or folder (IMG_inpainted.png beside the image, or a folder beside the folder);"
         " .png, .webp and .tif keep valid pixels as they are, .jpg does not",
     )
-    parser.add_argument("--hole", choices=("black", "white"), default="black", help="colour of the hole (black)")
+    add_hole(parser)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (auto)")
     parser.add_argument("--raw", action="store_true", help="write what the network makes of the valid part too")
     return parser.parse_args(argv)

@@ -6,20 +6,16 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.mask_files import hole_ratio, read_mask
+from data.mask_files import alpha_note, hole_ratio, read_mask
 from data.photo import Photo, check_keeps, read_photo, write_photo
 from model import PConvUNet, load_for_prediction, predict_whole
 from utils.errors import UserError
 from utils.processes import pick_device
-
-if TYPE_CHECKING:  # a prediction needs no config
-    from utils.config import HoleColour
 
 # From rgb (H,W,3), float32 in [0,1], and mask (H,W), 1 = valid, 0 = hole, to the filled (H,W,3).
 Fill = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -33,7 +29,7 @@ _MOSTLY_HIDDEN = 0.5
 
 
 def repair_files(
-    pairs: Sequence[tuple[Path, list[Path], Path]], masks: Path, model: Path, device: str, hole: HoleColour, raw: bool
+    pairs: Sequence[tuple[Path, list[Path], Path]], masks: Path, model: Path, device: str, hole: str, raw: bool
 ) -> int:
     """Repair the image of each (image, candidates for its mask, output). Returns the exit code: 1 where one failed.
 
@@ -55,7 +51,7 @@ def repair_files(
     return 1 if failed else 0
 
 
-def repair(model: PConvUNet, image: Path, mask: Path, output: Path, hole: HoleColour, raw: bool) -> str:
+def repair(model: PConvUNet, image: Path, mask: Path, output: Path, hole: str, raw: bool) -> str:
     """Repair one image file; returns a line that says what was done. UserError where it can't be."""
     photo = read_photo(image)
     check_keeps(output, photo)
@@ -96,12 +92,14 @@ def predict_pixels(model: PConvUNet, rgb: np.ndarray, mask: np.ndarray) -> np.nd
     return predict_whole(model, image_tensor, mask_tensor)[0].permute(1, 2, 0).numpy()
 
 
-def read_checked_mask(path: Path, hole: HoleColour, data: bytes | None = None) -> np.ndarray:
+def read_checked_mask(path: Path, hole: str, data: bytes | None = None) -> np.ndarray:
     """The mask, uint8 (H,W), 1 = valid, 0 = hole. Warns of a doubtful one on stderr. data: the file's bytes, if read.
 
     UserError where it can't be read, or has nothing to fill or nothing to fill it from.
     """
-    mask, between = read_mask(path, hole, data)
+    mask, between, by_alpha = read_mask(path, hole, data)
+    if by_alpha:
+        warn(f"mask {path}: {alpha_note(hole)}")
     other = "white" if hole == "black" else "black"
     advice = f"if its holes are {other}, add --hole {other}"
     ratio = hole_ratio(mask)

@@ -95,7 +95,7 @@ def read_photo(path: Path, data: bytes | None = None) -> Photo:
     image = open_image(path, data)
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):
-        pixels = _grey_16_bit(image, path)
+        pixels = _grey_16_bit(image)
     elif image.format == "PNG" and (file := data or path.read_bytes())[_PNG_BITS] == 16:
         pixels = _decode_16_bit_png(file, path)
     else:
@@ -109,11 +109,9 @@ def read_photo(path: Path, data: bytes | None = None) -> Photo:
     return Photo(pixels.reshape(*pixels.shape[:2], -1), profile, exif_orientation(image))
 
 
-def _grey_16_bit(image: Image.Image, path: Path) -> np.ndarray:
+def _grey_16_bit(image: Image.Image) -> np.ndarray:
     """uint16 (H,W,1), or (H,W,2) where one grey value stands for transparent."""
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise UserError(f"image {path} has grey values {values.min()} to {values.max()}, beyond 16 bits; scale them")
+    values = np.asarray(image)
     channels = [values]
     if "transparency" in image.info:
         channels.append(np.where(values == image.info["transparency"], 0, 65535))

@@ -2,10 +2,11 @@
 
 from model.inpainting import inpaint, predict_whole
 from model.layer import PartialConv2d
-from model.loading import DEFAULT_WEIGHTS, load_for_prediction, load_model, network_of
+from model.loading import load_for_prediction, load_model, network_of
 from model.network import PConvUNet, settle_encoder_batch_norm
 from model.sync_batch_norm import synchronise_batch_norm
 from model.vgg import VGG16Features
+from utils.arguments import DEFAULT_WEIGHTS
 
 __all__ = [
     "DEFAULT_WEIGHTS",

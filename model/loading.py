@@ -16,9 +16,6 @@ from model.network import PConvUNet
 from utils.checkpoint import read_tensors
 from utils.errors import UserError
 
-# The network that predict.py, app.py, hubconf.py and evaluate.py take where none is named.
-DEFAULT_WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "pconv_photos_128.safetensors"
-
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> PConvUNet:
     """The network of a training checkpoint or of a weights file, in evaluation mode, on `device`.

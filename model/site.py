@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from model.export import export_onnx
-from model.loading import DEFAULT_WEIGHTS, load_model
+from model.loading import load_model
 from model.network import PConvUNet
+from utils.arguments import DEFAULT_WEIGHTS
 from utils.errors import UserError
 
 # Weights with fewer numbers than this stay as they are: biases, and constants that shapes are made of.

@@ -10,8 +10,8 @@ import numpy as np
 
 from evaluation.baselines import FILLS
 from model import load_for_prediction
-from model.loading import DEFAULT_WEIGHTS
 from repair import Fill, predict_pixels
+from utils.arguments import DEFAULT_WEIGHTS
 from utils.errors import UserError
 from utils.processes import pick_device
 

@@ -10,10 +10,10 @@ from PIL import Image
 
 import predict
 from data.photo import Photo, encode_photo, read_photo
-from model.loading import DEFAULT_WEIGHTS
 from tests.browser import PATIENCE, visits
 from tests.conftest import PROJECT
 from tests.test_predict import ORIENTATION, noise
+from utils.arguments import DEFAULT_WEIGHTS
 
 CHELSEA = PROJECT / "docs/chelsea.jpg"
 

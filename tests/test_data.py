@@ -35,6 +35,7 @@ from data.samples import (
 )
 from utils.config import load_config
 from utils.errors import UserError, message_of
+from utils.schedule import Schedule
 
 PROJECT = Path(__file__).resolve().parent.parent
 COLOURS = [(20 * i + 10, 240 - 20 * i, 7 * i) for i in range(11)]  # of the images of `world`: each has its own
@@ -444,9 +445,13 @@ def test_evaluations_in_between_change_nothing(world, reference):
 
 
 def test_numbers_of_the_samples_of_a_step():
-    assert list(StepBatches(2, 4, 3)) == [[6, 7, 8], [9, 10, 11]]
-    assert len(StepBatches(2, 4, 3)) == 2
-    assert list(StepBatches(5, 5, 3)) == []
+    phases = "phases=[{steps: 4, lr: 1}, {steps: 3, lr: 1, batch_size: 2}]"
+    first, second = Schedule(load_config(overrides=["train.batch_size=3", phases])).phases
+    assert list(StepBatches(first, 2, 4)) == [[6, 7, 8], [9, 10, 11]]
+    assert len(StepBatches(first, 2, 4)) == 2
+    assert list(StepBatches(first, 4, 4)) == []
+    assert list(StepBatches(second, 4, 7)) == [[12, 13], [14, 15], [16, 17]]
+    assert list(StepBatches(second, 6, 7)) == [[16, 17]]
 
 
 def test_levels_become_floats_as_by_a_division_of_float32():
@@ -609,7 +614,8 @@ def box_of(crop):
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (400, 400)])
 def test_a_sample_shows_the_share_and_the_shape_that_it_should(world, tmp_path, width, height):
     ramp(width, height).save(tmp_path / "a.png")
-    samples = training_samples(config_of(world, f"data.train={tmp_path}", "data.crop_scale=[0.2, 0.5]"))
+    overrides = (f"data.train={tmp_path}", "data.crop_unit=area", "data.crop_scale=[0.2, 0.5]")
+    samples = training_samples(config_of(world, *overrides))
     boxes = [box_of(samples[i][0].permute(1, 2, 0) * 255) for i in range(200)]
     left, top, right, bottom = np.array(boxes).T
     mirrored = left > right

@@ -15,9 +15,9 @@ from PIL import Image
 
 import build_site
 import predict
-from model import DEFAULT_WEIGHTS
 from tests.browser import visits
 from tests.conftest import PROJECT
+from utils.arguments import DEFAULT_WEIGHTS
 
 CHELSEA = PROJECT / "docs/chelsea.jpg"
 LARGEST = 26e6  # bytes of all that a visitor loads

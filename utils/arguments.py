@@ -1,4 +1,4 @@
-"""Types of command-line arguments, as argparse takes them."""
+"""Types of command-line arguments, as argparse takes them, and the weights that stand in for a missing one."""
 
 from __future__ import annotations
 
@@ -8,12 +8,36 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+# The network that predict.py, app.py, hubconf.py and `evaluate.py --model shipped` take.
+DEFAULT_WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "pconv_photos_128.safetensors"
+
 
 def path_argument(text: str) -> Path:
     """A path, `~` expanded; an empty one is an error."""
     if not text:  # Path("") would be the current folder
         raise argparse.ArgumentTypeError("an empty name")
     return Path(os.path.expanduser(text))
+
+
+def colour(text: str) -> str:
+    """A colour as #rrggbb, in small letters."""
+    if not re.fullmatch(r"#[0-9a-fA-F]{6}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a colour such as '#ff0000', in quotes")
+    return text.lower()
+
+
+def add_hole(parser: argparse.ArgumentParser) -> None:
+    """The options --hole and --hole-colour, one of which says what `hole` is."""
+    options = parser.add_mutually_exclusive_group()
+    options.add_argument(
+        "--hole",
+        choices=("black", "white"),
+        default="black",
+        help="colour of the holes in the masks (black); of a mask with alpha, black is its transparent side",
+    )
+    options.add_argument(
+        "--hole-colour", type=colour, dest="hole", metavar="#RRGGBB", help="another colour of the holes, as '#ff0000'"
+    )
 
 
 def whole_number(low: int) -> Callable[[str], int]:
