@@ -1,7 +1,11 @@
 // PNG files written here, as a canvas would not keep every pixel as it is.
 
 const SIGNATURE = new Uint8Array([0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a]);
-const GREY = 0;
+// PNG's numbers for the kind of colour.
+export const GREY = 0;
+export const RGB = 2;
+export const RGBA = 6;
+const UP = 2; // PNG's filter: a row less the one above
 
 const CRC_TABLE = new Uint32Array(256).map((_, n) => {
   for (let bit = 0; bit < 8; bit++) n = n & 1 ? 0xedb88320 ^ (n >>> 1) : n >>> 1;
@@ -17,6 +21,20 @@ export function maskFile({ width, height, holes }) {
     for (let x = 0; x < width; x++, i++) if (!holes[i]) rows[row + (x >> 3)] |= 128 >> (x & 7);
   }
   return pngFile(width, height, 1, GREY, rows);
+}
+
+/** Rows for pngFile of 8-bit pixels RGBA, with 3 or 4 of their channels. */
+export function upFiltered(pixels, width, height, channels) {
+  const stride = 1 + channels * width;
+  const rows = new Uint8Array(stride * height);
+  for (let y = 0, from = 0; y < height; y++) {
+    let to = y * stride;
+    rows[to++] = UP;
+    for (let x = 0; x < width; x++, from += 4) {
+      for (let c = 0; c < channels; c++) rows[to++] = pixels[from + c] - (y ? pixels[from + c - 4 * width] : 0);
+    }
+  }
+  return rows;
 }
 
 /** A PNG of rows that are filtered already. colour: PNG's number for the kind of colour. extra: [[name, bytes]]. */

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
-SCRIPTS = ("main", "masks", "predict", "evaluate", "convert", "hubconf", "app")
+SCRIPTS = ("main", "masks", "predict", "evaluate", "convert", "hubconf", "app", "build_site")
 
 MAY_IMPORT = {
     "repair": {"data", "model", "utils"},
