@@ -1,6 +1,8 @@
 # make demo   train a small network on sample photographs and repair a picture with it
 # make evaluate   measure the shipped weights and the classical methods, with tables, plots and pictures
 # make figures   draw the pictures of the README anew
+# make app    open the page on which holes are painted and filled
+# make site   write that page for a static host: the network then runs in the visitor's browser
 # make bench   measure speed and memory against rivals, on a quiet machine: nine minutes
 # make test   run the tests          make test-slow   those that take minutes: kills, several processes, long runs
 # make test-gpu, make bench-gpu   what needs a GPU
@@ -15,7 +17,7 @@ RUN := runs/demo
 MASKS := datasets/masks_evaluation
 EVALUATION := runs/evaluation
 
-.PHONY: demo evaluate bench bench-gpu figures test test-slow test-gpu lint clean
+.PHONY: demo app site evaluate bench bench-gpu figures test test-slow test-gpu lint clean
 
 $(VENV)/installed: requirements.txt
 	@echo "Installing requirements.txt into $(VENV): a few minutes, 6 GB with torch's CUDA build. Without a GPU the CPU"
@@ -49,6 +51,20 @@ evaluate: $(VENV)/installed
 	$(BIN)/python masks.py --benchmark $(MASKS) --per-bin 4 --size 256 masks.style=contours --force
 	rm -rf $(EVALUATION)
 	$(BIN)/python evaluate.py --images sample --masks $(MASKS) --model shipped --baseline all --out $(EVALUATION)
+
+$(VENV)/installed-app: $(VENV)/installed requirements-app.txt
+	$(BIN)/pip install --quiet --requirement requirements-app.txt
+	touch $@
+
+app: $(VENV)/installed-app
+	$(BIN)/python app.py
+
+$(VENV)/installed-export: $(VENV)/installed requirements-export.txt
+	$(BIN)/pip install --quiet --requirement requirements-export.txt
+	touch $@
+
+site: $(VENV)/installed-export
+	$(BIN)/python build_site.py
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks

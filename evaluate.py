@@ -8,11 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.arguments import DEFAULT_WEIGHTS, path_argument, whole_number
+from evaluation.baselines import FILLS
+from utils.arguments import DEFAULT_WEIGHTS, add_hole, path_argument, whole_number
 from utils.errors import UserError, reports_user_errors
 from utils.startup import import_torch
 
-BASELINES = ("telea", "navier-stokes", "biharmonic", "mean")
+BASELINES = tuple(FILLS)
 EXTRAS = ("lpips", "fid", "inception_score")  # by networks of others: requirements-metrics.txt
 
 
@@ -69,7 +70,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="masks; `masks.py --benchmark DIR` makes a test set",
     )
-    parser.add_argument("--hole", choices=("black", "white"), default="black", help="colour of the holes (black)")
+    add_hole(parser)
     parser.add_argument(
         "--model",
         action="append",

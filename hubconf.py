@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # torch.hub takes every callable without a leading underscore
 dependencies = ["torch", "safetensors"]
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
-_SHIPPED_WEIGHTS = os.path.join(_HERE, "weights", "pconv_photos_128.safetensors")
 
 
 def pconv_unet(
@@ -31,6 +30,7 @@ def pconv_unet(
     pretrained: bool = True,
     depth: int | None = None,
     base_channels: int | None = None,
+    base: str | None = None,
     device: str | torch.device = "cpu",
 ) -> PConvUNet:
     """The network: net(image, mask) is the whole picture (N,3,H,W), for H and W that are multiples of 2**net.depth.
@@ -44,18 +44,19 @@ def pconv_unet(
 
     weights: a checkpoint or a weights file, as predict.py takes it; the shipped one by default. It brings the
     architecture with it, and the network is in evaluation mode.
-    pretrained: False for an untrained network, in training mode, of `depth` levels (7) with `base_channels` (64).
+    pretrained: False for an untrained network, in training mode, of `depth` levels (7) with `base_channels` (64) and a
+    `base` (none).
     ValueError where the file can't be used, or where the arguments contradict each other.
     """
     model = _model()
-    given = {"depth": depth, "base_channels": base_channels}
+    given = {"depth": depth, "base_channels": base_channels, "base": base}
     architecture = {name: value for name, value in given.items() if value is not None}
     if pretrained and architecture:
         raise ValueError(f"{' and '.join(architecture)} can't be chosen: weights bring theirs; or add pretrained=False")
     if not pretrained and weights is not None:
         raise ValueError(f"weights and pretrained=False contradict each other; leave one out, got {weights}")
     if pretrained:
-        return model.load_model(weights or _SHIPPED_WEIGHTS, device)
+        return model.load_model(model.DEFAULT_WEIGHTS if weights is None else weights, device)
     return model.PConvUNet(**architecture).to(device)
 
 

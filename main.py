@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +22,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return check_data(config)
     import_torch()  # takes seconds: --help and mistakes in the config are answered before
-    return train(config, args.resume is not None, args.init_from, args.rescan)
+    return train(config, args.resume, args.init_from, args.rescan)
 
 
-def train(config: Config, resume: bool = False, init_from: str | None = None, rescan: bool = False) -> int:
-    """Train as the config says; all that is written lies in the folder run.dir. Returns the exit code."""
+def train(config: Config, resume: str | None = None, init_from: str | None = None, rescan: bool = False) -> int:
+    """Train as the config says; all that is written lies in the folder run.dir. Returns the exit code.
+
+    resume: the folder of a run to go on with, or one of its checkpoints.
+    """
     from training import (
         Meter,
         Schedule,
@@ -48,19 +52,19 @@ def train(config: Config, resume: bool = False, init_from: str | None = None, re
         validate,
     )
 
-    with open_run(config, resume) as (run, rank, resume):
+    with open_run(config, resume) as (run, rank, goes_on):
         # Data first: a wrong path is found before anything is built or written.
         schedule = Schedule(config)
         data = open_data(config, schedule, run, rescan)
 
         # Network, optimizer, and where the run stands.
         device = prepare_device(config)
-        checkpoint = load_newest(run) if resume else None
-        state = TrainState(config, make_network(config, checkpoint, run.path if resume else init_from), device)
+        checkpoint = load_newest(config, run) if goes_on else None
+        state = TrainState(config, make_network(config, checkpoint, run.path if goes_on else init_from), device)
         if checkpoint:
             state.load_state_dict(checkpoint, run.path)
             del checkpoint  # as large as the network and its optimizer
-        begin_run(config, schedule, run, state, data, resume)
+        begin_run(config, schedule, run, state, data, goes_on)
         phase, stopped_by = None, 0
 
         with reports_failures(), StopRequest() as stop, Meter(state.step, schedule.total_steps) as meter:
@@ -89,7 +93,7 @@ def train(config: Config, resume: bool = False, init_from: str | None = None, re
                 done = state.step == schedule.total_steps
                 logs, evaluates, saves = (done or state.step % steps == 0 for steps in every)
                 if logs or evaluates or saves or stopped_by:
-                    state.check_finite([*losses], run.last)
+                    state.check_finite([*losses], run, phase)
                 if logs:
                     values = {name: float(loss) for name, loss in losses.items()}
                     stats = {"lr": lr, "images_per_second": meter.rate(), "bad_files": data.bad_files.count(state.step)}
@@ -113,9 +117,10 @@ def read_config(args: argparse.Namespace) -> Config:
     """The config that the arguments name: of a run that goes on, its own, with the folder where it lies now."""
     if args.resume is None:
         return load_config(DEFAULT_CONFIG if args.config is None else args.config, args.overrides)
-    folder = Path(args.resume)
+    path = Path(args.resume)
+    folder = path.parent.parent if path.is_file() else path  # of a checkpoint: RUN_DIR/checkpoints/NAME.pt
     if not (folder / CONFIG_NAME).is_file():
-        raise UserError(f"--resume {folder}: nothing to go on from: {folder / CONFIG_NAME} does not exist")
+        raise UserError(f"--resume {path}: nothing to go on from: {folder / CONFIG_NAME} does not exist")
     config = load_config(folder / CONFIG_NAME, args.overrides, resume=True)
     return config.model_copy(update={"run": config.run.model_copy(update={"dir": str(folder)})})
 
@@ -126,7 +131,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="example: python main.py --config configs/demo.yml train.batch_size=2",
     )
     parser.add_argument("--config", metavar="FILE", help="the config (config.yml beside this script)")
-    parser.add_argument("--resume", metavar="RUN_DIR", help="go on with the run in this folder, by its own config")
+    parser.add_argument(
+        "--resume", metavar="RUN", help="go on with the run in this folder, or from this checkpoint in one"
+    )
     parser.add_argument(
         "--init-from", metavar="CHECKPOINT", help="start from the weights of this file, ours or another project's"
     )
@@ -143,7 +150,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} is empty")
     if args.resume and (args.config or args.init_from):
         parser.error("--resume goes on with the run's own config and weights: leave --config and --init-from out")
-    if args.resume and any(override.partition("=")[0].strip() == "run.dir" for override in args.overrides):
+    if args.resume and any(re.match(r"\s*run(\.dir\s*=|\s*=.*\bdir\b)", override) for override in args.overrides):
         parser.error("--resume goes on in the folder that it names: leave run.dir out")
     if args.check_data and (args.resume or args.init_from):
         parser.error("--check-data trains nothing: leave --resume and --init-from out")

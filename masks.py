@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.arguments import whole_number
+from utils.arguments import colour, whole_number
 from utils.errors import UserError, reports_user_errors
 
 
@@ -22,7 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from data.mask_sets import make_benchmark, make_masks, show_stats
 
     if args.stats:
-        return show_stats(Path(args.stats), config.masks.hole, Path(args.out or "mask_stats.png"), args.processes)
+        hole = args.hole_colour or config.masks.hole
+        return show_stats(Path(args.stats), hole, Path(args.out or "mask_stats.png"), args.processes)
     if config.masks.hole == "white":
         raise UserError(
             "masks.hole: 'white', but masks.py writes black holes; set masks.hole=black, here and for training on them"
@@ -64,6 +65,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--per-bin", type=whole_number(1), metavar="N", help="with --benchmark: masks per bin and border"
     )
     parser.add_argument("--size", type=whole_number(32), metavar="S", help="with --benchmark: px (data.image_size)")
+    parser.add_argument(
+        "--hole-colour",
+        type=colour,
+        metavar="#RRGGBB",
+        help="with --stats: colour of the holes instead of masks.hole",
+    )
     parser.add_argument("--out", metavar="FILE", help="with --stats: the histogram, a .png (mask_stats.png)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values instead of the config's")
     args = parser.parse_intermixed_args(argv)
@@ -74,6 +81,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"{option} goes with --benchmark; without it the config says how many masks, and their size")
     if args.out is not None and not args.stats:
         parser.error("--out goes with --stats")
+    if args.hole_colour and not args.stats:
+        parser.error("--hole-colour goes with --stats; masks.py makes black holes")
     if args.force and args.stats:
         parser.error("--force does not go with --stats, which changes no masks")
     for option in ("benchmark", "stats", "out", "config"):

@@ -10,7 +10,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import cv2
@@ -89,7 +88,7 @@ def waiting(images: Path, masks: Path) -> float:
     places = (f"data.train={images}", f"masks.train_dir={masks}")
     config = load_config(overrides=[*places, f"data.image_size={SIZE}", "data.workers=2", f"train.batch_size={BATCH}"])
     net = PConvUNet().to(memory_format=torch.channels_last)
-    criterion = InpaintingLoss(VGG16Features(), asdict(config.loss.weights))
+    criterion = InpaintingLoss(VGG16Features(), config.loss.weights.model_dump())
     batches = iter(training_batches(training_samples(config), config, 0, STEPS))
     ends: list[float] = []
     waited = 0.0

@@ -83,7 +83,7 @@ def run(command: Sequence[str]) -> tuple[float, float]:
 def repair_ordinarily(photo_path: str, mask_path: str, net_path: str, output: str) -> None:
     """What predict.py does, with the ordinary U-Net: read, predict, compose, write."""
     photo = read_photo(Path(photo_path))
-    valid, _ = read_mask(mask_path, "black")
+    valid = read_mask(mask_path, "black").valid
     net = OrdinaryUNet(load_model(net_path))
     image = torch.from_numpy(photo.rgb()).permute(2, 0, 1)[None]
     mask = torch.from_numpy(valid).float()[None, None]

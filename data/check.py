@@ -19,10 +19,12 @@ from data.augment import fit_mask, random_part
 from data.faults import check_size, not_all_hole, one_line, read_picture
 from data.images import open_picture
 from data.listing import find_masks, list_of_images
-from data.mask_files import HOLE_BINS, bin_name, hole_bin, hole_ratio, read_mask_alone
+from data.mask_files import HOLE_BINS, alpha_note, bin_name, hole_bin, hole_ratio, read_mask
 from utils.config import Config, HoleColour
 from utils.errors import UserError
 from utils.parallel import cores, in_processes
+
+LOOKED_AT = 64  # masks, before a run starts
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -40,6 +42,7 @@ class Mask(NamedTuple):
 
     fault: str | None
     ratio: float = 0.0  # share that is hole
+    by_alpha: bool = False  # whether it is the alpha channel of its file
 
 
 def check_data(config: Config) -> int:
@@ -99,13 +102,32 @@ def check_pictures(
     return broken
 
 
+def look_at_some_masks(key: str, paths: Sequence[Path], hole: HoleColour) -> None:
+    """Look at LOOKED_AT masks of a folder, evenly spread. UserError where none of them has a hole; a line where some
+    have none, and where alpha is the mask."""
+    chosen = [paths[i * len(paths) // LOOKED_AT] for i in range(LOOKED_AT)] if len(paths) > LOOKED_AT else paths
+    masks = [mask for path in chosen if not (mask := look_at_mask(path, hole)).fault]  # a fault shows when it is met
+    empty, by_alpha = sum(mask.ratio == 0 for mask in masks), sum(mask.by_alpha for mask in masks)
+    of_them = f"of {len(masks)} masks that were looked at in {chosen[0].parent}" if masks else ""
+    if masks and empty == len(masks):
+        raise UserError(
+            f"{key}: none {of_them} has a hole, so there is nothing to learn; holes are {hole} (masks.hole):"
+            " are they the other colour, or are black and white 0 and 1 instead of 0 and 255?"
+            " `python masks.py --stats DIR` shows what the masks are like"
+        )
+    if empty:
+        print(f"{key}: {empty} {of_them} have no hole ({empty / len(masks):.0%})", file=sys.stderr)
+    if by_alpha:
+        print(f"{key}: {by_alpha} {of_them} have an alpha channel; {alpha_note(hole)}", file=sys.stderr)
+
+
 def check_masks(key: str, paths: Sequence[Path], hole: HoleColour, size: int) -> int:
     """Read masks, list the broken ones, print how much of the others is hole. Returns the broken.
 
     size: data.image_size, px, that masks are cropped to.
     """
     bins: Counter[int | None] = Counter()
-    total, broken = 0.0, 0
+    total, broken, empty, by_alpha = 0.0, 0, 0, 0
     for mask in in_processes(functools.partial(look_at_mask, hole=hole, size=size), paths, None, key, "masks"):
         if mask.fault:
             broken += 1
@@ -113,11 +135,17 @@ def check_masks(key: str, paths: Sequence[Path], hole: HoleColour, size: int) ->
         else:
             bins[hole_bin(mask.ratio)] += 1
             total += mask.ratio
+            empty += mask.ratio == 0
+            by_alpha += mask.by_alpha
     print(f"{key}: {len(paths)} masks, {broken} broken")
     if bins:
         whole = len(paths) - broken
         names = [(bin_name(index), bins[index]) for index in range(len(HOLE_BINS))]
         shares = ", ".join(f"{name} {count / whole:.1%}" for name, count in [*names, ("outside", bins[None])])
+        if empty:
+            print(f"  without a hole: {empty} ({empty / whole:.1%}); the network learns nothing from them")
+        if by_alpha:
+            print(f"  with an alpha channel: {by_alpha}; {alpha_note(hole)}")
         print(f"  hole ratio: mean {total / whole:.3f}; {shares}; holes are {hole} (masks.hole)")
     return broken
 
@@ -138,13 +166,14 @@ def look_at_picture(path: str, size: int, crop_scale: tuple[float, float] | None
     return Picture(None, short, time.perf_counter() - start)
 
 
-def look_at_mask(path: Path, hole: HoleColour, size: int) -> Mask:
+def look_at_mask(path: Path, hole: HoleColour, size: int = 0) -> Mask:
+    """size: px that masks are cropped to, of which some must be valid; 0 leaves them as they are."""
     try:
-        mask = read_mask_alone(path, hole)
-        not_all_hole(fit_mask(mask, size), path, hole)
+        mask, _, by_alpha = read_mask(path, hole)
+        not_all_hole(fit_mask(mask, size) if size else mask, path, hole)
     except UserError as error:
         return Mask(str(error))
-    return Mask(None, hole_ratio(mask))
+    return Mask(None, hole_ratio(mask), by_alpha)
 
 
 def _tell(fault: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from utils.errors import UserError
 
@@ -18,6 +19,10 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom, px
 
 _JPEG_FORMATS = ("JPEG", "MPO")  # Pillow's words; MPO is a JPEG with further pictures behind it, as cameras write it
 
+_TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262  # tags
+
+# Pillow's mode I is 32 bits, signed. Of these formats it is 16 bits, of any other a range that nobody knows.
+_SCALED_TO_16_BITS = ("PNG", "PPM")
 _AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 # What undoes the turn of a camera, by EXIF orientation; 1 is upright.
@@ -37,10 +42,10 @@ def open_image(path: str | Path, data: bytes | None = None) -> Image.Image:
 
     data: the file's bytes where they are in memory; `path` then only names them in messages.
     Pillow decodes late, so a truncated file would fail far from here: the pixels are read at once.
-    UserError where the file is missing, no image, damaged, too large, or its pixels are floats without a known range.
+    UserError where the file is missing, no image, damaged, too large, or its pixels have no known range.
     """
     with _opened(path, data) as image:
-        image.load()
+        _load(image)
     return image
 
 
@@ -52,7 +57,7 @@ class OpenPicture:
 
     def __init__(self, path: str | Path, image: Image.Image) -> None:
         if image.format not in _JPEG_FORMATS:
-            image.load()  # before its size counts: Pillow turns a TIFF as it decodes it
+            _load(image)  # before its size counts: Pillow turns a TIFF as it decodes it
         self._path, self._image = path, image
         self._orientation = exif_orientation(image)
         self.size = image.size if self._orientation < 5 else image.size[::-1]
@@ -116,7 +121,11 @@ def _opened(path: str | Path, data: bytes | None = None) -> Iterator[Image.Image
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large images and of damaged EXIF; neither stops us
-            with Image.open(path if data is None else io.BytesIO(data)) as image:
+            # By a stream: of a name Pillow would map an uncompressed file, and turn a TIFF with its sides swapped.
+            with (
+                open(path, "rb") if data is None else io.BytesIO(data) as file,
+                Image.open(file) as image,
+            ):
                 yield image
     except UserError:
         raise
@@ -134,8 +143,22 @@ def _opened(path: str | Path, data: bytes | None = None) -> Iterator[Image.Image
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"damaged image {path}: {reason}") from None
-    if image.mode == "F":
-        raise UserError(f"image {path} has floating-point pixels, whose range is unknown; save it with 8 or 16 bits")
+    if image.mode == "F" or (image.mode == "I" and image.format not in _SCALED_TO_16_BITS):
+        kind = "floating-point pixels" if image.mode == "F" else "signed or 32-bit pixels"
+        raise UserError(f"image {path} has {kind}, whose range is unknown; save it with 8 or 16 bits, unsigned")
+
+
+def _load(image: Image.Image) -> None:
+    """Decode the pixels. Of a TIFF's grey in 12 or 16 bits that includes what is white, which Pillow ignores."""
+    image.load()
+    if not isinstance(image, TiffImageFile) or not image.mode.startswith("I;16"):
+        return
+    bits, white_is_zero = image.tag_v2.get(_TIFF_BITS, (16,))[0], image.tag_v2.get(_TIFF_PHOTOMETRIC) == 0
+    if bits == 16 and not white_is_zero:
+        return
+    stored = np.asarray(image)
+    values = stored.astype(np.uint32) * 65535 // (2**bits - 1)
+    image.frombytes((65535 - values if white_is_zero else values).astype(stored.dtype).tobytes())
 
 
 def exif_orientation(image: Image.Image) -> int:

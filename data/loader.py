@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from data.faults import Fault
+from data.prefetch import copied_ahead
 from data.samples import Sample, TrainingSamples, ValidationPairs
 from utils.config import Config
 from utils.errors import UserError, message_of
@@ -66,7 +67,7 @@ class StepBatches:
 
 
 class Batches(DataLoader[Sample]):
-    """A DataLoader whose batches come as floats on a device.
+    """A DataLoader whose batches come as floats on a device. On CUDA the next one is copied while one is used.
 
     tell: is called with each broken picture of a batch, before the batch comes.
     A worker's UserError is raised here with its message of one line.
@@ -80,22 +81,26 @@ class Batches(DataLoader[Sample]):
         **options: Any,
     ) -> None:
         super().__init__(dataset, collate_fn=_collate, **options)
-        self.device = device
+        self.device = torch.device(device)
         self.tell = tell
 
     def __iter__(self) -> Iterator[Pair]:  # type: ignore[override]
         try:
-            for image, mask, faults in super().__iter__():
-                if self.tell:
-                    for fault in faults:
-                        self.tell(fault)
-                yield as_floats(image, mask, self.device)
+            yield from copied_ahead(self._bytes(), lambda pair: as_floats(*pair, self.device), self.device)
             return
         except UserError as error:
             message = message_of(error)
             # By the frames of its traceback the error holds itself, and the iterator, whose workers would stay.
             error.__traceback__ = None
         raise UserError(message)
+
+    def _bytes(self) -> Iterator[Pair]:
+        """The batches as the workers hand them over, uint8."""
+        for image, mask, faults in super().__iter__():
+            if self.tell:
+                for fault in faults:
+                    self.tell(fault)
+            yield image, mask
 
 
 def training_batches(

@@ -16,7 +16,7 @@ from data.mask_files import HOLE_BINS, INDEX, bin_name, border_width, hole_ratio
 from data.mask_stats import describe, draw_histogram, measure
 from data.names import is_image_name, list_images
 from data.order import BENCHMARK_MASKS, TRAIN_MASKS, VAL_MASKS, generator
-from utils.config import Config, HoleColour, Style
+from utils.config import Config, Style
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.parallel import in_processes
@@ -158,7 +158,7 @@ def write_job(job: MaskJob) -> float:
 # --- looking at masks ------------------------------------------------------------------------------------------
 
 
-def show_stats(folder: Path, hole: HoleColour, out: Path, processes: int | None) -> int:
+def show_stats(folder: Path, hole: str, out: Path, processes: int | None) -> int:
     """Print what the masks of a folder are like and draw a histogram. Exit code 1 where a file can't be read."""
     paths = list_images(folder)
     if not paths:
@@ -174,7 +174,7 @@ def show_stats(folder: Path, hole: HoleColour, out: Path, processes: int | None)
     for mask in found:
         if mask.fault is not None:
             print(f"unreadable: {mask.fault}", file=sys.stderr)
-    print(f"{folder}: {len(masks)} masks, {len(found) - len(masks)} unreadable files; holes are {hole} (masks.hole)")
+    print(f"{folder}: {len(masks)} masks, {len(found) - len(masks)} unreadable files; holes are {hole}")
     if masks:
         print(describe(masks, hole))
         draw_histogram(masks, hole, folder).save(out)

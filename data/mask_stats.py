@@ -12,8 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data.mask_files import HOLE_BINS, bin_name, hole_bin, hole_ratio, read_mask
-from utils.config import HoleColour
+from data.mask_files import HOLE_BINS, alpha_note, bin_name, hole_bin, hole_ratio, read_mask
 from utils.errors import UserError, message_of
 
 
@@ -27,6 +26,7 @@ class Measured(NamedTuple):
     radius: float = 0.0  # of the largest inscribed circle, share of the shorter side
     grey: float = 0.0  # share of pixels that are neither black nor white
     size: tuple[int, int] = (0, 0)  # width, height in px
+    by_alpha: bool = False  # whether the file's alpha channel is the mask
 
 
 def count_holes(mask: np.ndarray) -> int:
@@ -46,17 +46,17 @@ def inscribed_radius(mask: np.ndarray) -> float:
     return float(depth.max()) / min(mask.shape)
 
 
-def measure(job: tuple[Path, HoleColour]) -> Measured:
+def measure(job: tuple[Path, str]) -> Measured:
     path, hole = job
     try:
-        mask, grey = read_mask(path, hole)
+        mask, grey, by_alpha = read_mask(path, hole)
     except UserError as error:
         return Measured(path, message_of(error))
     size = (mask.shape[1], mask.shape[0])
-    return Measured(path, None, hole_ratio(mask), count_holes(mask), inscribed_radius(mask), grey, size)
+    return Measured(path, None, hole_ratio(mask), count_holes(mask), inscribed_radius(mask), grey, size, by_alpha)
 
 
-def describe(masks: Sequence[Measured], hole: HoleColour) -> str:
+def describe(masks: Sequence[Measured], hole: str) -> str:
     """Sizes, polarity, grey files, and a table with a line for each bin of hole ratios."""
     sizes = Counter(mask.size for mask in masks).most_common()
     shown = ", ".join(f"{width}x{height} ({count})" for (width, height), count in sizes[:5])
@@ -67,6 +67,7 @@ def describe(masks: Sequence[Measured], hole: HoleColour) -> str:
         f"not binary: {grey / len(masks):.1%} of the files ({grey}) have grey pixels,"
         f" {very_grey / len(masks):.1%} ({very_grey}) more than 1 % of them",
         polarity(masks, hole),
+        *special(masks, hole),
         "",
         "hole ratio  masks   share  holes  largest inscribed circle (radius / side)",
     ]
@@ -84,11 +85,20 @@ def describe(masks: Sequence[Measured], hole: HoleColour) -> str:
     return "\n".join(lines)
 
 
-def polarity(masks: Sequence[Measured], hole: HoleColour) -> str:
+def special(masks: Sequence[Measured], hole: str) -> list[str]:
+    """Lines about masks without a hole, which train nothing, and about those whose alpha is the mask."""
+    empty, by_alpha = sum(mask.ratio == 0 for mask in masks), sum(mask.by_alpha for mask in masks)
+    lines = [f"without a hole: {empty} ({empty / len(masks):.1%})"] if empty else []
+    return [*lines, f"{by_alpha} with an alpha channel: {alpha_note(hole)}"] if by_alpha else lines
+
+
+def polarity(masks: Sequence[Measured], hole: str) -> str:
     """Which colour the holes seem to have: holes take less than half of most masks, so the rarer colour it is."""
     black = _mean([mask.ratio for mask in masks])
     if hole == "white":
         black = 1 - black
+    if hole not in ("black", "white"):
+        return f"polarity: {black:.1%} of the pixels are {hole}"
     text = f"polarity: {1 - black:.1%} white, {black:.1%} black"
     if 0.4 <= black <= 0.6:
         return f"{text}; too even to tell which is the hole"
@@ -112,7 +122,7 @@ COLOURS = ("#9ecae1", "#3182bd")  # of the bars, by turns of the bins
 COLOUR_OUTSIDE = "#b0b0b0"
 
 
-def draw_histogram(masks: Sequence[Measured], hole: HoleColour, folder: Path) -> Image.Image:
+def draw_histogram(masks: Sequence[Measured], hole: str, folder: Path) -> Image.Image:
     """The hole ratios in steps of 0.01 with the edges of the bins, and two masks of each bin."""
     picture = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     draw = ImageDraw.Draw(picture)
@@ -154,7 +164,7 @@ def draw_bars(draw: ImageDraw.ImageDraw, ratios: Sequence[float], font: Any) -> 
     draw.line((MARGIN, PLOT_BOTTOM, WIDTH - MARGIN, PLOT_BOTTOM), INK)
 
 
-def thumbnail(path: Path, hole: HoleColour) -> Image.Image:
+def thumbnail(path: Path, hole: str) -> Image.Image:
     """A mask file at THUMBNAIL px, the hole black."""
-    mask, _ = read_mask(path, hole)
+    mask = read_mask(path, hole).valid
     return Image.fromarray(mask * 255).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)

@@ -48,6 +48,10 @@ class Photo:
     def has_alpha(self) -> bool:
         return self.pixels.shape[2] in (2, 4)
 
+    def shown(self) -> np.ndarray:
+        """A view of the pixels, turned as EXIF asks: (H,W,C)."""
+        return _SHOW[self.orientation](self.pixels)
+
     def rgb(self) -> np.ndarray:
         """The picture as shown, float32 (H,W,3) in [0,1], without alpha."""
         colour = self.shown_colour()
@@ -55,7 +59,7 @@ class Photo:
 
     def visible(self) -> np.ndarray:
         """Where the picture as shown is not fully transparent: bool (H,W)."""
-        shown = _SHOW[self.orientation](self.pixels)
+        shown = self.shown()
         return shown[..., -1] > 0 if self.has_alpha else np.ones(shown.shape[:2], bool)
 
     def filled(self, rgb: np.ndarray, mask: np.ndarray) -> Photo:
@@ -74,7 +78,7 @@ class Photo:
 
     def shown_colour(self) -> np.ndarray:
         """A view of the pixels as shown, without alpha: (H,W,1) or (H,W,3)."""
-        return _SHOW[self.orientation](self.pixels)[..., : 3 if self.pixels.shape[2] >= 3 else 1]
+        return self.shown()[..., : 3 if self.pixels.shape[2] >= 3 else 1]
 
     @property
     def _white(self) -> int:
@@ -91,7 +95,7 @@ def read_photo(path: Path, data: bytes | None = None) -> Photo:
     image = open_image(path, data)
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):
-        pixels = _grey_16_bit(image, path)
+        pixels = _grey_16_bit(image)
     elif image.format == "PNG" and (file := data or path.read_bytes())[_PNG_BITS] == 16:
         pixels = _decode_16_bit_png(file, path)
     else:
@@ -105,11 +109,9 @@ def read_photo(path: Path, data: bytes | None = None) -> Photo:
     return Photo(pixels.reshape(*pixels.shape[:2], -1), profile, exif_orientation(image))
 
 
-def _grey_16_bit(image: Image.Image, path: Path) -> np.ndarray:
+def _grey_16_bit(image: Image.Image) -> np.ndarray:
     """uint16 (H,W,1), or (H,W,2) where one grey value stands for transparent."""
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise UserError(f"image {path} has grey values {values.min()} to {values.max()}, beyond 16 bits; scale them")
+    values = np.asarray(image)
     channels = [values]
     if "transparency" in image.info:
         channels.append(np.where(values == image.info["transparency"], 0, 65535))

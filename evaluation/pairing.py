@@ -17,7 +17,6 @@ from data.images import open_image, to_rgb
 from data.mask_files import BORDERS, HOLE_BINS, INDEX, bin_name, hole_bin, hole_ratio, keeps_border, read_mask
 from data.names import list_images
 from data.order import EVALUATION_MASKS, shuffled
-from utils.config import HoleColour
 from utils.errors import UserError
 
 SMALLEST = 16  # px: below, SSIM's window of 11 px finds no place to stand
@@ -42,7 +41,7 @@ class EvaluationPair(NamedTuple):
     ratio: float  # share of hole
 
 
-def survey_masks(folder: Path, hole: HoleColour, size: int | None, quiet: bool = False) -> list[MaskFile]:
+def survey_masks(folder: Path, hole: str, size: int | None, quiet: bool = False) -> list[MaskFile]:
     """All masks of a folder, in order of their names. UserError where there are none, or one can't be used.
 
     Whether a mask is border-free, the folder's index.csv says, as a benchmark of masks.py has one; without it, the
@@ -140,7 +139,7 @@ def names_of(images: Sequence[str], root: Path) -> dict[str, str]:
     return names
 
 
-def read_pair(image: str, mask: Path, hole: HoleColour, size: int | None) -> tuple[np.ndarray, np.ndarray]:
+def read_pair(image: str, mask: Path, hole: str, size: int | None) -> tuple[np.ndarray, np.ndarray]:
     """The image (H,W,3), float32 in [0,1], and the mask (H,W), uint8, 1 = valid, 0 = hole, of one height and width.
 
     Both are resized and cropped about their centres to size×size px; without a size the mask stays as it is and
@@ -154,8 +153,8 @@ def read_pair(image: str, mask: Path, hole: HoleColour, size: int | None) -> tup
     return np.divide(pixels, 255, dtype=np.float32), valid
 
 
-def _read_fitted(path: Path, hole: HoleColour, size: int | None) -> np.ndarray:
-    mask, _ = read_mask(path, hole)
+def _read_fitted(path: Path, hole: str, size: int | None) -> np.ndarray:
+    mask = read_mask(path, hole).valid
     if size:
         mask = fit_mask(mask, size)
     if min(mask.shape) < SMALLEST:

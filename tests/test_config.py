@@ -1,6 +1,5 @@
 """The config: what is read, what is refused and in which words, and that no text at all ends in a traceback."""
 
-import dataclasses
 import itertools
 import re
 
@@ -8,15 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.config import DEFAULT_CONFIG, Config, config_to_dict, load_config, save_config
+from utils.config import AS_BEFORE, DEFAULT_CONFIG, Config, config_to_dict, load_config, save_config
 from utils.errors import UserError
 
 DEFAULT_TEXT = DEFAULT_CONFIG.read_text(encoding="utf-8")
 CONFIGS = [DEFAULT_CONFIG, *sorted((DEFAULT_CONFIG.parent / "configs").glob("*.yml"))]
-SECTIONS = [field.name for field in dataclasses.fields(Config)]
+SECTIONS = list(Config.model_fields)
 KEYS = [
     f"{section}.{key}" if not isinstance(value, dict) else f"{section}.{key}.{inner}"
     for section, keys in config_to_dict(load_config()).items()
+    if section != "phases"
     for key, value in keys.items()
     for inner in (value if isinstance(value, dict) else [None])
 ]
@@ -26,10 +26,10 @@ KEYS = [
 def load(tmp_path):
     """Loads a config of the given text (or bytes)."""
 
-    def load_text(text, *overrides):
+    def load_text(text, *overrides, resume=False):
         path = tmp_path / "some.yml"
         path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
-        return load_config(path, overrides)
+        return load_config(path, overrides, resume)
 
     return load_text
 
@@ -49,8 +49,8 @@ def fault(*overrides):
 
 
 def with_line(key, value):
-    """The text of config.yml with another value in the line of a key, whose name must stand there once."""
-    text, count = re.subn(rf"(?m)^( +{key}:) [^#\n]*", rf"\1 {value} ", DEFAULT_TEXT)
+    """The text of config.yml with another value in the first line of a key."""
+    text, count = re.subn(rf"(?m)^([ -]+{key}:) [^#\n]*", rf"\1 {value} ", DEFAULT_TEXT, count=1)
     assert count == 1
     return text
 
@@ -66,9 +66,10 @@ def test_every_config_of_the_project_loads(path):
 def test_default_config_holds_what_its_issue_says():
     config = load_config()
     assert (config.data.image_size, config.model.depth, config.train.batch_size) == (256, 7, 18)
-    assert (config.train.initial_steps, config.train.finetune_steps) == (200_000, 100_000)
-    assert (config.optim.initial_lr, config.optim.finetune_lr) == (2e-4, 5e-5)
-    assert dataclasses.astuple(config.loss.weights) == (1, 6, 0.05, 120, 0.1)
+    assert [(phase.steps, phase.lr) for phase in config.phases] == [(200_000, 2e-4), (100_000, 5e-5)]
+    assert [phase.freeze_encoder_batch_norm for phase in config.phases] == [False, True]
+    assert list(config.loss.weights.model_dump().values()) == [1, 6, 0.05, 120, 0.1]
+    assert config.model.base == "none"
 
 
 def test_values_have_the_types_of_the_schema():
@@ -81,13 +82,13 @@ def test_values_have_the_types_of_the_schema():
 
 @pytest.mark.parametrize(("text", "value"), [("2e-4", 2e-4), ("2E-4", 2e-4), ("1.5e3", 1500), (".5", 0.5), ("1_0", 10)])
 def test_numbers_as_people_write_them(load, text, value):
-    assert load(with_line("initial_lr", text)).optim.initial_lr == value
-    assert load_config(overrides=[f"phases.0.lr={text}"]).optim.initial_lr == value
+    assert load(with_line("lr", text)).phases[0].lr == value
+    assert load_config(overrides=[f"phases.0.lr={text}"]).phases[0].lr == value
 
 
 @pytest.mark.parametrize("text", ["1e5", "100000", "100_000", "1.0e5", "100000.0"])
 def test_a_whole_number_may_be_written_as_a_float(load, text):
-    steps = load(with_line("initial_steps", text)).train.initial_steps
+    steps = load(with_line("steps", text)).phases[0].steps
     assert steps == 100_000
     assert type(steps) is int
 
@@ -108,13 +109,37 @@ def test_overrides_win_and_the_last_of_one_key_counts(load):
 
 
 def test_an_override_mends_the_file(load):
-    assert load(with_line("seed", "none"), "run.seed=3").run.seed == 3
-    assert load(DEFAULT_TEXT.replace("  seed:", "  # seed:"), "run.seed=3").run.seed == 3
+    for resume in (False, True):
+        assert load(with_line("seed", "none"), "run.seed=3", resume=resume).run.seed == 3
+        assert load(DEFAULT_TEXT.replace("  seed:", "  # seed:"), "run.seed=3", resume=resume).run.seed == 3
+
+
+def test_a_config_file_says_only_what_differs(load):
+    config = load("loss:\n  weights: {tv: 3}\nphases:\n  - {steps: 4, lr: 1e-3}\n", "run.seed=5")
+    expected = load_config(overrides=["loss.weights.tv=3", "phases=[{steps: 4, lr: 1e-3}]", "run.seed=5"])
+    assert config == expected
+    assert len(config.phases) == 1  # a list replaces another whole
+
+
+def test_an_override_of_one_phase_changes_no_other():
+    aliased = "phases=[{steps: 1, lr: 1, loss_weights: &a {tv: 1}}, {steps: 2, lr: 2, loss_weights: *a}]"
+    config = load_config(overrides=[aliased, "phases.1.lr=3", "phases.0.loss_weights.tv=4", "phases.0.image_size=128"])
+    assert [phase.lr for phase in config.phases] == [1, 3]
+    assert [phase.loss_weights for phase in config.phases] == [{"tv": 4}, {"tv": 1}]
+    assert [phase.image_size for phase in config.phases] == [128, None]
+
+
+def test_an_override_of_one_section_does_not_reach_what_an_alias_shares(load):
+    text = DEFAULT_TEXT.replace("  weights:", "  weights: &w", 1)
+    text = re.sub(r"(?m)^    freeze_encoder_batch_norm:.*", "    loss_weights: *w", text)
+    config = load(text, "loss.weights.tv=9", resume=True)
+    assert config.loss.weights.tv == 9
+    assert config.phases[1].loss_weights["tv"] == 0.1
 
 
 def test_an_override_can_give_several_keys_of_a_section():
     config = load_config(overrides=["loss={weights: {valid: 2, tv: 0}}"])
-    assert dataclasses.astuple(config.loss.weights) == (2, 6, 0.05, 120, 0)
+    assert list(config.loss.weights.model_dump().values()) == [2, 6, 0.05, 120, 0]
 
 
 @pytest.mark.parametrize("name", ["1e3", "2024", "yes", "null", "1:30", "a b", "a: b", "#1", "@x", "[x", "a=b", "\\x"])
@@ -123,70 +148,95 @@ def test_a_path_on_the_command_line_is_taken_as_it_is(name):
 
 
 def test_aliases_merge_keys_and_a_byte_order_mark(load):
-    text = with_line("initial_lr", "&lr 3e-4").replace("  finetune_lr: 5e-5", "  finetune_lr: *lr")
+    text = with_line("lr", "&lr 3e-4").replace("    lr: 5e-5", "    lr: *lr")
     text = re.sub(r"  weights:.*", "  weights:\n    <<: {tv: 9, valid: 9}", text).replace("    tv:", "    # tv:")
-    config = load("\ufeff" + text)
-    assert config.optim.initial_lr == config.optim.finetune_lr == 3e-4
+    config = load("\ufeff" + text, resume=True)
+    assert [phase.lr for phase in config.phases] == [3e-4] * 2
     assert (config.loss.weights.tv, config.loss.weights.valid) == (9, 1)
 
 
-# --- what is refused, in which words ---------------------------------------------------------------------------
+# --- what is refused: each message names source, dotted path and value, and the nearest name ---------------------
 
 
 BAD_OVERRIDES = [
-    ("train.batch_sise=4", ["train.batch_sise", "unknown key", "4", "did you mean train.batch_size?"]),
-    ("batch_size=4", ["batch_size", "unknown", "did you mean train.batch_size?"]),
-    ("optim.lr=1", ["optim.lr", "unknown", "did you mean optim.initial_lr?"]),
-    ("mask.hole=white", ["mask.hole", "unknown", "did you mean masks.hole?"]),
-    ("masks.image_size=64", ["masks.image_size", "unknown", "did you mean data.image_size?"]),
-    ("loss.weight.tv=1", ["loss.weight.tv", "unknown", "did you mean loss.weights.tv?"]),
-    ("run.zzzz=1", ["run.zzzz", "unknown", "keys here are dir, seed, device"]),
-    ("zzzz=1", ["zzzz", "unknown", "sections here are run, data, masks"]),
-    ("run.dir.x=1", ["run.dir.x", "unknown", "did you mean run.dir?"]),
-    ("trian={batch_size: 3}", ["trian", "unknown section", "did you mean train?"]),
-    ("a..b=1", ["a.''.b", "unknown"]),
-    ("run=5", ["run: 5 must be a section with the keys dir, seed, device"]),
-    ("loss.weights=[1, 6]", ["loss.weights: [1, 6] must be a section with the keys valid, hole"]),
-    ("train.batch_size=many", ["train.batch_size: 'many' must be a whole number from 1"]),
-    ("train.batch_size='4'", ["train.batch_size: '4' must be a whole number"]),
-    ("train.batch_size=4.5", ["train.batch_size: 4.5 must be a whole number"]),
-    ("train.batch_size=0", ["train.batch_size: 0 must be a whole number from 1"]),
-    ("train.batch_size=true", ["train.batch_size: true must be a whole number"]),
-    ("train.batch_size=", ["train.batch_size: null must be a whole number"]),
-    ("train.batch_size=[4]", ["train.batch_size: [4] must be a whole number"]),
-    ("phases.0.steps=-1", ["train.initial_steps: -1 must be a whole number of at least 0"]),
-    ("phases.0.steps=1e400", ["train.initial_steps: inf must be a whole number"]),
-    ("run.seed=1:30", ["run.seed: '1:30' must be a whole number"]),  # 90 in YAML 1.1
-    ("run.seed=010", ["run.seed: '010' must be a whole number"]),  # 8 in YAML 1.1
-    ("run.seed=2024-01-01", ["run.seed: '2024-01-01' must be a whole number"]),
-    ("run.seed=9223372036854775808", ["run.seed: 9223372036854775808", "from 0 to 9223372036854775807"]),
+    ("train.batch_sise=4", ["train.batch_sise: 4", "train.batch_size"]),
+    ("batch_size=4", ["batch_size: 4", "train.batch_size"]),
+    ("optim.lr=1", ["optim.lr: 1", "phases.0.lr"]),
+    ("mask.hole=white", ["mask: ", "masks"]),
+    ("masks.image_size=64", ["masks.image_size: 64", "image_size"]),
+    ("loss.weight.tv=1", ["loss.weight: ", "loss.weights"]),
+    ("phases.0.learning_rate=1", ["phases.0.learning_rate: 1", "lr"]),
+    ("run.zzzz=1", ["run.zzzz: 1", "dir, seed, device"]),
+    ("zzzz=1", ["zzzz: 1", "run, data, masks"]),
+    ("run.dir.x=1", ["run.dir: "]),
+    ("trian={batch_size: 3}", ["trian: ", "train"]),
+    ("a..b=1", ["a: "]),
+    ("run=5", ["run: 5 "]),
+    ("loss.weights=[1, 6]", ["loss.weights: [1, 6] "]),
+    ("train.batch_size=many", ["train.batch_size: 'many' "]),
+    ("train.batch_size='4'", ["train.batch_size: '4' "]),
+    ("train.batch_size=4.5", ["train.batch_size: 4.5 "]),
+    ("train.batch_size=0", ["train.batch_size: 0 ", " 1"]),
+    ("train.batch_size=true", ["train.batch_size: true "]),
+    ("train.batch_size=", ["train.batch_size: null "]),
+    ("train.batch_size=[4]", ["train.batch_size: [4] "]),
+    ("phases.0.steps=-1", ["phases.0.steps: -1 "]),
+    ("phases.0.steps=1e400", ["phases.0.steps: inf "]),
+    ("phases.0.steps=1e308", ["phases.0.steps: 1e+308 "]),
+    ("phases=5", ["phases: 5 "]),
+    ("phases=[]", ["phases: [] "]),
+    ("phases=[5]", ["phases.0: 5 "]),
+    ("phases.0=5", ["phases.0: 5 "]),
+    ("phases.2.lr=1", ["phases.2.lr"]),
+    ("phases.x.lr=1", ["phases.x.lr"]),
+    ("phases.-1.lr=1", ["phases.-1.lr"]),
+    ("phases.²=1", ["phases.²"]),
+    ("phases.0.schedule=cosin", ["phases.0.schedule: 'cosin' ", "cosine"]),
+    ("phases.0.loss_weights={stile: 1}", ["phases.0.loss_weights.stile", "style"]),
+    ("phases.0.loss_weights={style: -1}", ["phases.0.loss_weights.style: -1 "]),
+    ("run.seed=1:30", ["run.seed: '1:30' "]),  # 90 in YAML 1.1
+    ("run.seed=010", ["run.seed: '010' "]),  # 8 in YAML 1.1
+    ("run.seed=2024-01-01", ["run.seed: '2024-01-01' "]),
+    ("run.seed=9223372036854775808", ["run.seed: 9223372036854775808 "]),
     ("run.seed=" + "9" * 5000, ["run.seed", "thousands of digits"]),
-    ("phases.0.lr=.nan", ["optim.initial_lr: nan must be a number above 0"]),
-    ("phases.0.lr=.inf", ["optim.initial_lr: inf must be a number"]),
-    ("phases.0.lr=" + "9" * 400, ["optim.initial_lr: 999", "must be a number above 0"]),
-    ("phases.0.lr=0", ["optim.initial_lr: 0 must be a number above 0"]),
-    ("optim.momentum=1", ["optim.momentum: 1 must be a number from 0 to less than 1"]),
-    ("optim.name=adam", ["optim.name: 'adam' must be one of Adam, AdamW, SGD; did you mean Adam?"]),
-    ("masks.hole=grey", ["masks.hole: 'grey' must be one of black, white"]),
-    ("masks.augment=yes", ["masks.augment: 'yes' must be true or false"]),
-    ("masks.augment=1", ["masks.augment: 1 must be true or false"]),
-    ("run.device=gpu", ["run.device: 'gpu' must be", "auto, cpu, cuda or cuda:N"]),
-    ("data.crop_scale=0.5", ["data.crop_scale: 0.5 must be a list of 2 numbers from 0.01 to 1"]),
-    ("data.crop_scale=[0.1, 0.2, 0.3]", ["data.crop_scale", "a list of 2 numbers"]),
-    ("data.crop_scale=[0.9, 0.3]", ["data.crop_scale: [0.9, 0.3]", "the first no larger than the second"]),
-    ("data.crop_scale=[0.1, x]", ["data.crop_scale: [0.1, 'x']", "a list of 2 numbers"]),
-    ("masks.dilate=[0, 1.5]", ["masks.dilate: [0, 1.5]", "a list of 2 whole numbers"]),
-    ("run.dir=", ["run.dir: '' must be a text", "not empty"]),
-    ("run.dir=a\x00b", ["run.dir: 'a\\x00b' must be a text"]),
-    ("run.dir=a\nb", ["run.dir: 'a\\nb' must be a text"]),
-    ("run.dir=~nobody-at-all/x", ["~nobody-at-all, which is nobody's home"]),
-    ("run.dir=$NOT_SET_AT_ALL/x", ["'$NOT_SET_AT_ALL/x' names the environment variable $NOT_SET_AT_ALL", "not set"]),
-    ("run.dir=${NOT_SET_AT_ALL}", ["${NOT_SET_AT_ALL}", "not set"]),
-    ("train.batch_size", ["'train.batch_size' must have the form section.key=value"]),
-    ("=3", ["'=3' must have the form section.key=value"]),
+    ("phases.0.lr=.nan", ["phases.0.lr: nan "]),
+    ("phases.0.lr=.inf", ["phases.0.lr: inf "]),
+    ("phases.0.lr=" + "9" * 400, ["phases.0.lr: 999"]),
+    ("phases.0.lr=0", ["phases.0.lr: 0 ", "greater than 0"]),
+    ("optim.momentum=1", ["optim.momentum: 1 ", "less than 1"]),
+    ("optim.name=adam", ["optim.name: 'adam' ", "Adam", "AdamW", "SGD", "did you mean Adam?"]),
+    ("masks.hole=grey", ["masks.hole: 'grey' ", "black", "white"]),
+    ("masks.augment=yes", ["masks.augment: 'yes' "]),
+    ("masks.augment=1", ["masks.augment: 1 "]),
+    ("masks.style=shape", ["masks.style: 'shape' ", "shapes"]),
+    ("masks.style={contours: 0.7, dots: 0.3}", ["masks.style: {", "contours: 0.7"]),
+    ("masks.style={contours: -1}", ["masks.style: {'contours': -1} "]),
+    ("masks.style={contours: .nan}", ["masks.style: {'contours': nan} "]),
+    ("masks.style={}", ["masks.style: {} "]),
+    ("run.device=gpu", ["run.device: 'gpu' ", "auto", "cpu", "cuda:N"]),
+    ("run.device=cuda:" + "9" * 30, ["run.device: 'cuda:999"]),
+    ("data.crop_scale=0.5", ["data.crop_scale: 0.5 "]),
+    ("data.crop_scale=[0.1, 0.2, 0.3]", ["data.crop_scale: [0.1, 0.2, 0.3] ", "2"]),
+    ("data.crop_scale=[0.1]", ["data.crop_scale.1", "missing"]),
+    ("data.crop_scale=[0.9, 0.3]", ["data.crop_scale: [0.9, 0.3] "]),
+    ("data.crop_scale=[0.1, x]", ["data.crop_scale.1: 'x' "]),
+    ("masks.dilate=[0, 1.5]", ["masks.dilate.1: 1.5 "]),
+    ("run.dir=", ["run.dir: '' "]),
+    ("run.dir=a\x00b", ["run.dir: 'a\\x00b' "]),
+    ("run.dir=a\nb", ["run.dir: 'a\\nb' "]),
+    ("run.dir=a\udcff", ["run.dir: 'a\\udcff' "]),
+    ("run.dir=~nobody-at-all/x", ["run.dir: ", "~nobody-at-all", "home"]),
+    ("run.dir=$NOT_SET_AT_ALL/x", ["run.dir: ", "$NOT_SET_AT_ALL", "environment"]),
+    ("run.dir=${NOT_SET_AT_ALL}", ["${NOT_SET_AT_ALL}", "environment"]),
+    ("train.batch_size", ["'train.batch_size'", "section.key=value"]),
+    ("=3", ["'=3'", "section.key=value"]),
     ("train.batch_size=[", ["train.batch_size='['", "not valid YAML"]),
     ("run.seed=!!python/object:os.system", ["the tag", "means nothing here"]),
     ("run.\x1b[31m=3", ["run.'\\x1b[31m'", "unknown"]),
+    ("\udcff=3", ["'\\udcff'", "unknown"]),
+    ('run={"\\ud800": 3}', ["run.'\\ud800'", "unknown"]),
+    ("run={1: 2}", ["run.1", "unknown"]),
+    ("train.initial_steps=4", ["train.initial_steps", "older version", "phases"]),
 ]
 
 
@@ -203,12 +253,17 @@ def test_each_kind_of_bad_override(override, parts):
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
-        (["train.batch_size=1", "data.image_size=128"], ["train.batch_size: 1", "batch norm", "model.depth = 7"]),
-        (["phases.0.steps=0", "phases.1.steps=0"], ["train.initial_steps: 0", "nothing to train"]),
-        (["loss.weights={valid: 0, hole: 0, perceptual: 0, style: 0, tv: 0}"], ["loss.weights.valid: 0", "above 0"]),
-        (["data.image_size=200"], ["data.image_size: 200 must be a multiple of 128 = 2**model.depth", "try 256"]),
-        (["masks.val_dir=x", "masks.train_dir=y/../x/"], ["masks.val_dir: 'x' must be another folder"]),
-        (["model.depth=9"], ["data.image_size: 256 must be a multiple of 512", "try 512"]),
+        (["train.batch_size=1", "data.image_size=128"], ["train.batch_size: 1 ", "batch norm", "model.depth"]),
+        (["phases.0.steps=0", "phases.1.steps=0"], ["phases", "steps"]),
+        (["loss.weights={valid: 0, hole: 0, perceptual: 0, style: 0, tv: 0}"], ["loss.weights", "above 0"]),
+        (["data.image_size=200"], ["data.image_size: 200 ", "128", "try 256"]),
+        (["masks.val_dir=x", "masks.train_dir=y/../x/"], ["masks.val_dir: 'x' ", "masks.train_dir"]),
+        (["model.depth=9"], ["data.image_size: 256 ", "512", "config.yml"]),
+        (["phases.1.image_size=192"], ["phases.1.image_size: 192 ", "128"]),
+        (["phases.1.batch_size=7", "train.accumulate=2"], ["phases.1.batch_size: 7 ", "train.accumulate"]),
+        (["phases.0.loss_weights={valid: 0, hole: 0, perceptual: 0, style: 0, tv: 0}"], ["phases.0.loss_weights"]),
+        (["phases.1.end_lr=1"], ["phases.1.end_lr: 1", "5e-05"]),
+        (["data.crop_unit=area"], ["data.crop_scale: [1.0, 1.4] ", "area"]),
     ],
 )
 def test_values_that_do_not_go_together(overrides, parts):
@@ -224,38 +279,69 @@ def test_every_key_must_be_there_and_of_its_type(load, key):
     order = [k for k in KEYS if k.rpartition(".")[2] == name].index(key)
     start = occurrences[order]
     end = DEFAULT_TEXT.index("\n", start)
-    with pytest.raises(UserError) as error:
-        load(DEFAULT_TEXT[:start] + DEFAULT_TEXT[end + 1 :])
-    assert re.search(rf"some\.yml: {re.escape(key)}: missing; it must be (a|one of|true or)", str(error.value))
+    without = DEFAULT_TEXT[:start] + DEFAULT_TEXT[end + 1 :]
+    if key in AS_BEFORE:  # newer than some runs: these go on as they were
+        assert at(config_to_dict(load(without, "data.crop_scale=[0.1, 1]", resume=True)), key) == AS_BEFORE[key]
+    else:
+        with pytest.raises(UserError) as error:
+            load(without, resume=True)
+        assert f"some.yml: {key}: " in str(error.value)
+        assert "missing" in str(error.value)
+    assert load(without) == load_config()
     for value in ("null", "{a: 1}", "[[]]"):
         with pytest.raises(UserError) as error:
             load(DEFAULT_TEXT[:start] + " " * (len(key.split(".")) - 1) * 2 + f"{name}: {value}" + DEFAULT_TEXT[end:])
-        assert f"{key}: " in str(error.value)
-        assert " must be " in str(error.value)
+        assert re.search(rf"some\.yml: {re.escape(key)}[.:]", str(error.value))
+
+
+def at(tree, path):
+    for key in path.split("."):
+        tree = tree[key]
+    return tree
 
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_section_must_be_there(load, section):
+    without = re.sub(rf"(?ms)^{section}:.*?(?=^\w|\Z)", "", DEFAULT_TEXT)
+    assert load(without) == load_config()
     with pytest.raises(UserError) as error:
-        load(re.sub(rf"(?ms)^{section}:.*?(?=^\w|\Z)", "", DEFAULT_TEXT))
+        load(without, resume=True)
     message = str(error.value)
     assert "\n" not in message  # its keys are not counted up one by one
-    assert f"some.yml: {section}: missing; it must be a section with the keys" in message
+    assert f"some.yml: {section}: " in message
+    assert "missing" in message
 
 
 def test_a_section_without_values(load):
     text = re.sub(r"(?ms)^optim:.*?(?=^\w)", "optim:\n", DEFAULT_TEXT)
-    with pytest.raises(UserError, match=r"some\.yml: optim: null must be a section with the keys name, initial_lr"):
+    with pytest.raises(UserError, match=r"some\.yml: optim: null "):
         load(text)
+
+
+@pytest.mark.parametrize(("key", "now"), [("train.initial_steps", "phases"), ("optim.finetune_lr", "phases")])
+def test_a_config_of_an_older_version_is_named_as_one(load, key, now):
+    section, name = key.split(".")
+    for resume in (False, True):
+        with pytest.raises(UserError) as error:
+            load(DEFAULT_TEXT.replace(f"{section}:\n", f"{section}:\n  {name}: 3\n"), resume=resume)
+        message = str(error.value)
+        assert "\n" not in message
+        assert all(part in message for part in ("some.yml", key, "older version", now))
+
+
+def test_what_a_key_that_is_newer_than_a_run_means_is_told(load, capsys):
+    load(re.sub(r"(?m)^  base:.*\n", "", DEFAULT_TEXT), resume=True)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert all(part in line for part in ("some.yml", "model.base", "none"))
 
 
 def test_all_faults_at_once_each_with_its_source(load):
     text = with_line("seed", "x").replace("  depth: 7", "  dept: 7").replace("masks:", "mask:")
     with pytest.raises(UserError) as error:
-        load(text, "train.batch_size=0", "data.workers=-1", "nonsense", "loss.weights.tv=[", "phases.0.steps=0",
-             "phases.1.steps=0")  # fmt: skip
+        load(text, "train.batch_size=0", "data.workers=-1", "nonsense", "loss.weights.tv=[", "phases.0.lr=0",
+             resume=True)  # fmt: skip
     head, *lines = str(error.value).split("\n")
-    assert head == f"{len(lines)} faults in the config:"
+    assert head.startswith(f"{len(lines)} ")
     sources = [re.sub(r"^.*/", "", line.strip()).split(": ")[:2] for line in lines]
     assert sorted(map(tuple, sources)) == sorted(
         [
@@ -268,13 +354,13 @@ def test_all_faults_at_once_each_with_its_source(load):
             ("command line", "data.workers"),
             ("command line", "'nonsense' must have the form section.key=value, as train.batch_size=4"),
             ("command line", "loss.weights.tv='[' line 1, column 2"),
-            ("command line", "train.initial_steps"),  # nothing to train
+            ("command line", "phases.0.lr"),
         ]
     )
 
 
 def test_two_sources_of_values_that_do_not_go_together(load):
-    with pytest.raises(UserError, match=r"some\.yml and command line: data\.image_size: 256 must be a multiple of 512"):
+    with pytest.raises(UserError, match=r"some\.yml and command line: data\.image_size: 256 "):
         load(DEFAULT_TEXT, "model.depth=9")
 
 
@@ -294,19 +380,21 @@ STRANGE = {
     "unfinished": ("run: [1, 2", "line 1, column 11"),
     "two documents": ("run: 1\n---\nrun: 2\n", "another document"),
     "an unknown alias": ("run: *a\n", "undefined alias"),
-    "a number as key": (DEFAULT_TEXT + "\n1: 2\n", "1: unknown key with the value 2"),
-    "null as key": (DEFAULT_TEXT + "\n~: 2\n", "null: unknown key"),
+    "a number as key": (DEFAULT_TEXT + "\n1: 2\n", "1: .*unknown key"),
+    "null as key": (DEFAULT_TEXT + "\n~: 2\n", "None: .*unknown key"),
     "a list as key": ("? [1, 2]\n: 3\n", "unhashable key"),
-    "a dotted key": (DEFAULT_TEXT + "\nrun.seed: 2\n", "'run.seed': unknown key with the value 2"),
-    "a key with a new line": (DEFAULT_TEXT + '\n"a\\nb": 2\n', r"'a\\nb': unknown key"),
+    "a dotted key": (DEFAULT_TEXT + "\nrun.seed: 2\n", "'run.seed': 2 .*unknown key"),
+    "a bomb for a name": ("a: &a [1,1,1,1,1,1,1,1]\n" + "".join(
+        f"{y}: &{y} [{','.join(['*' + x] * 8)}]\n" for x, y in itertools.pairwise("abcdefghijkl"))
+        + "optim: {name: *l}\nmasks: {style: *l}", "optim.name: "),
+    "a key with a new line": (DEFAULT_TEXT + '\n"a\\nb": 2\n', r"'a\\nb': .*unknown key"),
     "an object": ("run: !!python/object/apply:os.getcwd []\n", "the tag .* means nothing here"),
     "a wrong tag": ("run: !!bool x\n", "the tag .* means nothing here"),
     "lists in lists": ("run: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
     "sections in sections": ("run: " + "{a: " * 5000 + "}" * 5000, "nested too deeply"),
-    "a section in itself": ("run: &a\n  b: *a\n", "run.b: unknown section"),
-    "a section in itself by merging": ("run: &a\n  <<: *a\n", "run|recursi"),
+    "a section in itself": ("run: &a\n  b: *a\n", "run.b: .*unknown key"),
     "a bomb": ("a: &a [1,1,1,1,1,1,1,1]\n" + "".join(
-        f"{y}: &{y} [{','.join(['*' + x] * 8)}]\n" for x, y in itertools.pairwise("abcdefghijkl")), "l: unknown key"),
+        f"{y}: &{y} [{','.join(['*' + x] * 8)}]\n" for x, y in itertools.pairwise("abcdefghijkl")), "l: .*unknown key"),
 }  # fmt: skip
 
 
@@ -331,7 +419,7 @@ def test_files_that_can_not_be_read(tmp_path, name):
 
 def same_after_saving(config, path):
     save_config(config, path)
-    return load_config(path) == config
+    return load_config(path, resume=True) == config
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -392,18 +480,19 @@ def refusal(*arguments):
     return None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(text=YAML_ISH, at=st.floats(0, 1))
 def test_any_file_gives_a_config_or_a_user_error(tmp_path_factory, text, at):
     path = tmp_path_factory.getbasetemp() / "any.yml"
     place = int(at * len(DEFAULT_TEXT))
     for whole in (text, DEFAULT_TEXT[:place] + text + DEFAULT_TEXT[place:]):
         path.write_bytes(whole.encode("utf-8", "surrogatepass"))
-        message = refusal(path)
-        assert message is None or str(path) in message
+        for resume in (False, True):
+            message = refusal(path, (), resume)
+            assert message is None or str(path) in message
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(overrides=st.lists(st.tuples(NAMES, YAML_ISH).map("=".join) | YAML_ISH, min_size=1, max_size=3))
 def test_any_override_gives_a_config_or_a_user_error(overrides):
     message = refusal(DEFAULT_CONFIG, overrides)

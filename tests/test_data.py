@@ -397,8 +397,11 @@ def test_a_mask_without_a_valid_pixel_is_named(world, tmp_path):
 def reference(world):
     """Batches 0 to 5, sample by sample, without a loader."""
     samples = training_samples(config_of(world))
-    drawn = [floats(samples[number]) for number in range(18)]
-    return [[torch.stack(column) for column in zip(*drawn[i : i + 3], strict=True)] for i in range(0, 18, 3)]
+    batches = []
+    for step in range(6):
+        rows = [floats(samples[3 * step + slot]) for slot in range(3)]
+        batches.append([torch.stack(column) for column in zip(*rows, strict=True)])
+    return batches
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -445,12 +448,14 @@ def test_evaluations_in_between_change_nothing(world, reference):
     assert same(seen, reference)
 
 
-def test_numbers_of_the_samples_of_a_step(world):
-    phase = Schedule(config_of(world)).phases[0]
-    assert phase.batch_size == 3
-    assert list(StepBatches(phase, 2, 4)) == [[6, 7, 8], [9, 10, 11]]
-    assert len(StepBatches(phase, 2, 4)) == 2
-    assert list(StepBatches(phase, 5, 5)) == []
+def test_numbers_of_the_samples_of_a_step():
+    phases = "phases=[{steps: 4, lr: 1}, {steps: 3, lr: 1, batch_size: 2}]"
+    first, second = Schedule(load_config(overrides=["train.batch_size=3", phases])).phases
+    assert list(StepBatches(first, 2, 4)) == [[6, 7, 8], [9, 10, 11]]
+    assert len(StepBatches(first, 2, 4)) == 2
+    assert list(StepBatches(first, 4, 4)) == []
+    assert list(StepBatches(second, 4, 7)) == [[12, 13], [14, 15], [16, 17]]
+    assert list(StepBatches(second, 6, 7)) == [[16, 17]]
 
 
 def test_levels_become_floats_as_by_a_division_of_float32():
@@ -615,9 +620,8 @@ def box_of(crop):
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (400, 400)])
 def test_a_sample_shows_the_share_and_the_shape_that_it_should(world, tmp_path, width, height):
     ramp(width, height).save(tmp_path / "a.png")
-    samples = training_samples(
-        config_of(world, f"data.train={tmp_path}", "data.crop_unit=area", "data.crop_scale=[0.2, 0.5]")
-    )
+    overrides = (f"data.train={tmp_path}", "data.crop_unit=area", "data.crop_scale=[0.2, 0.5]")
+    samples = training_samples(config_of(world, *overrides))
     boxes = [box_of(samples[i].image.permute(1, 2, 0)) for i in range(200)]
     left, top, right, bottom = np.array(boxes).T
     mirrored = left > right

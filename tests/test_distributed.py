@@ -25,6 +25,7 @@ from data.mask_files import write_mask
 from data.samples import validation_pairs
 from model import PConvUNet, settle_encoder_batch_norm, synchronise_batch_norm
 from training.run_folder import RunFolder
+from training.setup import check_batches
 from training.stopping import StopRequest
 from utils.config import load_config
 from utils.errors import UserError
@@ -37,9 +38,11 @@ from utils.processes import (
     rank_and_world_size,
     wait_for_all,
 )
+from utils.schedule import Schedule
 
 PROJECT = Path(__file__).resolve().parent.parent
 STEPS = 20
+CPU = torch.device("cpu")
 
 # main.py as a script that can be given faults, and float64 to compute in.
 SCRIPT = """
@@ -56,14 +59,15 @@ as_floats = data.loader.as_floats
 data.loader.as_floats = lambda *args: tuple(tensor.double() for tensor in as_floats(*args))
 torch.set_default_dtype(torch.float64)
 """
-# Called with the values of each step, in every process.
+# Does something behind one step, in one process.
 AT_STEP = """
-check = main.stop_unless_finite
-def at_step(values, step, run):
-    check(values, step, run)
-    if os.environ.get("RANK", "0") == "{rank}" and step == {step}:
+import training.state
+take_step = training.state.TrainState.take_step
+def at_step(self, losses):
+    take_step(self, losses)
+    if os.environ.get("RANK", "0") == "{rank}" and self.step == {step}:
         {act}
-main.stop_unless_finite = at_step
+training.state.TrainState.take_step = at_step
 """
 # Each checkpoint is told of by the process that writes it.
 SAVED_BY = """
@@ -188,7 +192,7 @@ def test_batch_norm_of_two_processes_is_that_of_the_whole_batch(tmp_path, moment
 
     def work(rank, count):
         bn = nn.Sequential(new())
-        synchronise_batch_norm(bn)
+        bn = synchronise_batch_norm(bn, CPU)
         share = slice(2 * rank, 2 * rank + 2)
         # The loss is the mean over the processes: each has its own, of half the batch.
         return plain(passes(bn[0], x[:, share], weight[:, share], 2.0))
@@ -224,7 +228,7 @@ def test_batch_norm_of_half_types_counts_in_float32(tmp_path, dtype):
 
     def work(rank, count):
         net = nn.Sequential(nn.BatchNorm2d(3))
-        synchronise_batch_norm(net)
+        net = synchronise_batch_norm(net, CPU)
         share = slice(2 * rank, 2 * rank + 2)
         return plain(passes(net[0], x[share], weight[share], 2.0))  # the loss is the mean over the processes
 
@@ -247,7 +251,7 @@ def test_settled_statistics_are_those_of_one_process(tmp_path):
         torch.manual_seed(0)
         net = PConvUNet(depth=2, base_channels=2)
         if distributed.is_initialized():
-            synchronise_batch_norm(net)
+            net = synchronise_batch_norm(net, CPU)
         settle_encoder_batch_norm(net, zip(images[:, share], masks[:, share]))
         net.freeze_encoder_batch_norm()
         return {key: tensor.tolist() for key, tensor in net.state_dict().items() if ".bn." in key}
@@ -266,7 +270,8 @@ def test_settled_statistics_are_those_of_one_process(tmp_path):
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_parts_hold_the_same_slots_whatever_the_number_of_processes(parts, count):
     size = 24
-    shares = [list(StepBatches(5, 7, size, parts, process, count)) for process in range(count)]
+    (phase,) = Schedule(load_config(overrides=[f"train.batch_size={size}", "phases=[{steps: 9, lr: 1}]"])).phases
+    shares = [list(StepBatches(phase, 5, 7, parts, rank, count)) for rank in range(count)]
     for step in (0, 1):
         of_ranks = np.array([share[step] for share in shares]).reshape(count, parts, -1)
         for part in range(parts):
@@ -275,16 +280,21 @@ def test_parts_hold_the_same_slots_whatever_the_number_of_processes(parts, count
 
 
 def test_shares_by_hand():
-    assert list(StepBatches(1, 2, 8, parts=2, process=0, count=2)) == [[8, 9, 12, 13]]
-    assert list(StepBatches(1, 2, 8, parts=2, process=1, count=2)) == [[10, 11, 14, 15]]
+    (phase,) = Schedule(load_config(overrides=["train.batch_size=8", "phases=[{steps: 9, lr: 1}]"])).phases
+    assert list(StepBatches(phase, 1, 2, micro_batches=2, rank=0, world_size=2)) == [[8, 9, 12, 13]]
+    assert list(StepBatches(phase, 1, 2, micro_batches=2, rank=1, world_size=2)) == [[10, 11, 14, 15]]
 
 
 def test_a_batch_that_can_not_be_shared_is_refused():
     config = load_config(overrides=["train.batch_size=12", "train.accumulate=2"])
     for count in (1, 2, 3, 6):
-        training.check_shares(config, count)
-    with pytest.raises(UserError, match="12 images can't be shared equally by 4 processes in 2 parts.*multiple of 8"):
-        training.check_shares(config, 4)
+        check_batches(config, Schedule(config), count)
+    with pytest.raises(UserError, match="12 images .* 4 processes .*multiple of 8"):
+        check_batches(config, Schedule(config), 4)
+    config = load_config(overrides=["train.batch_size=12", "phases.1.batch_size=9"])
+    check_batches(config, Schedule(config), 3)
+    with pytest.raises(UserError, match="9 images .* 4 processes"):
+        check_batches(config, Schedule(config), 4)
 
 
 # --- whole runs ----------------------------------------------------------------------------------------------------

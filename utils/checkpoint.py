@@ -86,6 +86,15 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
+def step_of(path: str | Path) -> int | None:
+    """The step of a training checkpoint, of which no more is read than that needs. None where it can't be read."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return checkpoint["step"] if isinstance(checkpoint["step"], int) else None
+    except Exception:  # as in _load
+        return None
+
+
 def save_weights(path: Path, state_dict: dict[str, Tensor]) -> None:
     """Write a network's weights alone as safetensors, atomically."""
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state_dict.items()}

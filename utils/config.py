@@ -6,10 +6,12 @@ is an overlay: it says only what differs from config.yml.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 import re
 import reprlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,10 +33,26 @@ AS_BEFORE = {
     "data.crop_unit": "area",
     "masks.crop": "fit",
     "masks.size": 0,
+    "data.max_bad": 0,
+    "train.accumulate": 1,
+    "train.amp": "none",
+    "train.channels_last": False,
     "train.checkpoint_activations": False,
+    "train.compile": "none",
+    "train.fused": False,
+    "train.ema_decay": 0,
 }
 
-# Keys that became something else. A config that has one of them is of an older version.
+# Keys that became the two phases: a run that has them goes on with those.
+_TWO_PHASES = (
+    "train.initial_steps",
+    "train.finetune_steps",
+    "train.settle_batches",
+    "optim.initial_lr",
+    "optim.finetune_lr",
+)
+
+# Keys that became something else. A config file that has one of them is of an older version.
 _REPLACED = {
     "train.initial_steps": "`steps` of the first of `phases`",
     "train.finetune_steps": "`steps` of the second of `phases`",
@@ -328,14 +346,32 @@ def load_config(path: str | Path = DEFAULT_CONFIG, overrides: Sequence[str] = ()
     if not resume and os.path.realpath(path) != str(DEFAULT_CONFIG):
         _merge(tree, _read_file(DEFAULT_CONFIG), str(DEFAULT_CONFIG), sources)
     _merge(tree, own, str(path), sources)
+    for line in _fill_as_before(tree) if resume else ():
+        print(f"{path}: {line}", file=sys.stderr)
     for override in overrides:
         try:
             _override(override, tree, sources)
         except UserError as error:
             faults.append(str(error))
     _refuse_older(tree, str(path), sources)
-    if resume:
-        _fill_as_before(tree, str(path))
+    return _checked(tree, str(path), sources, faults)
+
+
+def config_of_run(tree: Any, source: str) -> Config:
+    """The config that a checkpoint of a run holds; keys that are newer than the run as `load_config` fills them.
+
+    UserError, naming `source`, where it is none.
+    """
+    if not isinstance(tree, dict):
+        raise UserError(f"{source}: holds no config")
+    tree = copy.deepcopy(tree)
+    _fill_as_before(tree)
+    return _checked(tree, source, {}, [])
+
+
+def _checked(tree: dict[str, Any], path: str, sources: Mapping[str, str], faults: list[str]) -> Config:
+    """The config of a tree. UserError with these faults and all others."""
+    config: Config | None
     try:
         config = Config.model_validate(tree)
         found = list(_conflicts(config))
@@ -344,7 +380,7 @@ def load_config(path: str | Path = DEFAULT_CONFIG, overrides: Sequence[str] = ()
         found = [_fault(item) for item in error.errors(include_url=False)]
     for key, value, rule in found:
         others = _KEY.findall(rule) if config else []  # that the value does not go together with
-        origins = dict.fromkeys(filter(None, (_source_of(name, sources) for name in (key, *others))))
+        origins = dict.fromkeys(source for name in (key, *others) for source in _sources_of(name, sources))
         faults.append(f"{' and '.join(origins) or path}: {key}: {_shown(value)} {rule}")
     faults = [*dict.fromkeys(faults)]
     if config is None or faults:
@@ -437,16 +473,26 @@ def _refuse_older(tree: Mapping[str, Any], path: str, sources: Mapping[str, str]
     for name, now in _REPLACED.items():
         section, key = name.split(".")
         if isinstance(tree.get(section), dict) and key in tree[section]:
-            source = _source_of(name, sources) or path
+            source = " and ".join(_sources_of(name, sources)) or path
             raise UserError(f"{source}: {name} is a key of an older version; it is now {now}: see config.yml")
 
 
-def _fill_as_before(tree: dict[str, Any], path: str) -> None:
+def _fill_as_before(tree: dict[str, Any]) -> list[str]:
+    """Give the keys that are newer than a run the values that mean "as before". Returns a line for each."""
+    lines = []
+    sections = {name: section for name, section in tree.items() if isinstance(section, dict)}
+    if "phases" not in tree and set(_TWO_PHASES) <= {f"{name}.{key}" for name in sections for key in sections[name]}:
+        old = {name: sections[name.split(".")[0]].pop(name.split(".")[1]) for name in _TWO_PHASES}
+        second = {"steps": old["train.finetune_steps"], "lr": old["optim.finetune_lr"]}
+        second.update(freeze_encoder_batch_norm=True, settle_batches=old["train.settle_batches"])
+        tree["phases"] = [{"steps": old["train.initial_steps"], "lr": old["optim.initial_lr"]}, second]
+        lines.append(f"without phases, which are newer than the run; {', '.join(_TWO_PHASES)} became the two of them")
     for name, value in AS_BEFORE.items():
         section, key = name.split(".")
-        if isinstance(tree.get(section), dict) and key not in tree[section]:
-            tree[section][key] = value
-            print(f"{path}: without {name}, which is newer than the run; it goes on with {value}, as before")
+        if key not in sections.get(section, {key: None}):
+            sections[section][key] = value
+            lines.append(f"without {name}, which is newer than the run; it goes on with {value}, as before")
+    return lines
 
 
 # --- words for messages ----------------------------------------------------------------------------------------
@@ -475,13 +521,12 @@ def _fault(item: Any) -> tuple[str, Any, str]:
 _KEY = re.compile(r"[a-z_]+(?:\.[a-z_0-9]+)+")  # a dotted path in a rule
 
 
-def _source_of(path: str, sources: Mapping[str, str]) -> str | None:
-    """Where the value at a path, or the list or section that holds it, was given."""
-    while path:
-        if path in sources:
-            return sources[path]
+def _sources_of(path: str, sources: Mapping[str, str]) -> list[str]:
+    """Where the value at a path was given, or else the list or section that holds it; and what was changed in it."""
+    within = [source for name, source in sources.items() if name.startswith(path + ".")]
+    while path and path not in sources:
         path = path.rpartition(".")[0]
-    return None
+    return ([sources[path]] if path else []) + within
 
 
 _SHORT = reprlib.Repr()

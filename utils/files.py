@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+_TEMPORARY = re.compile(r"\..*\.\d+\.tmp")  # the names that write_atomically gives
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -28,8 +31,9 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 def remove_temporaries(folder: Path) -> None:
     """Remove what processes that were killed in `write_atomically` left in a folder. No other may be writing there."""
-    for temporary in folder.glob(".*.tmp"):
-        temporary.unlink()
+    for path in folder.iterdir():
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink()
 
 
 def append(path: Path, data: bytes) -> None:

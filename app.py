@@ -1,0 +1,108 @@
+"""The page: paint over what should go from a photograph, see it filled, save it. `python app.py --help` says how."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import socket
+import sys
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.arguments import path_argument
+from utils.errors import UserError, reports_user_errors
+
+
+@reports_user_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    models = name_models(args.model)
+    try:
+        import uvicorn
+
+        from serving.server import Worker, is_loopback, make_server, our_hosts
+        from serving.worker import Settings
+    except ImportError as error:
+        raise UserError(
+            f"the page needs starlette and uvicorn, and {error.name} is missing; `pip install -r requirements-app.txt`"
+        ) from None
+
+    with listen(args.host, args.port) as listening:
+        worker = Worker(Settings(models, args.device))
+        try:
+            if not is_loopback(args.host):
+                print(
+                    f"warning: --host {args.host} lets everybody who reaches this machine use the page: there is no"
+                    " password, and photographs travel unencrypted; leave --host out unless you trust the network",
+                    file=sys.stderr,
+                )
+            url = f"http://{'localhost' if is_loopback(args.host) else args.host}:{listening.getsockname()[1]}"
+            print(f"{url}  (Ctrl-C ends it)", flush=True)
+            if not args.no_browser:
+                webbrowser.open(url)
+            server = make_server(worker, our_hosts(args.host))
+            config = uvicorn.Config(
+                server, log_level="warning", lifespan="off", ws="none", timeout_graceful_shutdown=1, server_header=False
+            )
+            with contextlib.suppress(KeyboardInterrupt):  # the usual end
+                uvicorn.Server(config).run(sockets=[listening])
+        finally:
+            worker.stop()
+    return 0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there. UserError where it can't."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"can't listen on --host {host}, --port {port}: {reason}; give another, or --port 0") from None
+
+
+def name_models(models: Sequence[str]) -> dict[str, Path]:
+    """The checkpoints by name: of [NAME=]CKPT, or else of the file."""
+    named: dict[str, Path] = {}
+    for text in models:
+        name, equals, path = text.partition("=")
+        if not equals or Path(text).is_file():
+            path = text
+            name = Path(text).stem
+        checkpoint = path_argument(path) if path else Path()
+        if not checkpoint.is_file():
+            raise UserError(f"--model: no such file: {path or text}")
+        if name in named:
+            raise UserError(f"--model: two methods are called {name!r}; give a name: --model NAME={path}")
+        named[name] = checkpoint
+    return named
+
+
+def port_number(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at most 65535")
+    return int(text)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Serve a page, from this machine to this machine, on which holes are painted and filled.",
+        epilog="example: python app.py --model runs/demo/weights.safetensors",
+    )
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="[NAME=]CKPT",
+        help="a checkpoint or weights file (the shipped weights); repeatable, the page then offers a choice",
+    )
+    parser.add_argument("--port", type=port_number, default=7860, help="port to listen on, 0 for a free one (7860)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (auto)")
+    parser.add_argument("--no-browser", action="store_true", help="don't open the page in a browser")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

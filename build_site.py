@@ -1,0 +1,104 @@
+"""Write the page without a server: a folder for any static host. `python build_site.py --help` says how."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.arguments import path_argument
+from utils.errors import UserError, reports_user_errors
+from utils.startup import import_torch
+
+PROJECT = Path(__file__).resolve().parent
+PAGE = PROJECT / "app"
+STATIC = PROJECT / "static"  # what differs without a server, and which onnxruntime-web to take
+LIBRARY = STATIC / "node_modules" / "onnxruntime-web"
+LIBRARY_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs")
+LIBRARY_CODE = "ort-wasm-simd-threaded.wasm"
+
+# Without a server the page itself says what it may do. Its WebAssembly may be compiled.
+POLICY = (
+    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' blob:;"
+    " connect-src 'self'; worker-src 'self' blob:; form-action 'none'; base-uri 'none'"
+)
+
+
+@reports_user_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    if args.model is not None and not args.model.is_file():
+        raise UserError(f"--model: no such file: {args.model}")
+    check_output(args.out)
+    fetch_library()
+
+    import_torch()
+    from model.site import write_network
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    copy_page(args.out)
+    write_network(args.model, args.out)
+    files = [path for path in args.out.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files) / 1e6
+    print(f"{args.out}: {len(files)} files, {size:.1f} MB. To look at it: python -m http.server --directory {args.out}")
+    return 0
+
+
+def check_output(out: Path) -> None:
+    """UserError where --out is something else than an empty folder or an older site."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out: must be a folder: {out}")
+    if out.is_dir() and any(out.iterdir()) and not (out / "network.json").is_file():
+        raise UserError(f"--out: {out} holds other files than a page that was written here; name another folder")
+
+
+def fetch_library() -> None:
+    """Have npm fetch the library, in the version of static/package-lock.json, unless it is there."""
+    if all((LIBRARY / "dist" / name).is_file() for name in (*LIBRARY_FILES, LIBRARY_CODE)):
+        return
+    if shutil.which("npm") is None:
+        raise UserError("npm is missing, which fetches onnxruntime-web; install Node.js (`apt-get install npm`)")
+    print("Fetching onnxruntime-web by npm.", flush=True)
+    command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+    result = subprocess.run(command, cwd=STATIC, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if result.returncode:
+        reason = " ".join(result.stderr.split())[:300]
+        raise UserError(f"npm could not fetch onnxruntime-web: {reason}")
+
+
+def copy_page(out: Path) -> None:
+    """The page as app.py serves it, but for what fills and for its policy, which stands in the page."""
+    for source in sorted(PAGE.iterdir()):
+        shutil.copyfile(source, out / source.name)
+    for name in ("filler.js", "worker.js"):
+        shutil.copyfile(STATIC / name, out / name)
+    (out / "message.js").unlink()  # speaks to the server alone
+    page = (PAGE / "index.html").read_text(encoding="utf-8")
+    mark = '<meta charset="utf-8">\n'
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+    (out / "index.html").write_text(page.replace(mark, mark + policy, 1), encoding="utf-8")
+    (out / "ort").mkdir(exist_ok=True)
+    for name in LIBRARY_FILES:
+        shutil.copyfile(LIBRARY / "dist" / name, out / "ort" / name)
+    code = (LIBRARY / "dist" / LIBRARY_CODE).read_bytes()
+    (out / "ort" / f"{LIBRARY_CODE}.gz").write_bytes(gzip.compress(code, mtime=0))  # not all hosts compress
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Write the page as a folder for any static host: the network then runs in the visitor's browser.",
+        epilog="example: python build_site.py --model runs/demo/weights.safetensors --out site",
+    )
+    parser.add_argument(
+        "--model", type=path_argument, metavar="CKPT", help="a checkpoint or weights file (the shipped weights)"
+    )
+    parser.add_argument("--out", type=path_argument, default=Path("site"), metavar="DIR", help="folder to write (site)")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

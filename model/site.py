@@ -1,0 +1,67 @@
+"""The network as the page without a server takes it: ONNX with half the bytes, and what the page must know of it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from model.export import export_onnx
+from model.loading import load_model
+from model.network import PConvUNet
+from utils.arguments import DEFAULT_WEIGHTS
+from utils.errors import UserError
+
+# Weights with fewer numbers than this stay as they are: biases, and constants that shapes are made of.
+_SMALL = 1024
+
+NETWORK, FACTS = "network.onnx", "network.json"
+
+
+def write_network(weights: Path | None, folder: Path) -> None:
+    """Write the network of a file (None: the shipped one) into the page's folder. UserError as of load_model."""
+    path = weights or DEFAULT_WEIGHTS
+    net = load_model(path)
+    with tempfile.TemporaryDirectory() as temporary:
+        exported = Path(temporary) / NETWORK
+        export_onnx(net, exported)
+        halve_weights(exported, folder / NETWORK)
+    facts = {"name": path.stem, "file": NETWORK, **region_of(net)}
+    (folder / FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
+
+
+def region_of(net: PConvUNet) -> dict[str, int]:
+    """What the page cuts out around a hole: its corner at a `multiple`, and `reach` on all sides, px."""
+    multiple = 2**net.depth
+    return {"multiple": multiple, "reach": 4 * multiple}
+
+
+def halve_weights(source: Path, target: Path) -> None:
+    """Store an ONNX file's large weights in float16. They become float32 again when it is loaded: it computes in that.
+
+    UserError where a weight is too large for float16.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    model = onnx.load(source)
+    graph = model.graph
+    casts = []
+    for tensor in graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if tensor.data_type != TensorProto.FLOAT or values.size < _SMALL:
+            continue
+        with np.errstate(over="ignore"):
+            halves = values.astype(np.float16)
+        if not np.isfinite(halves).all():
+            raise UserError("a weight is beyond float16; this network can't be written for the page")
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(halves, f"{name}_half"))
+        casts.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    onnx.checker.check_model(model)
+    onnx.save(model, target)

@@ -1,0 +1,135 @@
+"""What the page can ask for: open a photograph, read a mask, fill a hole, save."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from data.mask_files import hole_ratio
+from data.names import OUTPUT_FORMATS
+from data.photo import Photo, check_keeps, encode_photo, read_photo
+from repair import check_size, fill_photo, read_checked_mask
+from serving.edits import apply_edits, edit_of
+from serving.message import MalformedMessage
+from serving.methods import load_methods
+from utils.config import HoleColour
+from utils.errors import UserError
+
+Header = Mapping[str, Any]
+Answer = tuple[dict[str, Any], list[bytes]]
+
+LONGEST_NAME = 255  # characters
+_LARGEST_PLACE = 2**20  # px
+MOST_EDITS = 500
+
+# What every browser shows as Photo.rgb() has it: Pillow's words for the format and the mode.
+_SHOWN_BY_BROWSERS = ("JPEG", "PNG", "WEBP"), ("L", "LA", "P", "RGB", "RGBA")
+
+
+class Desk:
+    """Each method answers one task: from the message's header and files to those of the answer.
+
+    Every task has the photograph's file first. UserError for what the user can mend, MalformedMessage for what the
+    page never sends.
+    """
+
+    def __init__(self, models: Mapping[str, Path], device: str) -> None:
+        self.methods = load_methods(models, device)
+        self.formats = tuple(suffix for suffix in OUTPUT_FORMATS if suffix not in (".tiff", ".jpeg"))
+
+    def open(self, header: Header, files: list[bytes]) -> Answer:
+        """The size as shown and, where a browser can't be trusted with the file, a PNG that it can show."""
+        (data,) = _counted(files, 1)
+        photo = read_photo(_name(header, "name"), data)
+        height, width = photo.visible().shape
+        return {"width": width, "height": height}, [] if _browsers_show(data, photo) else [_view(photo)]
+
+    def mask(self, header: Header, files: list[bytes]) -> Answer:
+        """A mask file as its hole's bits, 1 = hole, each row padded to whole bytes."""
+        data, mask = _counted(files, 2)
+        hole = _one_of(header, "hole", get_args(HoleColour))
+        valid = read_checked_mask(_name(header, "mask"), hole, mask)
+        photo = read_photo(_name(header, "name"), data)
+        check_size(valid, _name(header, "mask"), photo, _name(header, "name"))
+        return {}, [np.packbits(valid == 0, axis=1).tobytes()]
+
+    def fill(self, header: Header, files: list[bytes]) -> Answer:
+        """Files: the photograph, the mask (holes black), earlier edits. The answer is one more edit."""
+        fill = self.methods[_one_of(header, "method", tuple(self.methods))]
+        photo, rest = _edited(header, files, 2)
+        name, mask_name = _name(header, "name"), _name(header, "mask")
+        valid = read_checked_mask(mask_name, "black", rest[0])
+        check_size(valid, mask_name, photo, name)
+        edit, left, top = edit_of(fill_photo(fill, photo, valid, name), valid)
+        return {"left": left, "top": top, "hole": hole_ratio(valid)}, [edit]
+
+    def save(self, header: Header, files: list[bytes]) -> Answer:
+        """Files: the photograph, edits. The answer is the file that predict.py writes."""
+        suffix = _one_of(header, "format", self.formats)
+        photo, _ = _edited(header, files, 1)
+        output = Path(_name(header, "name").stem + "_inpainted" + suffix)
+        check_keeps(output, photo)
+        try:
+            data = encode_photo(photo, suffix)
+        except (OSError, ValueError) as error:  # larger than WebP or JPEG can be
+            raise UserError(f"{output} can't be written: {error}") from None
+        return {"name": output.name}, [data]
+
+
+def _edited(header: Header, files: Sequence[bytes], others: Literal[1, 2]) -> tuple[Photo, Sequence[bytes]]:
+    """The photograph after the edits, and the files between the two."""
+    places = header.get("places")
+    if not isinstance(places, list) or len(places) > MOST_EDITS or not all(map(_is_place, places)):
+        raise MalformedMessage(f"places must be a list of at most {MOST_EDITS} [left, top]")
+    _counted(files, others + len(places))
+    photo = read_photo(_name(header, "name"), files[0])
+    return apply_edits(photo, files[others:], [(left, top) for left, top in places]), files[1:others]
+
+
+def _is_place(place: object) -> bool:
+    return (
+        isinstance(place, list)
+        and len(place) == 2
+        and all(type(value) is int and 0 <= value < _LARGEST_PLACE for value in place)
+    )
+
+
+def _counted(files: Sequence[bytes], count: int) -> Sequence[bytes]:
+    if len(files) != count:
+        raise MalformedMessage(f"{count} files are needed, got {len(files)}")
+    return files
+
+
+def _name(header: Header, key: str) -> Path:
+    """The name of a file, for messages alone: nothing of this name is ever opened."""
+    name = header.get(key)
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
+        raise MalformedMessage(f"{key} must be a text of 1 to {LONGEST_NAME} characters")
+    return Path("".join(letter if letter.isprintable() and letter not in "/\\" else "_" for letter in name))
+
+
+def _one_of(header: Header, key: str, choices: Sequence[Any]) -> Any:
+    value = header.get(key)
+    if not isinstance(value, str) or value not in choices:
+        raise MalformedMessage(f"{key} must be one of {', '.join(choices)}")
+    return value
+
+
+def _browsers_show(data: bytes, photo: Photo) -> bool:
+    with Image.open(io.BytesIO(data)) as image:
+        formats, modes = _SHOWN_BY_BROWSERS
+        plain = image.format in formats and image.mode in modes and photo.pixels.dtype == np.uint8
+        return plain and (photo.orientation == 1 or image.format == "JPEG")
+
+
+def _view(photo: Photo) -> bytes:
+    """The photograph upright and with 8 bits, as PNG."""
+    pixels = photo.shown()
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    return encode_photo(Photo(np.ascontiguousarray(pixels), photo.icc_profile), ".png")

@@ -1,0 +1,269 @@
+"""The web server of the page: who may ask, how much at a time, and the process that does the work."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.message import pack, unpack
+from serving.worker import Settings, work
+from utils.errors import UserError
+
+PAGE = Path(__file__).resolve().parent.parent / "app"
+
+LARGEST_BODY = 256 * 2**20  # bytes: a photograph, its mask and earlier fills
+AT_A_TIME = 2  # requests whose bodies are in memory: one is worked on, one is read meanwhile
+MOST_WAITING = 40  # requests; further ones are sent away
+PATIENCE = 20.0  # seconds without a byte of a body until the client is given up
+MEDIA_TYPE = "application/octet-stream"
+
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self';"
+        " form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+
+
+class Worker:
+    """The process of serving.worker, and the queue before it."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Start the process and wait for it. UserError where a model can't be used."""
+        self._settings = settings
+        self._turn = asyncio.Lock()
+        self._starting: asyncio.Future[Any] | None = None
+        self._background: set[asyncio.Task[None]] = set()
+        self.offers = self._start()
+
+    def _start(self) -> dict[str, Any]:
+        context = get_context("spawn")
+        self._connection, other = context.Pipe()
+        self._process = context.Process(target=work, args=(other, self._settings), daemon=True)
+        self._process.start()
+        other.close()
+        try:
+            offers, _ = unpack(self._connection.recv_bytes())
+        except EOFError:
+            raise UserError("the process that fills ended as it started; was memory short?") from None
+        if "error" in offers:
+            raise UserError(offers["error"])
+        return offers
+
+    async def ask(self, request: bytes) -> bytes:
+        """The answer to a message, when its turn comes. Whoever cancels this while it is worked on ends the work."""
+        async with self._turn:
+            finished = True
+            try:
+                await self._ready()
+                finished = False
+                await asyncio.to_thread(self._connection.send_bytes, request)
+                answer = await asyncio.to_thread(self._connection.recv_bytes)
+                finished = True
+                return answer
+            except UserError as error:
+                return pack({"error": str(error)})
+            except (EOFError, OSError):
+                return pack({"error": "the process that fills was ended; was memory short? Try a smaller picture"})
+            finally:
+                if not finished:
+                    self._process.kill()  # the threads above then meet the end of the connection
+                    task = asyncio.get_running_loop().create_task(self._restart())
+                    self._background.add(task)  # or it might be collected before it is done
+                    task.add_done_callback(self._background.discard)
+
+    async def _restart(self) -> None:
+        with contextlib.suppress(UserError):  # who asks next is told
+            async with self._turn:
+                await self._ready()
+
+    async def _ready(self) -> None:
+        """Wait for the process, a new one where it has ended. UserError where it can't start."""
+        if self._starting is None and not self._process.is_alive():
+            self._starting = asyncio.ensure_future(asyncio.to_thread(self._start))
+        if self._starting is not None:
+            try:
+                await asyncio.shield(self._starting)  # whoever is cancelled here leaves it to the next
+            finally:
+                if self._starting.done():
+                    self._starting = None
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+def make_server(worker: Worker, hosts: Callable[[str], bool]) -> Starlette:
+    """The web application. hosts: whether a Host header, without its port, is one of ours."""
+    room = asyncio.Semaphore(AT_A_TIME)
+    waiting = 0
+
+    async def methods(_: Request) -> Response:
+        return JSONResponse(worker.offers)
+
+    async def task(request: Request) -> Response:
+        nonlocal waiting
+        if request.headers.get("content-type") != MEDIA_TYPE:
+            return PlainTextResponse(f"Content-Type must be {MEDIA_TYPE}", 415)
+        if waiting >= MOST_WAITING:
+            return PlainTextResponse("too many requests are waiting; try again later", 503)
+        waiting += 1
+        try:
+            async with room:
+                body = await read_body(request)
+                return await _unless_it_leaves(request, worker.ask(body))
+        except TimeoutError:
+            return PlainTextResponse("the request did not arrive in time", 408)
+        except ClientDisconnect:
+            return Response(status_code=499)  # nobody reads it
+        except TooLarge:
+            limit = LARGEST_BODY // 2**20
+            return PlainTextResponse(
+                f"photograph, mask and fills have over {limit} MB together; use a smaller one", 413
+            )
+        finally:
+            waiting -= 1
+
+    return Starlette(
+        routes=[
+            Route("/methods", methods),
+            Route("/task", task, methods=["POST"]),
+            Mount("/", StaticFiles(directory=PAGE, html=True)),
+        ],
+        middleware=[Middleware(Guard, hosts=hosts)],
+    )
+
+
+class TooLarge(Exception):
+    """A body over LARGEST_BODY."""
+
+
+async def read_body(request: Request) -> bytes:
+    """The body. TooLarge, TimeoutError after PATIENCE without a byte, ClientDisconnect."""
+    declared = request.headers.get("content-length", "0")
+    if not declared.isdecimal() or int(declared[:20]) > LARGEST_BODY:
+        raise TooLarge
+    chunks: list[bytes] = []
+    size = 0
+    stream = request.stream()
+    while True:
+        try:
+            chunk = await asyncio.wait_for(anext(stream), PATIENCE)
+        except StopAsyncIteration:
+            return b"".join(chunks)
+        size += len(chunk)
+        if size > LARGEST_BODY:
+            raise TooLarge
+        chunks.append(chunk)
+
+
+async def _unless_it_leaves(request: Request, answering: Any) -> Response:
+    """The answer, unless the client goes away meanwhile: then the work is cancelled. ClientDisconnect."""
+    answer = asyncio.ensure_future(answering)
+    left = asyncio.ensure_future(_until_it_leaves(request))
+    try:
+        await asyncio.wait((answer, left), return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return Response(answer.result(), media_type=MEDIA_TYPE)
+        raise ClientDisconnect
+    finally:
+        for future in (answer, left):
+            future.cancel()
+
+
+async def _until_it_leaves(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class Guard:
+    """Refuses what other sites' pages send here, and tells browsers what this page may do.
+
+    A foreign Host means that a name of somebody else leads to this machine (DNS rebinding); a foreign Origin, that a
+    page of somebody else posts to it.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Callable[[str], bool]) -> None:
+        self.app, self.hosts = app, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                ours = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+                message["headers"] = [*message.get("headers", []), *ours]
+            await send(message)
+
+        refusal = self._refusal(scope)
+        app = PlainTextResponse(refusal, 403) if refusal else self.app
+        await app(scope, receive, send_with_headers)
+
+    def _refusal(self, scope: Scope) -> str | None:
+        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
+        found = {key: [value for name, value in headers if name == key] for key in ("host", "origin", "sec-fetch-site")}
+        if len(found["host"]) != 1 or not self.hosts(host_name(found["host"][0])):
+            return "this server answers under its own name and address alone"
+        if any(origin != f"http://{found['host'][0]}" for origin in found["origin"]):
+            return "this server answers its own page alone"
+        if scope["method"] not in ("GET", "HEAD") and "cross-site" in found["sec-fetch-site"]:
+            return "this server answers its own page alone"
+        return None
+
+
+def host_name(host: str) -> str:
+    """A Host header without its port, in lower case; empty where it is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def our_hosts(listening: str) -> Callable[[str], bool]:
+    """Which names this server answers to, by the address that it listens on.
+
+    On loopback: localhost and its addresses. Elsewhere also every address, for nobody can rebind an address, the name
+    that was listened on and this machine's.
+    """
+    names = {"localhost", "127.0.0.1", "::1", listening.lower()}
+    if not is_loopback(listening):
+        names.add(socket.gethostname().lower())
+
+    def is_ours(name: str) -> bool:
+        return name in names or (not is_loopback(listening) and _is_address(name))
+
+    return is_ours
+
+
+def is_loopback(host: str) -> bool:
+    return host.lower() == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,183 @@
+// What fills: here a network in this browser. Photographs never leave the machine. app/filler.js is the server's form.
+
+import { RGB, RGBA, pngFile, upFiltered } from "./png.js";
+
+const SIDE = 512; // px: a picture up to this on both sides goes through the network whole
+
+/** A mistake that the user can mend: one line to show. */
+export class FillError extends Error {}
+
+let network; // what network.json says: { name, file, multiple, reach }
+
+/** { methods: [name], formats: [suffix], hint }: what the page can offer. */
+export async function connect() {
+  const response = await fetch("network.json");
+  if (!response.ok) throw new FillError("network.json is missing beside this page; copy the whole of site/");
+  network = await response.json();
+  return {
+    methods: [network.name],
+    formats: [".png"],
+    hint: "Your photographs stay in this browser: the network runs here. It is loaded at the first fill.",
+  };
+}
+
+/** { file, name, width, height, bitmap, pixels, notes } of a photograph as viewers show it. pixels: RGBA, row by row. */
+export async function openPhoto(file) {
+  const name = file.name || "pasted.png";
+  const bitmap = await decode(file, name);
+  const { width, height } = bitmap;
+  const pixels = pixelsOf(bitmap);
+  const notes = [];
+  if (hasAlpha(pixels)) notes.push("A browser rounds half-transparent colours; app.py keeps them as they are.");
+  return { file, name, width, height, bitmap, pixels, notes };
+}
+
+/** { holes, notes } of a mask file: Uint8Array, 1 = hole. `colour` of its holes: "black" or "white". */
+export async function readMask(photo, file, colour) {
+  const bitmap = await decode(file, file.name);
+  const { width, height } = bitmap;
+  if (width !== photo.width || height !== photo.height) {
+    throw new FillError(
+      `mask ${file.name} is ${width}×${height} px and image ${photo.name} is ${photo.width}×${photo.height} px;` +
+        " they must be of one size",
+    );
+  }
+  const pixels = pixelsOf(bitmap);
+  const black = colour === "black" ? 1 : 0;
+  const holes = new Uint8Array(width * height);
+  for (let i = 0, p = 0; i < holes.length; i++, p += 4) {
+    const grey = (19595 * pixels[p] + 38470 * pixels[p + 1] + 7471 * pixels[p + 2] + 32768) >> 16; // ITU-R 601
+    holes[i] = grey > 127 ? 1 - black : black;
+  }
+  if (!holes.includes(1) || !holes.includes(0)) {
+    throw new FillError(`mask ${file.name} has ${holes[0] ? "nothing but" : "no"} hole of ${colour}; try the other colour`);
+  }
+  return { holes, notes: [] };
+}
+
+/** One edit, { left, top, pixels, bitmap }: the filled hole, to be drawn over the photograph; and { seconds, notes }. */
+export async function fill(photo, edits, mask, method, signal) {
+  const hole = boxOf(mask);
+  if (!mask.holes.includes(0)) throw new FillError("all of the picture is hole; nothing is left to fill it from");
+  const region = regionOf(hole, photo);
+  const [width, height] = [region.right - region.left, region.bottom - region.top];
+  const pixels = cutRgba(photo.pixels, photo.width, region);
+  for (const edit of edits) apply(edit, pixels, region);
+  const valid = new Uint8Array(width * height);
+  for (let y = 0, i = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, i++) {
+      const hidden = pixels[4 * i + 3] === 0; // colours that nobody sees are nothing to go by
+      valid[i] = mask.holes[(y + region.top) * photo.width + x + region.left] || hidden ? 0 : 1;
+    }
+  }
+  const { filled, seconds, threads } = await compute({ width, height, pixels, valid }, signal);
+  const box = new ImageData(hole.right - hole.left, hole.bottom - hole.top);
+  for (let y = hole.top, p = 0; y < hole.bottom; y++) {
+    for (let x = hole.left; x < hole.right; x++, p += 4) {
+      if (!mask.holes[y * photo.width + x]) continue;
+      const from = 4 * ((y - region.top) * width + x - region.left);
+      box.data.set(filled.subarray(from, from + 3), p);
+      box.data[p + 3] = 255;
+    }
+  }
+  const edit = { left: hole.left, top: hole.top, pixels: box, bitmap: await createImageBitmap(box) };
+  const notes = threads > 1 ? [] : ["One thread: this host does not isolate the page, so other cores rest."];
+  return { edit, seconds, notes };
+}
+
+/** { name, blob, notes }: a PNG of the photograph after these edits. */
+export async function save(photo, edits) {
+  const { width, height } = photo;
+  const pixels = photo.pixels.slice();
+  const whole = { left: 0, top: 0, right: width, bottom: height };
+  for (const edit of edits) apply(edit, pixels, whole);
+  const channels = hasAlpha(pixels) ? 4 : 3;
+  const rows = upFiltered(pixels, width, height, channels);
+  const blob = await pngFile(width, height, 8, channels === 4 ? RGBA : RGB, rows);
+  return { name: `${photo.name.replace(/\.[^.]*$/, "")}_inpainted.png`, blob, notes: [] };
+}
+
+// --- the worker --------------------------------------------------------------------------------------------------
+
+let worker = null;
+
+/** The worker's answer to a picture and mask. Aborting ends the worker: what it computes can't be stopped otherwise. */
+function compute(request, signal) {
+  worker ??= new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
+  const current = worker;
+  return new Promise((resolve, reject) => {
+    const give = (error) => {
+      current.terminate();
+      if (worker === current) worker = null;
+      reject(error);
+    };
+    signal.addEventListener("abort", () => give(new DOMException("cancelled", "AbortError")), { once: true });
+    current.onerror = (event) => give(new FillError(`the network can't run in this browser: ${event.message ?? "no module workers"}`));
+    current.onmessage = ({ data }) => (data.error ? give(new FillError(data.error)) : resolve(data));
+    current.postMessage({ ...request, file: network.file }, [request.pixels.buffer, request.valid.buffer]);
+  });
+}
+
+// --- pixels ------------------------------------------------------------------------------------------------------
+
+async function decode(file, name) {
+  try {
+    return await createImageBitmap(file, { imageOrientation: "from-image", premultiplyAlpha: "none" });
+  } catch {
+    throw new FillError(`not an image, or of a kind that this browser can't read: ${name}; app.py reads TIFF, too`);
+  }
+}
+
+function pixelsOf(bitmap) {
+  const context = new OffscreenCanvas(bitmap.width, bitmap.height).getContext("2d", { willReadFrequently: true });
+  context.drawImage(bitmap, 0, 0);
+  return context.getImageData(0, 0, bitmap.width, bitmap.height).data;
+}
+
+function hasAlpha(pixels) {
+  for (let i = 3; i < pixels.length; i += 4) if (pixels[i] !== 255) return true;
+  return false;
+}
+
+/** The smallest box around the hole, { left, top, right, bottom }. */
+function boxOf({ width, height, holes }) {
+  let [left, top, right, bottom] = [width, height, 0, 0];
+  for (let y = 0; y < height; y++) {
+    const row = holes.subarray(y * width, (y + 1) * width);
+    const first = row.indexOf(1);
+    if (first < 0) continue;
+    [left, top, right, bottom] = [Math.min(left, first), Math.min(top, y), Math.max(right, row.lastIndexOf(1) + 1), y + 1];
+  }
+  return { left, top, right, bottom };
+}
+
+/** What the network has to see: the hole's box and its reach, beginning where its strides do in the whole picture. */
+function regionOf(hole, { width, height }) {
+  if (width <= SIDE && height <= SIDE) return { left: 0, top: 0, right: width, bottom: height };
+  const { multiple, reach } = network;
+  const from = (value) => Math.floor(Math.max(0, value - reach) / multiple) * multiple;
+  const to = (value, most) => Math.min(most, Math.ceil((value + reach) / multiple) * multiple);
+  return { left: from(hole.left), top: from(hole.top), right: to(hole.right, width), bottom: to(hole.bottom, height) };
+}
+
+function cutRgba(pixels, width, { left, top, right, bottom }) {
+  const part = new Uint8ClampedArray(4 * (right - left) * (bottom - top));
+  for (let y = top, i = 0; y < bottom; y++, i += 4 * (right - left)) {
+    part.set(pixels.subarray(4 * (y * width + left), 4 * (y * width + right)), i);
+  }
+  return part;
+}
+
+/** Write an edit into the pixels of a region. Alpha stays the photograph's. */
+function apply({ left, top, pixels: { width, height, data } }, pixels, region) {
+  const stride = region.right - region.left;
+  for (let y = Math.max(0, region.top - top); y < Math.min(height, region.bottom - top); y++) {
+    for (let x = Math.max(0, region.left - left); x < Math.min(width, region.right - left); x++) {
+      const from = 4 * (y * width + x);
+      if (data[from + 3] === 0) continue;
+      const to = 4 * ((y + top - region.top) * stride + x + left - region.left);
+      pixels.set(data.subarray(from, from + 3), to);
+    }
+  }
+}
+

@@ -1,0 +1,78 @@
+"""Programs that several test files talk to: a server of app.py, Debian's Chromium."""
+
+import contextlib
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@contextlib.contextmanager
+def running_app(*options, cwd=PROJECT, env=None):
+    """app.py in a process of its own: yields (its address, the process)."""
+    pytest.importorskip("starlette", reason="starlette is not installed (requirements-app.txt)")
+    pytest.importorskip("uvicorn", reason="uvicorn is not installed (requirements-app.txt)")
+    command = [sys.executable, PROJECT / "app.py", "--no-browser", "--port", "0", *options]
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(PROJECT), **(env or {})},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    lines = queue.Queue()
+    threading.Thread(target=lambda: [lines.put(line) for line in process.stdout], daemon=True).start()
+    try:
+        yield lines.get(timeout=120).split()[0], process
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def app_folder(tmp_path_factory):
+    """Where the server of `app` would leave files."""
+    return tmp_path_factory.mktemp("app")
+
+
+@pytest.fixture(scope="session")
+def app(app_folder):
+    """The address of a server with the shipped weights."""
+    env = {"HOME": str(app_folder), "TMPDIR": str(app_folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    with running_app(cwd=app_folder, env=env) as (address, _):
+        yield address
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A browser; the tests that need it are skipped where it or playwright is missing."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (requirements-dev.txt)")
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("there is no Chromium; `apt-get install chromium` brings it")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, headless=True, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()

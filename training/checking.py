@@ -1,0 +1,102 @@
+"""Whether the parts of a checkpoint fit each other, and whether numbers are finite.
+
+torch's optimizers do not look: a moment of another shape than its weight ends in a segmentation fault.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model import PConvUNet, network_of
+from utils.config import Config, config_of_run
+from utils.errors import UserError
+
+# What an optimizer keeps of each weight.
+_MOMENTS = {"Adam": {"step", "exp_avg", "exp_avg_sq"}, "SGD": {"momentum_buffer"}}
+_MOMENTS["AdamW"] = _MOMENTS["Adam"]
+
+
+def check_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """UserError where no run can go on from a checkpoint: by its values, not its checksum."""
+    config = config_of_run(checkpoint["config"], str(path))
+    net = network_of(checkpoint["model"], path)
+    for fault in _faults(checkpoint, config, net):
+        raise UserError(f"damaged: {path}: {fault}")
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether all numbers of all tensors are finite. Waits for the device once."""
+    flags = [tensor.isfinite().all() for tensor in tensors if tensor.is_floating_point()]
+    return not flags or bool(torch.stack(flags).all())
+
+
+def _faults(checkpoint: dict[str, Any], config: Config, net: PConvUNet) -> Iterator[str]:
+    step, best = checkpoint["step"], checkpoint.get("best", math.inf)
+    if type(step) is not int or step < 0:
+        yield f"step is {step!r}"
+    if type(best) not in (int, float) or math.isnan(best):
+        yield f"best is {best!r}"
+    for name, value in config.model.model_dump().items():
+        if getattr(net, name) != value:
+            yield f"model.{name} is {getattr(net, name)}, its config says {value}"
+    if not all_finite(checkpoint["model"].values()):
+        yield "a weight is not finite"
+    if "ema" in checkpoint:
+        yield from _faults_of_average(checkpoint["ema"], checkpoint["model"])
+    yield from _faults_of_optimizer(checkpoint["optimizer"], config.optim.name, list(net.parameters()))
+    if "scaler" in checkpoint:
+        scaler = checkpoint["scaler"]
+        keys = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
+        if not isinstance(scaler, dict) or not all(_is_number(scaler.get(key)) for key in keys):
+            yield "scaler holds no numbers"
+
+
+def _faults_of_average(average: Any, weights: dict[str, Tensor]) -> Iterator[str]:
+    if not isinstance(average, dict) or average.keys() != weights.keys():
+        yield "ema has other names than model"
+    elif not all(isinstance(value, Tensor) and value.shape == weights[name].shape for name, value in average.items()):
+        yield "ema has other shapes than model"
+    elif not all_finite(average.values()):
+        yield "a weight of ema is not finite"
+
+
+def _faults_of_optimizer(optimizer: Any, kind: str, weights: list[Tensor]) -> Iterator[str]:
+    if not isinstance(optimizer, dict) or not isinstance(optimizer.get("state"), dict):
+        yield "optimizer holds no state"
+        return
+    groups = optimizer.get("param_groups")
+    if not isinstance(groups, list) or len(groups) != 1 or not isinstance(groups[0], dict):
+        yield "optimizer has other groups than one"
+        return
+    if groups[0].get("params") != list(range(len(weights))):
+        yield "optimizer is of other weights"
+        return
+    for number, moments in optimizer["state"].items():
+        if number not in groups[0]["params"] or not isinstance(moments, dict):
+            yield "optimizer is of other weights"
+        elif not _fits(moments, kind, weights[number]):
+            yield f"what the optimizer keeps of weight {number} does not fit {kind}"
+
+
+def _fits(moments: dict[str, Any], kind: str, weight: Tensor) -> bool:
+    if kind == "SGD":
+        moments = {name: value for name, value in moments.items() if value is not None}  # without momentum
+    elif moments.keys() != _MOMENTS[kind]:
+        return False
+    for name, value in moments.items():
+        shape = torch.Size() if name == "step" else weight.shape
+        if name not in _MOMENTS[kind] or not isinstance(value, Tensor) or value.shape != shape:
+            return False
+        if value.layout != torch.strided or not value.is_floating_point() or not all_finite([value]):
+            return False
+    return "step" not in moments or bool(moments["step"] >= 0)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
