@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,19 @@ BASE_KEY = "push_pull_base"
 def encoder_channels(depth: int, base_channels: int) -> list[int]:
     """Channels of PConv1, PConv2, …: doubled at every level up to 8 · base_channels."""
     return [base_channels * min(2**level, 8) for level in range(depth)]
+
+
+class Crop(NamedTuple):
+    """Rows and columns that a block of the decoder takes of the features below it, and of those that skip them."""
+
+    features: tuple[slice, slice]
+    skip: tuple[slice, slice]
+
+
+def _cut(x: Tensor, crop: tuple[slice, slice]) -> Tensor:
+    """A copy of a part, so that the whole can be freed."""
+    part = x[..., crop[0], crop[1]]
+    return part if part.shape == x.shape else part.clone(memory_format=torch.preserve_format)
 
 
 class Block(nn.Module):
@@ -130,14 +143,20 @@ class PConvUNet(nn.Module):
         residual = self.unet(image, mask)
         return residual if self.base == "none" else push_pull(image, mask) + residual
 
-    def unet(self, image: Tensor, mask: Tensor) -> Tensor:
-        """The U-Net alone, without the base: (N,3,H,W). Arguments as of forward, unchecked."""
+    def unet(self, image: Tensor, mask: Tensor, crops: Sequence[Crop] | None = None) -> Tensor:
+        """The U-Net alone, without the base: (N,3,H,W). Arguments as of forward, unchecked.
+
+        crops: for each block of the encoder, and the block of the decoder that joins its input, what that goes on with.
+        So the decoder computes a part of the picture alone.
+        """
         x, m = image.masked_fill(mask == 0, 0), counted(mask)  # a product would not do: 0 · NaN is NaN
         skips = []
-        for block in self.encoder:
-            skips.append((x, m))
+        for level, block in enumerate(self.encoder):
+            skips.append((x, m) if crops is None else (_cut(x, crops[level].skip), _cut(m, crops[level].skip)))
             x, m = self._run(block, x, m)
-        for block in self.decoder:
+        for level, block in zip(reversed(range(self.depth)), self.decoder, strict=True):
+            if crops is not None:
+                x, m = _cut(x, crops[level].features), _cut(m, crops[level].features)
             x, m = self._run(block, x, m, *skips.pop())
         return x
 
