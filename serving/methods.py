@@ -35,7 +35,7 @@ def load_methods(models: Mapping[str, Path], device: str) -> dict[str, Fill]:
 def _near_the_hole(
     fill: baselines.Fill, margin: int | None, photo: Photo, mask: np.ndarray, to_fill: np.ndarray
 ) -> Iterator[tuple[Place, np.ndarray]]:
-    """`fill` of the hole's box and a margin alone; of the whole picture without a margin, or with nothing valid there."""
+    """`fill` of the hole's box and a margin; of the whole picture without a margin, or with nothing valid there."""
     place = WHOLE
     if margin is not None:
         rows, columns = np.nonzero((mask == 0).any(1))[0], np.nonzero((mask == 0).any(0))[0]
