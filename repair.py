@@ -16,7 +16,7 @@ from data.mask_files import alpha_note, grow, hole_ratio, read_mask
 from data.photo import WHOLE, Photo, Place, check_keeps, read_photo, write_photo
 from evaluation import baselines
 from model import PConvUNet, load_for_prediction
-from model.inpainting import Filler
+from model.octaves import OctaveFiller, trusted_radius
 from model.regions import Box
 from utils.errors import UserError
 from utils.processes import pick_device
@@ -44,11 +44,14 @@ class How:
     raw: bool = False  # write what the fill makes of the valid part, too
 
 
-def fill_of(method: str, model: Path, device: str) -> Fill:
-    """The fill of a method: a baseline's name or "network". model: a checkpoint or a weights file, for the latter."""
+def fill_of(method: str, model: Path, device: str, scale: float | None = None) -> Fill:
+    """The fill of a method: a baseline's name or "network". model: a checkpoint or a weights file, for the latter.
+
+    scale: of the network, as of inpaint.
+    """
     if method in baselines.FILLS:
         return functools.partial(fill_whole, baselines.FILLS[method])
-    return functools.partial(fill_by_network, load_for_prediction(model, pick_device(device)))
+    return functools.partial(fill_by_network, load_for_prediction(model, pick_device(device)), scale)
 
 
 def repair_files(pairs: Sequence[tuple[Path, list[Path], Path]], masks: Path, fill: Fill, how: How) -> int:
@@ -116,16 +119,22 @@ def fill_whole(
 
 
 def fill_by_network(
-    model: PConvUNet, photo: Photo, mask: np.ndarray, to_fill: np.ndarray
+    model: PConvUNet, scale: float | None, photo: Photo, mask: np.ndarray, to_fill: np.ndarray
 ) -> Iterator[tuple[Place, np.ndarray]]:
-    """A `Fill` that predicts no more of the photograph than it must. A bar shows where that takes over two seconds."""
+    """A `Fill` that predicts no more of the photograph than it must. A bar shows where that takes over two seconds.
+
+    scale: as of inpaint.
+    """
 
     def read(box: Box) -> torch.Tensor:
         return torch.from_numpy(photo.rgb(box.slices[1:])).permute(2, 0, 1)[None]  # (1,3,h,w)
 
-    filler = Filler(model, read, torch.from_numpy(mask > 0), torch.from_numpy(to_fill == 0))
-    for box, values in tqdm(filler, unit="part", delay=_PATIENCE, leave=False):
-        yield box.slices[1:], values[0].permute(1, 2, 0).cpu().numpy()
+    valid, wanted = torch.from_numpy(mask > 0), torch.from_numpy(to_fill == 0)
+    with tqdm(unit="part", delay=_PATIENCE, leave=False) as bar:
+        filler = OctaveFiller(model, read, valid, wanted, trusted_radius(model, valid, scale), bar.update)
+        bar.total = len(filler)
+        for box, values in filler:
+            yield box.slices[1:], values[0].permute(1, 2, 0).cpu().numpy()
 
 
 def read_checked_mask(path: Path, hole: str, data: bytes | None = None) -> np.ndarray:

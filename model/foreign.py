@@ -147,6 +147,7 @@ def _convert(theirs: dict[str, Tensor], project: Project) -> dict[str, Tensor]:
 
     mean, std = (torch.tensor(values).float().view(1, 3, 1, 1) for values in (project.mean, project.std))
     ours = {"mean": mean, "std": std, "ratio_twice": torch.tensor(project.ratio_twice)}
+    ours["hole_radius"] = torch.zeros(())
     for key in [key for key in wanted if key not in ours]:
         side, index, part, name = key.split(".")
         level = int(index) + 1 if side == "encoder" else depth - int(index)

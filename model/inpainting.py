@@ -2,161 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.base import pull, push, push_pull
 from model.network import PConvUNet
-from model.regions import Box, Part, Span, largest_window, parts_of, unet_within
-from utils.errors import UserError
-
-# A part of an image: float (1,3,h,w) in [0,1].
-Read = Callable[[Box], Tensor]
+from model.octaves import OctaveFiller, trusted_radius, write
+from model.regions import Box
 
 
-def inpaint(model: PConvUNet, image: Tensor, mask: Tensor) -> Tensor:
+def inpaint(model: PConvUNet, image: Tensor, mask: Tensor, scale: float | None = None) -> Tensor:
     """Fill the holes of images of any height and width; returns the composite (N,3,H,W) in [0,1].
 
     image: float (N,3,H,W) in [0,1]; what lies in a hole never matters. mask: float (N,1,H,W), 1 = valid, 0 = hole.
+    scale: 1 for a single pass; more: how many times the largest hole of an image is to be reduced for a first fill;
+    None: as many times as takes it to the size of the holes that the network was trained on, if that is known.
     Valid pixels come back bit for bit. The model runs on its own device in evaluation mode; the result lies
-    on the image's device. Time and memory follow the holes: see `Filler`.
-    ValueError where shapes or values do not fit.
+    on the image's device. Time and memory follow the holes. ValueError where shapes or values do not fit.
     """
     _check(image, mask)
     hole = mask.to(image.device) == 0
     result = image.clone()
-    for number, box, values in _predicted(model, image, mask, hole):
-        part = result[number : number + 1][box.slices]
-        part.copy_(torch.where(hole[number : number + 1][box.slices], values.to(part), part))
+    for number, filler in enumerate(_fillers(model, image, mask, hole, scale)):
+        write(filler, result[number : number + 1], hole[number : number + 1])
     return result
 
 
-def predict_whole(model: PConvUNet, image: Tensor, mask: Tensor) -> Tensor:
+def predict_whole(model: PConvUNet, image: Tensor, mask: Tensor, scale: float | None = None) -> Tensor:
     """What the network makes of the whole picture, valid part too: (N,3,H,W) in [0,1]. Arguments as of inpaint."""
     _check(image, mask)
-    result = torch.empty_like(image)
-    for number, box, values in _predicted(model, image, mask, torch.ones_like(mask, dtype=torch.bool)):
-        result[number : number + 1][box.slices] = values.to(image)
+    result, everywhere = torch.empty_like(image), torch.ones_like(mask, dtype=torch.bool)
+    for number, filler in enumerate(_fillers(model, image, mask, everywhere, scale)):
+        write(filler, result[number : number + 1], everywhere[number : number + 1].to(image.device))
     return result
 
 
-def _predicted(model: PConvUNet, image: Tensor, mask: Tensor, wanted: Tensor) -> Iterator[tuple[int, Box, Tensor]]:
-    """Number of the image, box and values there, of boxes that hold all that is wanted: bool (N,1,H,W)."""
-    for number in range(len(image)):
-        picture, valid = image[number : number + 1], mask[number, 0] != 0
-        filler = Filler(model, lambda box, picture=picture: picture[box.slices], valid, wanted[number, 0])  # type: ignore[misc]
-        for box, values in filler:
-            yield number, box, values
+def _fillers(
+    model: PConvUNet, image: Tensor, mask: Tensor, wanted: Tensor, scale: float | None
+) -> Iterator[OctaveFiller]:
+    """One for each image."""
+    for picture, valid, place in zip(image.split(1), mask[:, 0].cpu() != 0, wanted[:, 0].cpu(), strict=True):
 
+        def read(box: Box, picture: Tensor = picture) -> Tensor:
+            return picture[box.slices]
 
-class Filler:
-    """The parts of a picture that are to be predicted: `len` of them, and an iterator over (box, values (1,3,h,w)).
-
-    Each part is predicted from what the network sees around it, so that time and memory follow the holes. The values
-    in [0,1] are those that the whole picture gives, to rounding. UserError where they are not finite.
-
-    read: of a part of the picture. valid: bool (H,W), False in holes. wanted: bool (H,W), all of it is in the boxes.
-    largest: px of the largest part that the network takes at once; a default that needs less than 1 GB.
-    """
-
-    def __init__(
-        self, net: PConvUNet, read: Read, valid: Tensor, wanted: Tensor | None = None, largest: int | None = None
-    ) -> None:
-        self.net, self.read, self.valid = net, read, valid
-        self.largest = largest or largest_window(net)
-        multiple = 2**net.depth
-        height, width = (-(-length // multiple) * multiple for length in valid.shape)
-        self.size = height, width  # of the picture padded with hole
-        wanted = ~valid if wanted is None else wanted
-        self.parts = parts_of(net, wanted.cpu(), self.size, self.largest)
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def __iter__(self) -> Iterator[tuple[Box, Tensor]]:
-        with _evaluating(self.net), torch.no_grad():
-            below = self._levels_below() if self.net.base != "none" and self.parts else None
-            for part in self.parts:
-                image, mask = self._cut(part.window)
-                values = unet_within(self.net, image, mask, part)
-                if below is not None:
-                    values = values + self._base(image, mask, part, *below)
-                if not values.isfinite().all():
-                    raise UserError(
-                        "the network's output is not finite: its training diverged or its file is damaged; use another"
-                    )
-                yield part.box, values.clamp(0, 1)
-
-    def _cut(self, box: Box) -> tuple[Tensor, Tensor]:
-        """Image (1,3,h,w) and mask (1,1,h,w) as the network wants them, of a box in the padded picture."""
-        weight = next(self.net.parameters())  # it has the type and the device that the model computes with
-        inside = Box(*(span.within(length) for span, length in zip(box, self.valid.shape, strict=True)))
-        padding = (0, box.columns.stop - inside.columns.stop, 0, box.rows.stop - inside.rows.stop)
-        image, mask = self.read(inside), self.valid[inside.slices][None, None]
-        return F.pad(image.to(weight), padding), F.pad(mask.to(weight), padding)
-
-    def _base(self, image: Tensor, mask: Tensor, part: Part, below: Tensor, place: Box) -> Tensor:
-        """The base at part.box: the window's levels, and the filled level that comes after them.
-
-        A window has room for it: the base sees as far along its first `depth` levels as the decoder does.
-        """
-        depth = self.net.depth
-        window = Box(*(Span(span.start >> depth, span.stop >> depth) for span in part.window))
-        *finer, _ = pull(image, mask, depth)
-        filled = push(finer, below[window.relative_to(place)])
-        return filled[part.box.relative_to(part.window)].to(image)
-
-    def _levels_below(self) -> tuple[Tensor, Box]:
-        """The base's filled level 2**depth times as coarse as the picture, and the box of its px that was needed.
-
-        How far the base sees depends on the holes: up to where each px of a coarser level holds something valid.
-        """
-        multiple = 2**self.net.depth
-        windows = [window for _, window in self.parts]
-        needed = Box(
-            *(
-                Span(min(span.start for span in spans) // multiple, max(span.stop for span in spans) // multiple)
-                for spans in zip(*windows, strict=True)
-            )
-        )
-        place = surroundings(shrunk(self.valid, multiple), needed)
-        step = max(1, self.largest // (place.columns.length * multiple**2))  # rows of px of that level at once
-        strips = []
-        for top in range(place.rows.start, place.rows.stop, step):
-            rows = Span(top, min(top + step, place.rows.stop))
-            strip = Box(*(Span(span.start * multiple, span.stop * multiple) for span in (rows, place.columns)))
-            strips.append(pull(*self._cut(strip), self.net.depth)[-1])
-        images, masks = zip(*strips, strict=True)
-        return push_pull(torch.cat(images, 2), torch.cat(masks, 2)), place
-
-
-def surroundings(valid: Tensor, box: Box) -> Box:
-    """What push_pull has to see of a picture to fill `box` of it as it does with the whole. valid: bool (H,W)."""
-    whole = Box(*(Span(0, length) for length in valid.shape))
-    spans, step = list(box), 1
-    while True:
-        seen = Box(
-            *(
-                Span(span.start * step, span.stop * step).within(length)
-                for span, length in zip(spans, valid.shape, strict=True)
-            )
-        )
-        if seen == whole or bool(shrunk(valid[seen.slices], step).all()):
-            return seen
-        # A level is interpolated from the one below, a px beyond on each side.
-        spans = [Span((start - 1) // 2, stop // 2 + 1) for start, stop in spans]
-        step *= 2
-
-
-def shrunk(valid: Tensor, step: int) -> Tensor:
-    """Which squares of `step` px of a bool (H,W) hold a True; those at the end may be cut."""
-    rows, columns = (-length % step for length in valid.shape)
-    padded = F.pad(valid, (0, columns, 0, rows))
-    return padded.unflatten(1, (-1, step)).any(2).unflatten(0, (-1, step)).any(1)
+        yield OctaveFiller(model, read, valid, place, trusted_radius(model, valid, scale))
 
 
 def predict_padded(model: PConvUNet, image: Tensor, mask: Tensor) -> Tensor:
@@ -171,17 +63,6 @@ def predict_padded(model: PConvUNet, image: Tensor, mask: Tensor) -> Tensor:
     padded_width = (width + multiple - 1) // multiple * multiple
     padding = (0, padded_width - width, 0, padded_height - height)
     return model(F.pad(image, padding), F.pad(mask, padding))[..., :height, :width]
-
-
-@contextmanager
-def _evaluating(net: PConvUNet) -> Iterator[None]:
-    """The network in evaluation mode, and then as it was."""
-    was_training = net.training
-    net.eval()
-    try:
-        yield
-    finally:
-        net.train(was_training)
 
 
 def _check(image: Tensor, mask: Tensor) -> None:

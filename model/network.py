@@ -124,6 +124,10 @@ class PConvUNet(nn.Module):
             )
             for i in reversed(range(depth))
         )
+        # Px: how far from the rim of a hole the network was trained to fill, the 99 % quantile of the largest inscribed
+        # circles of its training masks. 0 where that is not known.
+        self.hole_radius: Tensor
+        self.register_buffer("hole_radius", torch.zeros(()))
         self.checkpoint_activations = False
         self._encoder_batch_norm_frozen = False
         if base == "push_pull":
@@ -166,6 +170,11 @@ class PConvUNet(nn.Module):
             return block(*features)
         contexts = lambda: (contextlib.nullcontext(), _untracked_batch_norm(block))  # noqa: E731
         return checkpoint(block, *features, use_reentrant=False, context_fn=contexts)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """As of nn.Module. Files of before hole_radius lack it: it is not known then."""
+        state_dict.setdefault(prefix + "hole_radius", torch.zeros(()))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @torch.no_grad()
     def folded(self) -> PConvUNet:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.base import pull
-from model.inpainting import Filler, Read, shrunk
+from model.filler import Filler, Read, shrunk
 from model.network import PConvUNet
 from model.regions import Box, Span, tight_box
 
@@ -91,6 +91,26 @@ class OctaveFiller:
         cut = Box(*(span.within(length) for span, length in zip(spans, self._image_below.shape[2:], strict=True)))
         enlarged = F.interpolate(self._image_below[cut.slices], scale_factor=2, mode="bilinear", align_corners=False)
         return enlarged[box.relative_to(Box(*(Span(2 * start, 2 * stop) for start, stop in cut)))]
+
+
+def trusted_radius(net: PConvUNet, valid: Tensor, scale: float | None) -> float:
+    """The radius for OctaveFiller, px. valid: bool (H,W). scale: as of inpaint. ValueError where it is below 1."""
+    if scale is None:
+        return float(net.hole_radius) or math.inf
+    if not scale >= 1:
+        raise ValueError(f"scale must be at least 1, got {scale:g}")
+    return math.inf if scale == 1 else max(1.0, largest_radius(valid) / scale)
+
+
+def largest_radius(valid: Tensor) -> int:
+    """Px from the deepest pixel of a hole to the nearest True of a bool (H,W), to 8 %; 0 without one of either kind."""
+    low, high = 0, 1
+    while deeper_than(valid, high).any():
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if deeper_than(valid, middle).any() else (low, middle)
+    return low
 
 
 def write(parts: Iterable[tuple[Box, Tensor]], image: Tensor, hole: Tensor) -> None:

@@ -24,7 +24,7 @@ def load_methods(models: Mapping[str, Path], device: str) -> dict[str, Fill]:
     """Every method by its name: the networks first, the shipped one where none is named. UserError as load_model."""
     methods: dict[str, Fill] = {}
     for name, path in (models or {DEFAULT_WEIGHTS.stem: DEFAULT_WEIGHTS}).items():
-        methods[name] = functools.partial(fill_by_network, load_for_prediction(path, pick_device(device)))
+        methods[name] = functools.partial(fill_by_network, load_for_prediction(path, pick_device(device)), None)
     for name, fill in baselines.FILLS.items():
         if name in methods:
             raise UserError(f"--model {name}: a classical method has this name; give another: --model NAME=CKPT")
