@@ -22,7 +22,8 @@ from data.faults import Fault, check_size, not_all_hole, read_picture
 from data.images import open_picture
 from data.listing import find_images, find_masks
 from data.mask_files import read_mask_alone
-from data.order import CROPS, SHUFFLE, SUBSTITUTES, VALIDATION_MASKS, generator, shuffled
+from data.mask_stats import inscribed_radius
+from data.order import CROPS, HOLE_RADIUS, SHUFFLE, SUBSTITUTES, VALIDATION_MASKS, generator, shuffled
 from utils.config import Config, HoleColour
 from utils.errors import UserError
 from utils.schedule import Phase, Schedule
@@ -59,13 +60,22 @@ class TrainingSamples(Dataset[Sample]):
         image = resized(part, self.size)
         if rng.random() < 0.5:
             image = cv2.flip(image, 1)
+        return to_sample(image, self._mask(rng), faults)
+
+    def hole_radius(self, count: int = 300) -> float:
+        """Px: the 99 % quantile of the largest circle in the holes of a sample. Measured on `count` masks."""
+        masks = (self._mask(generator(HOLE_RADIUS, number, self.seed)) for number in range(count))
+        return float(np.quantile([inscribed_radius(mask) * min(mask.shape) for mask in masks], 0.99))
+
+    def _mask(self, rng: np.random.Generator) -> np.ndarray:
+        """The mask of a sample, uint8 (H,W), 1 = valid, 0 = hole."""
         mask_path = self.masks[int(rng.integers(len(self.masks)))]
         mask = read_mask_alone(mask_path, self.hole)
         if self.dilate:
             mask = augment_mask(mask, self.size, self.dilate, rng, self.own_scale)
         else:
             mask = fit_mask(mask, self.size)
-        return to_sample(image, not_all_hole(mask, mask_path, self.hole), faults)
+        return not_all_hole(mask, mask_path, self.hole)
 
     def _part(self, number: int) -> tuple[np.ndarray, np.random.Generator, list[Fault]]:
         """The part of a picture that a sample shows, and the generator that drew it, for what is to be drawn still.

@@ -251,6 +251,10 @@ def end_run(config: Config, schedule: Schedule, run: RunFolder, state: TrainStat
         wait_for_all()  # torchrun ends all processes as soon as one ends so
         return 128 + stopped_by  # what a shell expects of a process that a signal ended
     if rank == 0:
-        save_weights(run.weights, state.eval_net.state_dict())
+        weights = state.eval_net.state_dict()
+        # So that prediction can tell which holes are larger than those of the training.
+        samples = training_samples(config, images=[], phase=schedule.phases[-1])
+        weights["hole_radius"].fill_(samples.hole_radius())
+        save_weights(run.weights, weights)
         print(f"done. To repair a picture: python predict.py --model {run.weights} --image IMAGE --mask MASK")
     return 0
