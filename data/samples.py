@@ -40,10 +40,13 @@ class Sample(NamedTuple):
     faults: list[Fault]  # the broken pictures that this one stands in for
 
 
+Paths = Sequence[str] | Sequence[Path]
+
+
 class TrainingSamples(Dataset[Sample]):
     """Samples of a phase, by their number in the run. Every image comes once in an epoch, in a random order."""
 
-    def __init__(self, images: Sequence[str], masks: Sequence[Path], config: Config, phase: Phase) -> None:
+    def __init__(self, images: Sequence[str], masks: Paths, config: Config, phase: Phase) -> None:
         self.images = images
         self.masks = masks
         self.phase = phase
@@ -109,7 +112,7 @@ class ValidationPairs(Dataset[Sample]):
     Of more images some are taken, evenly spread; fewer are met by several masks each.
     """
 
-    def __init__(self, images: Sequence[str], masks: Sequence[Path], config: Config) -> None:
+    def __init__(self, images: Sequence[str], masks: Paths, config: Config) -> None:
         self.images = images
         self.masks = masks
         self.count = config.data.val_pairs
@@ -126,7 +129,7 @@ class ValidationPairs(Dataset[Sample]):
         mask = fit_mask(read_mask_alone(mask_path, self.hole), self.size)
         return to_sample(np.array(image), not_all_hole(mask, mask_path, self.hole))
 
-    def paths(self, index: int) -> tuple[str, Path]:
+    def paths(self, index: int) -> tuple[str, str | Path]:
         """The files of the image and of the mask of a pair."""
         count = len(self.images)
         image = self.images[index * count // self.count if count > self.count else index % count]
@@ -151,7 +154,10 @@ def to_sample(image: np.ndarray, mask: np.ndarray, faults: Sequence[Fault] = ())
 
 
 def training_samples(
-    config: Config, images: Sequence[str] | None = None, masks: Sequence[Path] | None = None, phase: Phase | None = None
+    config: Config,
+    images: Sequence[str] | None = None,
+    masks: Paths | None = None,
+    phase: Phase | None = None,
 ) -> TrainingSamples:
     """The samples of a phase (the first, by default). UserError where images or masks are missing.
 
@@ -162,10 +168,13 @@ def training_samples(
     return TrainingSamples(images, masks, config, phase or Schedule(config).phases[0])
 
 
-def validation_pairs(config: Config, images: Sequence[str] | None = None) -> ValidationPairs:
+def validation_pairs(
+    config: Config, images: Sequence[str] | None = None, masks: Paths | None = None
+) -> ValidationPairs:
     """The pairs of data.val and masks.val_dir. UserError where either is missing or empty.
 
-    images: those of data.val, where they are listed already.
+    images, masks: those of data.val and masks.val_dir, where they are listed already.
     """
     images = find_images(config.data.val, "data.val") if images is None else images
-    return ValidationPairs(images, find_masks(config.masks.val_dir, "masks.val_dir"), config)
+    masks = find_masks(config.masks.val_dir, "masks.val_dir") if masks is None else masks
+    return ValidationPairs(images, masks, config)
