@@ -77,11 +77,10 @@ PROJECTS = (
 class RatioTwiceConv2d(UpPartialConv2d):
     """The partial convolution with its result, bias included, multiplied by sum(1)/sum(M) once more."""
 
-    def scaled(self, y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def scaled(self, y: Tensor, ratio_and_mask: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """As of UpPartialConv2d."""
-        ratio, _ = self.ratio(valid)
-        y, updated_mask = super().scaled(y, valid)
-        return y.mul_(ratio), updated_mask
+        y, updated_mask = super().scaled(y, ratio_and_mask)
+        return y.mul_(ratio_and_mask[0]), updated_mask
 
 
 class ForeignUNet(PConvUNet):

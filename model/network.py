@@ -59,20 +59,22 @@ class Block(nn.Module):
         if conv.bias is not None:
             nn.init.zeros_(conv.bias)
 
-    def _finished(self, y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The rest of the row for what the convolution gave."""
+    def _finished(self, y: Tensor, ratio: Tensor, mask: Tensor) -> Tensor:
+        """The rest of the row for what the convolution gave. ratio, mask: sum(1)/sum(M) and m' of the convolution."""
+        y, _ = self.conv.scaled(y, (ratio, mask))
         if self.bn is not None:
             y = self.bn(y).mul_(mask)  # without batch norm y is 0 there as it is
         if self.slope is not None:  # both take 0 to 0
             y = F.leaky_relu_(y, self.slope) if self.slope > 0 else F.relu_(y)
-        return y, mask
+        return y
 
 
 class EncoderBlock(Block):
     """A row that halves height and width."""
 
-    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        return self._finished(*self.conv.of_masked(x, mask * x.shape[1]))
+    def forward(self, ratio: Tensor, mask: Tensor, x: Tensor) -> Tensor:
+        """x: (N,C,H,W). ratio, mask: sum(1)/sum(M) and m' of the convolution, (N,1,H/2,W/2)."""
+        return self._finished(self.conv.convolved(x), ratio, mask)
 
 
 class DecoderBlock(Block):
@@ -80,8 +82,9 @@ class DecoderBlock(Block):
 
     conv: UpPartialConv2d
 
-    def forward(self, x: Tensor, mask: Tensor, skip: Tensor, skip_mask: Tensor) -> tuple[Tensor, Tensor]:
-        return self._finished(*self.conv.of_upsampled(x, mask, skip, skip_mask))
+    def forward(self, ratio: Tensor, mask: Tensor, x: Tensor, skip: Tensor) -> Tensor:
+        """x: (N,C,H,W), skip: (N,C',2H,2W). ratio, mask: sum(1)/sum(M) and m' of the convolution, (N,1,2H,2W)."""
+        return self._finished(self.conv.convolved_upsampled(x, skip), ratio, mask)
 
 
 class PConvUNet(nn.Module):
@@ -153,18 +156,38 @@ class PConvUNet(nn.Module):
         crops: for each block of the encoder, and the block of the decoder that joins its input, what that goes on with.
         So the decoder computes a part of the picture alone.
         """
-        x, m = image.masked_fill(mask == 0, 0), counted(mask)  # a product would not do: 0 · NaN is NaN
+        ratios_and_masks = iter(self.ratios_and_masks(counted(mask), crops))
+        x = image.masked_fill(mask == 0, 0)  # a product would not do: 0 · NaN is NaN
         skips = []
         for level, block in enumerate(self.encoder):
-            skips.append((x, m) if crops is None else (_cut(x, crops[level].skip), _cut(m, crops[level].skip)))
-            x, m = self._run(block, x, m)
+            skips.append(x if crops is None else _cut(x, crops[level].skip))
+            x = self._run(block, *next(ratios_and_masks), x)
         for level, block in zip(reversed(range(self.depth)), self.decoder, strict=True):
-            if crops is not None:
-                x, m = _cut(x, crops[level].features), _cut(m, crops[level].features)
-            x, m = self._run(block, x, m, *skips.pop())
+            x = x if crops is None else _cut(x, crops[level].features)
+            x = self._run(block, *next(ratios_and_masks), x, skips.pop())
         return x
 
-    def _run(self, block: nn.Module, *features: Tensor) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def ratios_and_masks(self, mask: Tensor, crops: Sequence[Crop] | None = None) -> list[tuple[Tensor, Tensor]]:
+        """(sum(1)/sum(M), m') of every layer, encoder and decoder in order. They depend on the mask alone.
+
+        mask: (N,1,H,W), at least float32. crops: as of unet.
+        """
+        found: list[tuple[Tensor, Tensor]] = []
+        skips = []
+        encoder: list[Any] = [block.conv for block in self.encoder]
+        decoder: list[Any] = [block.conv for block in self.decoder]
+        for level, conv in enumerate(encoder):
+            skips.append(mask if crops is None else _cut(mask, crops[level].skip))
+            found.append(conv.ratio(mask * conv.in_channels))
+            mask = found[-1][1]
+        for level, conv in zip(reversed(range(self.depth)), decoder, strict=True):
+            mask = mask if crops is None else _cut(mask, crops[level].features)
+            found.append(conv.ratio(conv.valid_upsampled(mask, skips.pop())))
+            mask = found[-1][1]
+        return found
+
+    def _run(self, block: nn.Module, *features: Tensor) -> Tensor:
         """block(*features). With checkpoint_activations its inner features are computed again in the backward pass."""
         if not (self.checkpoint_activations and self.training and torch.is_grad_enabled()):
             return block(*features)
