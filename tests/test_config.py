@@ -378,7 +378,7 @@ def test_a_config_of_an_older_version_is_named_as_one(load, key, now):
 
 def test_what_a_key_that_is_newer_than_a_run_means_is_told(load, capsys):
     load(re.sub(r"(?m)^  base:.*\n", "", DEFAULT_TEXT), resume=True)
-    (line,) = capsys.readouterr().out.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert all(part in line for part in ("some.yml", "model.base", "none"))
 
 
