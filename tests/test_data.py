@@ -716,7 +716,7 @@ def test_a_sample_of_image_size_is_cut_out_of_the_picture_as_it_is(world, tmp_pa
     samples = training_samples(config_of(world, *overrides))
     windows = np.lib.stride_tricks.sliding_window_view(pixels[..., 0], (32, 32))
     for number in range(6):
-        red = (samples[number][0][0].numpy() * 255).round().astype(np.uint8)
+        red = samples[number].image[0].numpy()
         found = [(windows == way).all((2, 3)).sum() for way in (red, red[:, ::-1])]
         assert sum(found) == 1
 
@@ -728,7 +728,7 @@ def test_the_size_of_a_crop_is_that_of_its_phase(world, tmp_path):
     overrides = (f"data.train={tmp_path}", "data.crop_unit=image_size", "data.crop_scale=[1, 1]", phases)
     config = config_of(world, *overrides)
     for phase, side in zip(Schedule(config).phases, (32, 128)):
-        left, _, right, _ = box_of(training_samples(config, phase=phase)[0][0].permute(1, 2, 0) * 255)
+        left, _, right, _ = box_of(training_samples(config, phase=phase)[0].image.permute(1, 2, 0))
         assert abs(right - left) * 255 == pytest.approx(side, abs=2)
 
 
