@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import_torch()
     from model.export import convert
 
-    net = convert(args.input, args.output)  # says so if the file is another project's
+    net = convert(args.input, args.output, args.half)  # says so if the file is another project's
     size = f"{net.depth} levels, {net.base_channels} base channels"
     print(f"{args.output}: {FORMS[args.output.suffix]}, {size}, from {args.input}")
     return 0
@@ -53,9 +53,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "input", type=path_argument, metavar="IN", help="a checkpoint or weights, ours or another project's"
     )
     parser.add_argument("output", type=path_argument, metavar="OUT", help=f"the file to write ({forms})")
+    parser.add_argument("--half", action="store_true", help="write convolution weights as float16: half the size")
     args = parser.parse_args(argv)
     if [] in (args.input, args.output):  # what argparse makes of a second `--`
         parser.error("the following arguments are required: IN, OUT")
+    if args.half and args.output.suffix != ".safetensors":
+        parser.error("--half is for .safetensors files")
     return args
 
 

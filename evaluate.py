@@ -8,11 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from evaluation.baselines import FILLS
 from utils.arguments import DEFAULT_WEIGHTS, add_hole, path_argument, whole_number
 from utils.errors import UserError, reports_user_errors
 from utils.startup import import_torch
 
-BASELINES = ("telea", "navier-stokes", "biharmonic", "mean")
+BASELINES = tuple(FILLS)
 EXTRAS = ("lpips", "fid", "inception_score")  # by networks of others: requirements-metrics.txt
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -149,7 +150,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} is empty")
     if args.resume and (args.config or args.init_from):
         parser.error("--resume goes on with the run's own config and weights: leave --config and --init-from out")
-    if args.resume and any(override.partition("=")[0].strip() == "run.dir" for override in args.overrides):
+    if args.resume and any(re.match(r"\s*run(\.dir\s*=|\s*=.*\bdir\b)", override) for override in args.overrides):
         parser.error("--resume goes on in the folder that it names: leave run.dir out")
     if args.check_data and (args.resume or args.init_from):
         parser.error("--check-data trains nothing: leave --resume and --init-from out")

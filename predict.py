@@ -6,12 +6,14 @@ import argparse
 import io
 import os
 import sys
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.names import IMAGE_SUFFIXES, OUTPUT_FORMATS, list_images
-from utils.arguments import add_hole, path_argument
+from data.names import IMAGE_SUFFIXES, OUTPUT_FORMATS, list_images, other_pictures, tell_left_out
+from evaluation.baselines import FILLS
+from utils.arguments import DEFAULT_WEIGHTS, add_hole, path_argument, whole_number
 from utils.errors import UserError, reports_user_errors
 from utils.startup import import_torch
 
@@ -21,11 +23,30 @@ if TYPE_CHECKING:
     from model import PConvUNet
 
 
-def inpaint(model: PConvUNet, image: Tensor, mask: Tensor) -> Tensor:
-    """`model.inpaint`: fill the holes of images (N,3,H,W) in [0,1] of any size; mask (N,1,H,W), 1 = valid, 0 = hole."""
+NETWORK = "network"  # the method that --model names
+_MASK = "_mask"  # of a mask's name: beach_mask.png belongs to beach.jpg
+
+
+def inpaint(model: PConvUNet, image: Tensor, mask: Tensor, grow_by: int = 0) -> Tensor:
+    """`model.inpaint`: fill the holes of images (N,3,H,W) in [0,1] of any size; mask (N,1,H,W), 1 = valid, 0 = hole.
+
+    grow_by: px that the holes grow first, as of --grow.
+    """
     from model import inpaint as fill
 
-    return fill(model, image, mask)
+    return fill(model, image, grow(mask, grow_by))
+
+
+def grow(mask: Tensor, pixels: int) -> Tensor:
+    """The mask (N,1,H,W), 1 = valid, 0 = hole, with its holes grown by so many px in every direction."""
+    import torch
+
+    from data.mask_files import grow as grow_one
+
+    if pixels == 0:
+        return mask
+    grown = [torch.from_numpy(grow_one(one.cpu().numpy(), pixels)) for one in mask[:, 0]]
+    return torch.stack(grown)[:, None].to(mask)
 
 
 @reports_user_errors
@@ -33,36 +54,64 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be valid in any encoding
         sys.stdout.reconfigure(errors="backslashreplace")
-    pairs = pair_up(args.image, args.mask, args.output)
+    for folder in (path for path in dict.fromkeys([args.image, args.mask]) if path.is_dir()):
+        tell_left_out(folder, other_pictures(folder))
+    pairs = pair_up(args.image, args.mask, args.output, args.format)
     if not args.model.is_file():
         raise UserError(f"--model: no such file: {args.model}")
     inputs = [*images_of(args.image, "--image"), *images_of(args.mask, "--mask"), args.model]
     refuse_to_overwrite([output for _, _, output in pairs], inputs)
 
     import_torch()
-    from repair import repair_files
+    from repair import How, fill_of, repair_files
 
-    return repair_files(pairs, args.mask, args.model, args.device, args.hole, args.raw)
+    how = How(args.hole, args.grow, args.raw)
+    return repair_files(pairs, args.mask, fill_of(args.method, args.model, args.device), how)
 
 
-def pair_up(image: Path, mask: Path, output: Path | None) -> list[tuple[Path, list[Path], Path]]:
+def pair_up(
+    image: Path, mask: Path, output: Path | None, format: str | None = None
+) -> list[tuple[Path, list[Path], Path]]:
     """(image, masks, output) of every image, one or all of a folder. UserError where there is nothing to do.
 
-    masks: the one for all, or those of the folder that have the image's stem; there should be exactly one.
+    masks: the one for all, or those of the folder that have the image's stem or, if there are none, the stem and
+    `_mask`; there should be exactly one. Stems are compared as they are shown: the disk may spell é in two ways.
     """
     images, masks = images_of(image, "--image"), images_of(mask, "--mask")
+    if image.is_dir() and mask.is_dir() and image.samefile(mask):
+        images, masks = _split(images, mask)
     by_stem: dict[str, list[Path]] = {}
     for path in masks:
-        by_stem.setdefault(path.stem, []).append(path)
+        by_stem.setdefault(_stem(path), []).append(path)
     pairs = []
     taken: dict[Path, Path] = {}
     for path in images:
-        target = output_path(path, image, output)
+        target = output_path(path, image, output, format)
         if target in taken:
             raise UserError(f"--image: {taken[target]} and {path} would both become {target}; rename one of them")
         taken[target] = path
-        pairs.append((path, by_stem.get(path.stem, []) if mask.is_dir() else masks, target))
+        stem = _stem(path)
+        candidates = (by_stem.get(stem) or by_stem.get(stem + _MASK, [])) if mask.is_dir() else masks
+        if any(path.samefile(candidate) for candidate in candidates):
+            raise UserError(f"--mask: {path} is the image itself; name the mask that shows where its hole is")
+        pairs.append((path, candidates, target))
     return pairs
+
+
+def _split(files: Sequence[Path], folder: Path) -> tuple[list[Path], list[Path]]:
+    """Images and masks of one folder: a mask is what has the name of another file and `_mask`."""
+    stems = {_stem(path) for path in files}
+    masks = [path for path in files if _stem(path).endswith(_MASK) and _stem(path).removesuffix(_MASK) in stems]
+    if not masks:
+        raise UserError(
+            f"--mask: {folder} is the folder of the images, and each would be its own mask; name the folder of the"
+            " masks, or call the mask of beach.jpg beach_mask.png"
+        )
+    return [path for path in files if path not in masks], masks
+
+
+def _stem(path: Path) -> str:
+    return unicodedata.normalize("NFC", path.stem)
 
 
 def images_of(path: Path, option: str) -> list[Path]:
@@ -77,19 +126,22 @@ def images_of(path: Path, option: str) -> list[Path]:
     return images
 
 
-def output_path(path: Path, source: Path, output: Path | None) -> Path:
+def output_path(path: Path, source: Path, output: Path | None, format: str | None = None) -> Path:
     """Where a repaired image goes: as --output says, else beside the image or the folder of images.
 
-    path: the image; source: what --image names, the image itself or its folder.
+    path: the image; source: what --image names, the image itself or its folder. format: png (by default), jpg, …
     """
+    suffix = f".{format or 'png'}"
     names_image = output is not None and output.suffix.lower() in OUTPUT_FORMATS and not output.is_dir()
     if source.is_dir():
         if names_image or (output is not None and output.is_file()):
             raise UserError(f"--output: must be a folder, as --image is one: {output}")
         here = Path(os.path.abspath(source))  # `.` and `..` have names, too
-        return (output or here.parent / f"{here.name}_inpainted") / f"{path.stem}.png"
+        return (output or here.parent / f"{here.name}_inpainted") / f"{path.stem}{suffix}"
     if output is None or output.is_dir():
-        return (output or path.parent) / f"{path.stem}_inpainted.png"
+        return (output or path.parent) / f"{path.stem}_inpainted{suffix}"
+    if names_image and format and OUTPUT_FORMATS[output.suffix.lower()] != OUTPUT_FORMATS[suffix]:
+        raise UserError(f"--format {format}: --output says another: {output}; leave one of them out")
     if not names_image:
         raise UserError(f"--output: must end in {', '.join(OUTPUT_FORMATS)}, or be a folder that exists: {output}")
     return output
@@ -114,7 +166,8 @@ def _identity(path: Path) -> tuple[int, int]:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Repair photographs: fill the holes of an image, which a mask of the same size shows.",
-        epilog="example: python predict.py --image photo.jpg --mask mask.png --model runs/demo/weights.safetensors",
+        epilog="example: python predict.py --image photo.jpg --mask mask.png --model runs/demo/weights.safetensors;"
+        " without --model the shipped weights are used",
     )
     parser.add_argument(
         "--image", type=path_argument, required=True, metavar="IMG", help="an image, or a folder of images"
@@ -124,10 +177,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=path_argument,
         required=True,
         metavar="MASK",
-        help="its mask, or a folder of masks of the same names",
+        help="its mask, or a folder of masks of the same names (or with _mask behind: beach.jpg, beach_mask.png)",
     )
     parser.add_argument(
-        "--model", type=path_argument, required=True, metavar="CKPT", help="a checkpoint or a weights file"
+        "--model", type=path_argument, metavar="CKPT", help="a checkpoint or a weights file (the shipped weights)"
+    )
+    parser.add_argument(
+        "--method", choices=(NETWORK, *FILLS), default=NETWORK, help="the network, or a classical method (network)"
     )
     parser.add_argument(
         "--output",
@@ -136,10 +192,20 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="image to write, or folder (IMG_inpainted.png beside the image, or a folder beside the folder);"
         " .png, .webp and .tif keep valid pixels as they are, .jpg does not",
     )
+    parser.add_argument(
+        "--format", choices=("png", "jpg", "webp", "tif"), help="of images whose name --output does not say (png)"
+    )
     add_hole(parser)
+    parser.add_argument(
+        "--grow", type=whole_number(0), default=0, metavar="N", help="px that the hole grows, over its soft edge (0)"
+    )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (auto)")
     parser.add_argument("--raw", action="store_true", help="write what the network makes of the valid part too")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.model and args.method != NETWORK:
+        parser.error(f"--method {args.method} needs no network: leave --model out")
+    args.model = args.model or DEFAULT_WEIGHTS
+    return args
 
 
 if __name__ == "__main__":

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.mask_files import alpha_note, hole_ratio, read_mask
+from data.mask_files import alpha_note, grow, hole_ratio, read_mask
 from data.photo import Photo, check_keeps, read_photo, write_photo
+from evaluation.baselines import FILLS, Fill
 from model import PConvUNet, load_for_prediction, predict_whole
 from utils.errors import UserError
 from utils.processes import pick_device
-
-# From rgb (H,W,3), float32 in [0,1], and mask (H,W), 1 = valid, 0 = hole, to the filled (H,W,3).
-Fill = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 # A mask with more hole than this was probably meant the other way round.
 _MOSTLY_HOLE = 0.6
@@ -28,19 +27,32 @@ _MUCH_GREY = 0.01
 _MOSTLY_HIDDEN = 0.5
 
 
-def repair_files(
-    pairs: Sequence[tuple[Path, list[Path], Path]], masks: Path, model: Path, device: str, hole: str, raw: bool
-) -> int:
+@dataclass(frozen=True)
+class How:
+    """How images are repaired."""
+
+    hole: str = "black"  # colour of the hole in the masks, as of read_mask
+    grow: int = 0  # px that the hole grows
+    raw: bool = False  # write what the fill makes of the valid part, too
+
+
+def fill_of(method: str, model: Path, device: str) -> Fill:
+    """The fill of a method: a baseline's name or "network". model: a checkpoint or a weights file, for the latter."""
+    if method in FILLS:
+        return FILLS[method]
+    return functools.partial(predict_pixels, load_for_prediction(model, pick_device(device)))
+
+
+def repair_files(pairs: Sequence[tuple[Path, list[Path], Path]], masks: Path, fill: Fill, how: How) -> int:
     """Repair the image of each (image, candidates for its mask, output). Returns the exit code: 1 where one failed.
 
-    masks: where the candidates come from, for messages. model: a checkpoint or a weights file.
+    masks: where the candidates come from, for messages.
     """
-    net = load_for_prediction(model, pick_device(device))
     failed = 0
     bar = tqdm(pairs, unit="image", disable=len(pairs) == 1)
     for image, candidates, output in bar:
         try:
-            report = repair(net, image, the_mask(candidates, image, masks), output, hole, raw)
+            report = repair(fill, image, the_mask(candidates, image, masks), output, how)
         except (UserError, OSError) as error:
             failed += 1
             warn(f"error: {error}")
@@ -51,16 +63,20 @@ def repair_files(
     return 1 if failed else 0
 
 
-def repair(model: PConvUNet, image: Path, mask: Path, output: Path, hole: str, raw: bool) -> str:
+def repair(fill: Fill, image: Path, mask: Path, output: Path, how: How) -> str:
     """Repair one image file; returns a line that says what was done. UserError where it can't be."""
     photo = read_photo(image)
     check_keeps(output, photo)
-    valid = read_checked_mask(mask, hole)
+    valid = grow(read_checked_mask(mask, how.hole), how.grow)
+    if not valid.any():
+        raise UserError(
+            f"--grow {how.grow}: the hole of mask {mask} grows over all of the image; nothing is left valid"
+        )
     check_size(valid, mask, photo, image)
-    write_photo(fill_photo(functools.partial(predict_pixels, model), photo, valid, image, raw), output)
+    write_photo(fill_photo(fill, photo, valid, image, how.raw), output)
     if output.suffix.lower() in (".jpg", ".jpeg"):
         warn(f"warning: JPEG changes valid pixels a little, too: {output}; name it .png to keep them")
-    return f"{output}: {_px(valid.shape)}, {100 * hole_ratio(valid):.1f} % of it hole" + (", raw" if raw else "")
+    return f"{output}: {_px(valid.shape)}, {100 * hole_ratio(valid):.1f} % of it hole" + (", raw" if how.raw else "")
 
 
 def fill_photo(fill: Fill, photo: Photo, valid: np.ndarray, image: Path, raw: bool = False) -> Photo:
@@ -102,11 +118,16 @@ def read_checked_mask(path: Path, hole: str, data: bytes | None = None) -> np.nd
         warn(f"mask {path}: {alpha_note(hole)}")
     other = "white" if hole == "black" else "black"
     advice = f"if its holes are {other}, add --hole {other}"
+    if hole not in ("black", "white"):
+        advice = "an editor's pipette tells the colour that it is painted in"
     ratio = hole_ratio(mask)
     if ratio == 0:
         raise UserError(f"mask {path} has no {hole} pixel, so no hole; {advice}")
     if ratio == 1:  # so is a mask of 0 and 1 instead of 0 and 255
-        raise UserError(f"mask {path} is all hole ({hole}): none of its pixels is nearer to {other}; {advice}")
+        raise UserError(
+            f"mask {path} is all hole ({hole}): none of its pixels is nearer to {other}; {advice}"
+            " (masks of 0 and 1 instead of 0 and 255 look so, too: multiply them by 255)"
+        )
     if between > _MUCH_GREY:
         warn(f"warning: {100 * between:.1f} % of mask {path} is neither black nor white; cut at half")
     if ratio > _MOSTLY_HOLE:
@@ -135,7 +156,9 @@ def the_mask(candidates: Sequence[Path], image: Path, source: Path) -> Path:
     """The one candidate. UserError where there is none or a choice."""
     if len(candidates) != 1:
         found = " and ".join(path.name for path in candidates) or "none"
-        raise UserError(f"image {image} needs one mask named {image.stem}.* in {source}; found {found}")
+        raise UserError(
+            f"image {image} needs one mask named {image.stem}.* or {image.stem}_mask.* in {source}; found {found}"
+        )
     return candidates[0]
 
 

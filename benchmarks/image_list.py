@@ -184,8 +184,9 @@ def first_samples(folder: Path, count: int) -> tuple[float, float]:
     import numpy as np
     from PIL import Image
 
+    from data.loader import training_batches
     from data.mask_files import write_mask
-    from data.samples import training_batches, training_samples
+    from data.samples import training_samples
     from utils.config import load_config
 
     pictures, masks = folder / "pictures", folder / "masks"

@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from benchmarks.tables import Row, show
 from data.holes import draw_mask
+from data.loader import training_batches
 from data.mask_files import write_mask
-from data.samples import training_batches, training_samples
+from data.samples import training_samples
 from loss import InpaintingLoss
 from model import PConvUNet, VGG16Features
 from utils.config import Config, load_config

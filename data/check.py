@@ -16,8 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from data.augment import fit_mask, random_part
-from data.faults import not_all_hole, one_line, read_part_of_picture, read_picture
-from data.images import Box
+from data.faults import check_size, not_all_hole, one_line, read_picture
+from data.images import open_picture
 from data.listing import find_masks, list_of_images
 from data.mask_files import HOLE_BINS, alpha_note, bin_name, hole_bin, hole_ratio, read_mask
 from utils.config import Config, HoleColour
@@ -59,22 +59,27 @@ def check_data(config: Config) -> int:
     for key, images in all_images.items():
         # Training decodes a part of a picture, as coarsely as that allows; validation all of it.
         scale = data.crop_scale if key == "data.train" else None
-        broken += check_pictures(key, images, data.image_size, data.workers, scale)
+        broken += check_pictures(key, images, data.image_size, data.workers, scale, data.crop_unit)
     for key, files in all_masks.items():
         broken += check_masks(key, files, masks.hole, data.image_size)
     return 1 if broken else 0
 
 
 def check_pictures(
-    key: str, paths: Sequence[str], size: int, workers: int, crop_scale: tuple[float, float] | None = None
+    key: str,
+    paths: Sequence[str],
+    size: int,
+    workers: int,
+    crop_scale: tuple[float, float] | None = None,
+    crop_unit: str = "area",
 ) -> int:
     """Read pictures, list the broken ones, print how large the others are and how long they take. Returns the broken.
 
-    size: data.image_size, px. crop_scale: they are read as training with this data.crop_scale reads them; else whole.
+    size: data.image_size, px. crop_scale, crop_unit: read a part, as training does; without crop_scale all of it.
     """
     sides: Counter[int] = Counter()
     seconds, broken = 0.0, 0
-    look = functools.partial(look_at_picture, size=size, crop_scale=crop_scale)
+    look = functools.partial(look_at_picture, size=size, crop_scale=crop_scale, crop_unit=crop_unit)
     for picture in in_processes(look, paths, None, key, "images"):
         if picture.fault:
             broken += 1
@@ -145,27 +150,20 @@ def check_masks(key: str, paths: Sequence[Path], hole: HoleColour, size: int) ->
     return broken
 
 
-def look_at_picture(path: str, size: int, crop_scale: tuple[float, float] | None) -> Picture:
+def look_at_picture(path: str, size: int, crop_scale: tuple[float, float] | None, crop_unit: str) -> Picture:
     start = time.perf_counter()
     try:
-        short = _short_side_of_part(path, size, crop_scale) if crop_scale else min(read_picture(path).size)
+        if crop_scale is None:
+            short = min(read_picture(path).size)
+        else:
+            with open_picture(path) as picture:
+                check_size(path, *picture.size)
+                short = min(picture.size)
+                rng = np.random.default_rng(zlib.crc32(os.fsencode(path)))  # the same part at every check
+                picture.decode(random_part(*picture.size, crop_scale, rng, crop_unit, size), size)
     except UserError as error:
         return Picture(str(error))
     return Picture(None, short, time.perf_counter() - start)
-
-
-def _short_side_of_part(path: str, size: int, crop_scale: tuple[float, float]) -> int:
-    """Read a random part of a picture, the same at every check. Returns the shorter side of the whole, in px."""
-    rng = np.random.default_rng(zlib.crc32(os.fsencode(path)))
-    short = 0
-
-    def choose(width: int, height: int) -> Box:
-        nonlocal short
-        short = min(width, height)
-        return random_part(width, height, crop_scale, rng)
-
-    read_part_of_picture(path, choose, size)
-    return short
 
 
 def look_at_mask(path: Path, hole: HoleColour, size: int = 0) -> Mask:

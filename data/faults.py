@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.images import Box, open_image, read_part, to_rgb
+from data.images import open_image, to_rgb
 from utils.config import Config, HoleColour
 from utils.errors import UserError
 from utils.files import append, write_atomically
@@ -31,24 +30,12 @@ def read_picture(path: str) -> Image.Image:
     UserError where it can't be read, or is too small.
     """
     image = to_rgb(open_image(path))
-    _check_size(path, *image.size)
+    check_size(path, *image.size)
     return image
 
 
-def read_part_of_picture(path: str, choose: Callable[[int, int], Box], size: int) -> np.ndarray:
-    """The part of an image file that `choose` names, given its width and height: see `read_part`.
-
-    UserError for the same files as `read_picture`.
-    """
-
-    def checked(width: int, height: int) -> Box:
-        _check_size(path, width, height)
-        return choose(width, height)
-
-    return read_part(path, checked, size)
-
-
-def _check_size(path: str, width: int, height: int) -> None:
+def check_size(path: str, width: int, height: int) -> None:
+    """UserError where a picture is too small to be trained on."""
     if min(width, height) < SMALLEST:
         raise UserError(f"image {path} is {width}×{height} px; the shorter side must be at least {SMALLEST} px")
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
@@ -22,6 +23,7 @@ _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262  # tags
 
 # Pillow's mode I is 32 bits, signed. Of these formats it is 16 bits, of any other a range that nobody knows.
 _SCALED_TO_16_BITS = ("PNG", "PPM")
+_AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 # What undoes the turn of a camera, by EXIF orientation; 1 is upright.
 _TURNS = {
@@ -47,43 +49,46 @@ def open_image(path: str | Path, data: bytes | None = None) -> Image.Image:
     return image
 
 
-def read_part(path: str | Path, choose: Callable[[int, int], Box], size: int) -> np.ndarray:
-    """A part of an image file, upright, as 8-bit RGB: uint8 (H,W,3), to be resized to size×size px.
+class OpenPicture:
+    """A picture whose header is read and whose pixels are not decoded yet; see `open_picture`.
 
-    choose: is told the width and height of the upright image in px, and returns the part.
-    The result may have fewer pixels than the part, but on no side fewer than `size`: where the part is so large, a JPEG
-    is decoded at 1/2, 1/4 or 1/8. Its file is read to the end all the same. UserError as open_image.
+    size: width and height in px of the upright picture.
     """
-    with _opened(path) as image:
+
+    def __init__(self, path: str | Path, image: Image.Image) -> None:
         if image.format not in _JPEG_FORMATS:
             _load(image)  # before its size counts: Pillow turns a TIFF as it decodes it
-        orientation = exif_orientation(image)
-        extent = image.size if orientation < 5 else image.size[::-1]
-        stored = _stored_part(choose(*extent), orientation, *image.size)
+        self._path, self._image = path, image
+        self._orientation = exif_orientation(image)
+        self.size = image.size if self._orientation < 5 else image.size[::-1]
+
+    def decode(self, box: Box, size: int) -> np.ndarray:
+        """A part of the upright picture as 8-bit RGB, uint8 (H,W,3), to be resized to size×size px.
+
+        The result may have fewer pixels than the box, but on no side fewer than `size`: a JPEG whose part is large is
+        decoded at 1/2, 1/4 or 1/8. Its file is read to the end all the same.
+        """
+        image = self._image
+        stored = _stored_part(box, self._orientation, *image.size)
         part = _decoded_part(image, stored, size)
-        if part == stored and orientation == 1 and image.format == "JPEG" and image.mode == "RGB":
-            pixels = _jpeg_pixels(path)
+        left, top, right, bottom = part
+        if part == stored and self._orientation == 1 and image.format == "JPEG" and image.mode == "RGB":
+            # The same pixels as Pillow's in less time. None where the file is broken: Pillow says why.
+            pixels = cv2.imdecode(np.fromfile(self._path, np.uint8), _AS_STORED)
             if pixels is not None:
-                left, top, right, bottom = part
                 return pixels[top:bottom, left:right]
         image.load()
-    turn = _TURNS.get(orientation)
-    cut = to_8_bit(image.crop(part))
-    cut = cut if turn is None else cut.transpose(turn)
-    return np.array(cut if cut.mode == "RGB" else cut.convert("RGB"))
+        cut = to_8_bit(image.crop(part))
+        turn = _TURNS.get(self._orientation)
+        cut = cut if turn is None else cut.transpose(turn)
+        return np.array(cut if cut.mode == "RGB" else cut.convert("RGB"))
 
 
-def _jpeg_pixels(path: str | Path) -> np.ndarray | None:
-    """All of a JPEG, uint8 (H,W,3), as Pillow decodes it but with fewer copies. None where it is broken: Pillow says
-    why."""
-    import torch  # here, as Pillow is enough for most that reads images
-    from torchvision.io import ImageReadMode, decode_jpeg
-
-    try:
-        file = torch.from_numpy(np.fromfile(path, np.uint8))
-        return decode_jpeg(file, ImageReadMode.RGB).permute(1, 2, 0).numpy()
-    except (OSError, RuntimeError):
-        return None
+@contextlib.contextmanager
+def open_picture(path: str | Path) -> Iterator[OpenPicture]:
+    """Open a picture of which a part is to be decoded. UserError as of open_image, also from inside the block."""
+    with _opened(path) as image:
+        yield OpenPicture(path, image)
 
 
 def _stored_part(part: Box, orientation: int, width: int, height: int) -> Box:

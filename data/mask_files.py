@@ -100,7 +100,7 @@ def read_mask(path: str | Path, hole: str, data: bytes | None = None) -> ReadMas
     levels = np.flatnonzero(counts)
     if len(levels) == 2 and levels[1] - levels[0] >= _NOISE:
         cut, between = int(levels[1]), 0.0
-    if between > _MOST_BETWEEN:
+    if between > _MOST_BETWEEN and len(levels) > 2:
         what = "its alpha channel" if alpha is not None else "it"
         raise UserError(
             f"{path} is no mask: {100 * between:.0f} % of {what} is neither black nor white, and at most"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
-Batch = tuple[Tensor, ...]
+Batch = TypeVar("Batch", bound=tuple[Tensor, ...])
 
 
 def copied_ahead(batches: Iterable[T], to_device: Callable[[T], Batch], device: torch.device) -> Iterator[Batch]:

@@ -39,15 +39,17 @@ class Inpainter(nn.Module):
         return composite(image, predict_padded(self.net, image, mask).clamp(0, 1), mask)
 
 
-def convert(source: Path, output: Path) -> PConvUNet:
+def convert(source: Path, output: Path, half: bool = False) -> PConvUNet:
     """Write the network of one file into another, in the form of the suffix: .safetensors, .onnx, .pt2. Returns it.
 
+    half: convolution weights are written as float16. They are float32 again where the file is loaded.
     UserError as of `load_model`, or where what an export needs is missing.
     """
     net = load_model(source)
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix == ".safetensors":
-        save_weights(output, net.state_dict())
+        state = net.state_dict()
+        save_weights(output, {key: t.half() if half and t.ndim == 4 else t for key, t in state.items()})
     else:
         export = export_onnx if output.suffix == ".onnx" else export_program
         export(net, output)

@@ -21,8 +21,9 @@ from PIL import Image
 import main as training
 from data.check import check_pictures
 from data.faults import BadFiles, Fault, read_picture
+from data.loader import as_floats, reports_killed_workers, training_batches
 from data.mask_files import write_mask
-from data.samples import as_floats, reports_killed_workers, training_batches, training_samples
+from data.samples import Sample, training_samples
 from tests.test_training import arguments, assert_same_weights, fails, records, run_main
 from training.run_folder import RunFolder
 from utils.config import load_config
@@ -96,9 +97,8 @@ def test_a_broken_picture_is_replaced_and_nothing_else_changes(folder, images, k
     breaks, reason = BREAKS[kind]
     breaks(images / BROKEN)
     hit = []
-    for number, (image, mask) in enumerate(whole):
-        pair, faults = samples.draw(number)
-        new_image, new_mask = as_floats(pair)
+    for number, (image, mask, _) in enumerate(whole):
+        new_image, new_mask, faults = samples[number]
         assert torch.equal(new_mask, mask)
         assert torch.equal(new_image, image) == (not faults)
         if faults:
@@ -120,20 +120,20 @@ def test_the_substitute_is_a_function_of_seed_step_and_slot(folder, images):
     for seed in (0, 1):
         config = config_of(folder, f"data.train={images}", f"run.seed={seed}")
         samples, again = training_samples(config), training_samples(config)
-        drawn = {number: samples.draw(number) for number in range(4 * COUNT)}
+        drawn = {number: samples[number] for number in range(4 * COUNT)}
         for number in reversed(drawn):
-            (image, mask), faults = again.draw(number)
-            assert torch.equal(image, drawn[number][0][0])
-            assert torch.equal(mask, drawn[number][0][1])
-            assert faults == drawn[number][1]
+            image, mask, faults = again[number]
+            assert torch.equal(image, drawn[number].image)
+            assert torch.equal(mask, drawn[number].mask)
+            assert faults == drawn[number].faults
             if faults:
                 stand_ins[seed, number] = tuple(image[:, 0, 0].tolist())
         for workers in (1, 2):
             with_workers = config_of(folder, f"data.train={images}", f"run.seed={seed}", f"data.workers={workers}")
             told = []
             batches = list(training_batches(training_samples(with_workers), with_workers, 0, 2 * COUNT, told.append))
-            assert told == [fault for _, faults in drawn.values() for fault in faults]
-            assert all(torch.equal(batches[n // 2][0][n % 2], as_floats(drawn[n][0])[0]) for n in drawn)
+            assert told == [fault for sample in drawn.values() for fault in sample.faults]
+            assert all(torch.equal(batches[n // 2][0][n % 2], as_floats(*drawn[n][:2])[0]) for n in drawn)
     assert len(stand_ins) == 2 * 4 * 3
     whole = {(20 * i, 9, 255 - 20 * i) for i in range(COUNT) if i not in (1, 7, 10)}
     assert set(stand_ins.values()) <= whole
@@ -145,7 +145,7 @@ def test_where_no_picture_is_whole_the_first_is_named(folder, images):
         path.write_bytes(b"")
     samples = training_samples(config_of(folder, f"data.train={images}"))
     with pytest.raises(UserError, match=r"^not an image.*\d\d\.png; nor is any of \d+ others that were tried instead$"):
-        samples.draw(0)
+        samples[0]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "TIFF"])
@@ -294,7 +294,7 @@ def test_a_run_over_broken_pictures_goes_on_and_names_each_once(broken_world):
         "not an image, or of a kind that Pillow can't read: ",
     ]
     samples = training_samples(load_config(run.config))
-    first = {fault.path: fault.number // 2 + 1 for n in range(15, -1, -1) for fault in samples.draw(n)[1]}
+    first = {fault.path: fault.number // 2 + 1 for n in range(15, -1, -1) for fault in samples[n].faults}
     assert {path: int(step) for step, path, _ in lines} == first
     counts = [line["train/bad_files"] for line in records(run) if "train/bad_files" in line]
     assert counts == [sum(int(step) <= now for step, _, _ in lines) for now in range(1, 9)]
@@ -366,18 +366,18 @@ class KillsItsWorker(torch.utils.data.Dataset):
     def __len__(self):
         return 4
 
-    def __getitems__(self, numbers):
-        if numbers == [2]:
+    def __getitem__(self, number):
+        if number == 2:
             time.sleep(self.wait)
             os.kill(os.getpid(), signal.SIGKILL)
-        return [((torch.zeros(3, 1, 1, dtype=torch.uint8), torch.zeros(1, 1, 1, dtype=torch.uint8)), [])]
+        return Sample(torch.zeros(3, 1, 1, dtype=torch.uint8), torch.zeros(1, 1, 1, dtype=torch.uint8), [])
 
 
 @pytest.mark.parametrize(("wait", "step"), [(0, 0), (0.3, 0), (0.3, 5)])  # while it hands over, is waited for, or works
 def test_a_killed_worker_ends_a_script_with_one_line(wait, step):
     script = f"""
 import sys, time
-from data.samples import Batches, reports_killed_workers
+from data.loader import Batches, reports_killed_workers
 from tests.test_bad_data import KillsItsWorker
 from utils.errors import reports_user_errors
 

@@ -25,7 +25,7 @@ def test_the_command_line_knows_every_baseline():
 
 
 @pytest.mark.parametrize(
-    ("name", "worst"), [("telea", 2.1 / 255), ("navier-stokes", 0), ("biharmonic", 0), ("mean", 0)]
+    ("name", "worst"), [("telea", 2.1 / 255), ("navier-stokes", 0), ("biharmonic", 0), ("push-pull", 1e-6), ("mean", 0)]
 )
 def test_a_flat_picture_is_filled_flat(name, worst):
     flat = np.full((32, 40, 3), 0.2, np.float32)
@@ -79,5 +79,11 @@ def test_biharmonic_stays_in_range():
 
 def test_versions_name_the_library():
     names = {name: version_of(name).split()[0] for name in FILLS}
-    assert names == {"telea": "OpenCV", "navier-stokes": "OpenCV", "biharmonic": "scikit-image", "mean": "NumPy"}
+    assert names == {
+        "telea": "OpenCV",
+        "navier-stokes": "OpenCV",
+        "biharmonic": "scikit-image",
+        "push-pull": "torch",
+        "mean": "NumPy",
+    }
     assert all(version_of(name).split()[1][0].isdigit() for name in FILLS)

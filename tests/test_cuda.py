@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 import main as script
+from data.loader import training_batches
 from data.mask_files import write_mask
-from data.samples import training_batches, training_samples
+from data.samples import training_samples
 from model import PartialConv2d, PConvUNet
 from training import Schedule, TrainState, begin_phase, make_network, mean_losses, open_data
 from training.run_folder import RunFolder

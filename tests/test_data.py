@@ -22,23 +22,21 @@ from PIL import Image
 
 from data.augment import augment_mask, centre_crop, fit_mask, random_part
 from data.listing import find_images
+from data.loader import StepBatches, as_floats, training_batches, validation_batches
 from data.mask_files import write_mask
 from data.order import CROPS, generator, shuffled
-from data.samples import (
-    StepBatches,
-    as_floats,
-    resized,
-    training_batches,
-    training_samples,
-    validation_batches,
-    validation_pairs,
-)
+from data.samples import resized, training_samples, validation_pairs
 from utils.config import load_config
 from utils.errors import UserError, message_of
 from utils.schedule import Schedule
 
 PROJECT = Path(__file__).resolve().parent.parent
 COLOURS = [(20 * i + 10, 240 - 20 * i, 7 * i) for i in range(11)]  # of the images of `world`: each has its own
+
+
+def floats(sample):
+    """Image and mask as a batch has them."""
+    return as_floats(sample.image, sample.mask)
 
 
 def save(path, colour=(200, 100, 50), size=(40, 30), mode="RGB", **options):
@@ -359,7 +357,7 @@ def test_masks_of_any_kind_come_out_0_or_1(world, tmp_path, augment):
         places = [f"masks.train_dir={folders[0]}", f"masks.val_dir={folders[1]}"]
         config = config_of(world, *places, f"masks.hole={hole}", f"masks.augment={augment}", "data.val_pairs=16")
         pairs, samples = validation_pairs(config), training_samples(config)
-        results[hole] = [pairs[i][1] for i in range(16)] + [samples[i][1] for i in range(40)]
+        results[hole] = [floats(pairs[i])[1] for i in range(16)] + [floats(samples[i])[1] for i in range(40)]
         for mask in results[hole]:
             assert mask.shape == (1, 32, 32)
             assert mask.dtype == torch.float32
@@ -398,8 +396,11 @@ def test_a_mask_without_a_valid_pixel_is_named(world, tmp_path):
 def reference(world):
     """Batches 0 to 5, sample by sample, without a loader."""
     samples = training_samples(config_of(world))
-    return [[torch.stack(column) for column in zip(*(samples[3 * step + slot] for slot in range(3)), strict=True)]
-            for step in range(6)]  # fmt: skip
+    batches = []
+    for step in range(6):
+        rows = [floats(samples[3 * step + slot]) for slot in range(3)]
+        batches.append([torch.stack(column) for column in zip(*rows, strict=True)])
+    return batches
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -457,7 +458,7 @@ def test_numbers_of_the_samples_of_a_step():
 def test_levels_become_floats_as_by_a_division_of_float32():
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     image = torch.from_numpy(np.stack([levels, levels.T, 255 - levels])).unsqueeze(0)
-    floats, mask = as_floats((image, torch.tensor([[[[0, 1]]]], dtype=torch.uint8)))
+    floats, mask = as_floats(image, torch.tensor([[[[0, 1]]]], dtype=torch.uint8))
     assert floats.dtype == mask.dtype == torch.float32
     assert np.array_equal(floats.numpy(), np.divide(image.numpy(), 255, dtype=np.float32))
     assert mask.tolist() == [[[[0, 1]]]]
@@ -481,7 +482,7 @@ def test_other_seeds_steps_and_slots_give_other_samples(world, tmp_path):
     for seed in (0, 1, 2**40):
         samples = training_samples(config_of(world, f"data.train={tmp_path}", f"run.seed={seed}"))
         for number in range(30):
-            image, mask = samples[number]
+            image, mask, _ = samples[number]
             kinds[seed, number] = image.numpy().tobytes(), mask.numpy().tobytes()
     assert len({image for image, _ in kinds.values()}) == 90
     assert len({mask for _, mask in kinds.values()}) >= 85
@@ -491,7 +492,7 @@ def test_every_image_once_an_epoch_in_an_order_of_its_own(world):
     samples = training_samples(config_of(world))
     seen = []
     for number in range(4 * len(COLOURS)):
-        colour = tuple(round(value * 255) for value in samples[number][0].mean((1, 2)).tolist())
+        colour = tuple(round(value * 255) for value in floats(samples[number])[0].mean((1, 2)).tolist())
         seen.append(COLOURS.index(colour))
     epochs = [tuple(seen[start : start + 11]) for start in range(0, 44, 11)]
     assert all(sorted(epoch) == list(range(11)) for epoch in epochs)
@@ -533,7 +534,8 @@ def test_a_broken_image_is_reported_in_one_line(world, tmp_path, workers):
 def test_a_broken_image_ends_a_script_with_that_line_alone(world, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     script = f"""
-from data.samples import training_batches, training_samples
+from data.loader import training_batches
+from data.samples import training_samples
 from tests.test_data import config_of
 from utils.errors import reports_user_errors
 import pathlib, sys
@@ -568,7 +570,7 @@ def test_workers_serve_the_last_step_after_a_signal_to_all_processes(world, refe
 
 def test_validation_pairs_are_fixed(world):
     pairs = validation_pairs(config_of(world))
-    reference = [torch.stack(column) for column in zip(*(pairs[i] for i in range(6)), strict=True)]
+    reference = [torch.stack(column) for column in zip(*(floats(pairs[i]) for i in range(6)), strict=True)]
     other = config_of(world, "run.seed=9", "train.batch_size=2", "data.workers=2", "masks.augment=false")
     images, masks = zip(*validation_batches(validation_pairs(other), other), strict=True)
     assert same([[torch.cat(images), torch.cat(masks)]], [reference])
@@ -576,13 +578,15 @@ def test_validation_pairs_are_fixed(world):
 
 def test_more_images_than_pairs_are_spread_evenly(world):
     pairs = validation_pairs(config_of(world, f"data.val={world / 'train'}", "data.val_pairs=4"))
-    colours = [tuple(round(value * 255) for value in pairs[i][0].mean((1, 2)).tolist()) for i in range(len(pairs))]
+    colours = [
+        tuple(round(value * 255) for value in floats(pairs[i])[0].mean((1, 2)).tolist()) for i in range(len(pairs))
+    ]
     assert [COLOURS.index(colour) for colour in colours] == [0, 2, 5, 8]
 
 
 def test_fewer_images_meet_several_masks(world):
     pairs = validation_pairs(config_of(world, "data.val_pairs=10"))
-    found = [tuple(tensor.numpy().tobytes() for tensor in pairs[i]) for i in range(10)]
+    found = [tuple(tensor.numpy().tobytes() for tensor in pairs[i][:2]) for i in range(10)]
     images, masks = zip(*found, strict=True)
     assert sorted(Counter(images).values()) == [2, 2, 3, 3]
     assert list(Counter(masks).values()) == [2] * 5
@@ -616,7 +620,7 @@ def test_a_sample_shows_the_share_and_the_shape_that_it_should(world, tmp_path, 
     ramp(width, height).save(tmp_path / "a.png")
     overrides = (f"data.train={tmp_path}", "data.crop_unit=area", "data.crop_scale=[0.2, 0.5]")
     samples = training_samples(config_of(world, *overrides))
-    boxes = [box_of(samples[i][0].permute(1, 2, 0) * 255) for i in range(200)]
+    boxes = [box_of(samples[i].image.permute(1, 2, 0)) for i in range(200)]
     left, top, right, bottom = np.array(boxes).T
     mirrored = left > right
     left, right = np.minimum(left, right), np.maximum(left, right)
@@ -646,7 +650,7 @@ def test_a_sample_of_a_large_turned_jpeg_shows_what_one_of_the_upright_picture_s
     stored.save(tmp_path / "b/x.jpg", exif=exif, quality=95)
     pairs = [training_samples(config_of(world, f"data.train={tmp_path / name}")) for name in "ab"]
     for number in range(20):
-        (whole, mask), (coarse, same_mask) = (samples[number] for samples in pairs)
+        (whole, mask), (coarse, same_mask) = (floats(samples[number]) for samples in pairs)
         assert torch.equal(mask, same_mask)
         assert (whole - coarse).abs().max() < 0.02
 

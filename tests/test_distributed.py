@@ -20,8 +20,9 @@ from PIL import Image
 from torch import distributed, nn
 
 import main as training
+from data.loader import StepBatches, validation_batches
 from data.mask_files import write_mask
-from data.samples import StepBatches, validation_batches, validation_pairs
+from data.samples import validation_pairs
 from model import PConvUNet, settle_encoder_batch_norm, synchronise_batch_norm
 from training.run_folder import RunFolder
 from training.setup import check_batches
@@ -53,9 +54,9 @@ import main
 sys.exit(main.main(sys.argv[1:]))
 """
 IN_FLOAT64 = """
-import data.samples
-as_floats = data.samples.as_floats
-data.samples.as_floats = lambda *args: tuple(tensor.double() for tensor in as_floats(*args))
+import data.loader
+as_floats = data.loader.as_floats
+data.loader.as_floats = lambda *args: tuple(tensor.double() for tensor in as_floats(*args))
 torch.set_default_dtype(torch.float64)
 """
 # Does something behind one step, in one process.
@@ -494,7 +495,7 @@ def test_validation_is_split_evenly_and_wholly(folder, tmp_path):
     shares = [validation_batches(pairs, config, process, 4) for process in range(4)]
     assert [list(share.sampler) for share in shares] == [[0, 4, 8], [1, 5], [2, 6], [3, 7]]
     images = [image for image, _ in validation_batches(pairs, config, 1, 4)]
-    assert torch.equal(torch.cat(images), torch.stack([pairs[1][0], pairs[5][0]]))
+    assert torch.equal(torch.cat(images), torch.stack([pairs[1].image, pairs[5].image]) / 255)
 
 
 @pytest.mark.slow

@@ -15,8 +15,9 @@ from PIL import Image
 
 import evaluate
 import predict
+from data.loader import validation_batches
 from data.mask_files import bin_name, hole_bin, hole_ratio, write_mask
-from data.samples import validation_batches, validation_pairs
+from data.samples import validation_pairs
 from evaluation import scoring
 from evaluation.pairing import EvaluationPair, format_pairs, read_pair, read_pairs
 from evaluation.results import ResultsFolder
@@ -252,7 +253,7 @@ def test_validation_of_training_gives_the_same_numbers(folder, tmp_path):
     pairs = []
     for index in range(5):
         image, mask = held_out.paths(index)
-        ratio = hole_ratio(held_out[index][1][0].numpy())
+        ratio = hole_ratio(held_out[index].mask[0].numpy())
         names = os.path.relpath(image, folder / "images"), mask.name
         pairs.append(EvaluationPair(index, *names, bin_name(hole_bin(ratio)), "any", ratio))
     (tmp_path / "pairs.csv").write_text(format_pairs(pairs))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
 import data.mask_files
-from data.images import exif_orientation, open_image, read_part, to_8_bit, to_rgb, upright
+from data.images import exif_orientation, open_image, open_picture, to_8_bit, to_rgb, upright
 from data.mask_files import read_mask, read_mask_alone, write_mask
 from data.names import is_image_name, list_images
 from data.photo import Photo, check_keeps, read_photo, write_photo
@@ -45,6 +45,12 @@ def png(pixels, colour, depth, *chunks):
         struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
         for kind, content in chunks
     )
+
+
+def read_part(path, choose, size):
+    """The part of a picture that `choose` names, given width and height."""
+    with open_picture(path) as picture:
+        return picture.decode(choose(*picture.size), size)
 
 
 def saved(image, path, **options):
@@ -229,7 +235,7 @@ def test_a_large_part_of_a_jpeg_is_decoded_coarsely(tmp_path, mode, progressive,
 
 
 def test_a_broken_jpeg_is_what_pillow_says_it_is(tmp_path):
-    """torchvision decodes upright ones, with words of its own for what is wrong."""
+    """OpenCV decodes upright ones, and does not say what is wrong."""
     whole = saved(gradient(80, 60), tmp_path / "a.jpg").read_bytes()
     for end in (len(whole) // 2, len(whole) - 2):
         (tmp_path / "a.jpg").write_bytes(whole[:end])

@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 
 import main as training
+from data.loader import validation_batches
 from data.mask_files import write_mask
-from data.samples import validation_batches, validation_pairs
+from data.samples import validation_pairs
 from evaluation.metrics import picture_metrics
 from model import PConvUNet, inpaint, load_model
 from tests import foreign

@@ -18,15 +18,8 @@ from data.check import look_at_some_masks
 from data.faults import BadFiles
 from data.image_list import ImageList
 from data.listing import find_masks, load_or_scan
-from data.samples import (
-    Batches,
-    Pair,
-    reports_killed_workers,
-    training_batches,
-    training_samples,
-    validation_batches,
-    validation_pairs,
-)
+from data.loader import Batches, Pair, reports_killed_workers, training_batches, validation_batches
+from data.samples import training_samples, validation_pairs
 from loss import InpaintingLoss, needs_features
 from model import VGG16Features, settle_encoder_batch_norm
 from training.checking import check_checkpoint

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from data.samples import Batches
+from data.loader import Batches
 from evaluation.metrics import picture_metrics
 from evaluation.pictures import masked, sheet
 from model.composite import composite

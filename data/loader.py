@@ -1,0 +1,184 @@
+"""Batches of samples: which samples each step takes, the worker processes, and how these end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from data.faults import Fault
+from data.prefetch import copied_ahead
+from data.samples import Sample, TrainingSamples, ValidationPairs
+from utils.config import Config
+from utils.errors import UserError, message_of
+from utils.schedule import Phase
+
+# How long a worker still serves after SIGTERM: as long as torchrun, and Slurm, give the main process.
+_LAST_SECONDS = 30
+
+# data.workers is the user's choice, and slower at worst: no warning where the machine has fewer cores.
+warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
+
+Pair = tuple[Tensor, Tensor]  # images (N,3,H,W) in [0,1] and masks (N,1,H,W), 1 = valid, 0 = hole: float32
+
+
+def as_floats(image: Tensor, mask: Tensor, device: torch.device | str = "cpu") -> Pair:
+    """The image and the mask of a sample, or of a batch, on a device: float32, contiguous, the image in [0,1]."""
+    image, mask = (tensor.to(device, non_blocking=True) for tensor in (image, mask))
+    # By a tensor of the device: on a GPU torch would multiply by a rounded 1/255 instead of dividing by a number.
+    return image.to(torch.float32).div_(torch.full((), 255.0, device=device)), mask.to(torch.float32)
+
+
+class StepBatches:
+    """Sample numbers of each step's batch, for steps of one phase; a batch sampler that can start at any step.
+
+    Each rank takes its share of a step's slots: an equal share of the first of the batch's micro-batches, then of the
+    second, and so on. Which slots a micro-batch has does not depend on the world size.
+    """
+
+    def __init__(
+        self, phase: Phase, first_step: int, last_step: int, micro_batches: int = 1, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.phase = phase
+        self.steps = range(first_step, last_step)
+        # Cut into micro_batches · world_size shares, this rank's are numbers rank, rank + world_size, …
+        shares = np.arange(phase.batch_size).reshape(micro_batches * world_size, -1)
+        self.slots = shares[rank::world_size].ravel().tolist()
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps:
+            first = self.phase.first_sample_of(step)
+            yield [first + slot for slot in self.slots]
+
+
+class Batches(DataLoader[Sample]):
+    """A DataLoader whose batches come as floats on a device. On CUDA the next one is copied while one is used.
+
+    tell: is called with each broken picture of a batch, before the batch comes.
+    A worker's UserError is raised here with its message of one line.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Sample],
+        device: torch.device | str = "cpu",
+        tell: Callable[[Fault], object] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(dataset, collate_fn=_collate, **options)
+        self.device = torch.device(device)
+        self.tell = tell
+
+    def __iter__(self) -> Iterator[Pair]:  # type: ignore[override]
+        try:
+            yield from copied_ahead(self._bytes(), lambda pair: as_floats(*pair, self.device), self.device)
+            return
+        except UserError as error:
+            message = message_of(error)
+            # By the frames of its traceback the error holds itself, and the iterator, whose workers would stay.
+            error.__traceback__ = None
+        raise UserError(message)
+
+    def _bytes(self) -> Iterator[Pair]:
+        """The batches as the workers hand them over, uint8."""
+        for image, mask, faults in super().__iter__():
+            if self.tell:
+                for fault in faults:
+                    self.tell(fault)
+            yield image, mask
+
+
+def training_batches(
+    samples: TrainingSamples,
+    config: Config,
+    first_step: int,
+    last_step: int,
+    tell: Callable[[Fault], object] | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str = "cpu",
+) -> Batches:
+    """The batches of steps first_step … last_step − 1 of the samples' phase, on the device, float32.
+
+    A batch is an image (B,3,H,W) and a mask (B,1,H,W).
+    Each rank gets its share of every batch: see StepBatches.
+    tell: is called with each broken picture of a batch, in this process, before the batch comes.
+    """
+    batches = StepBatches(samples.phase, first_step, last_step, config.train.accumulate, rank, world_size)
+    return Batches(samples, device, tell, batch_sampler=batches, **_loading(config))
+
+
+def validation_batches(
+    pairs: ValidationPairs, config: Config, rank: int = 0, world_size: int = 1, device: torch.device | str = "cpu"
+) -> Batches:
+    """All validation pairs in order, in batches of the size of a micro-batch, on the device. Each rank gets every
+    world_size-th pair. The loader's sampler holds their numbers."""
+    size = max(1, config.train.batch_size // (config.train.accumulate * world_size))
+    return Batches(pairs, device, batch_size=size, sampler=range(rank, len(pairs), world_size), **_loading(config))
+
+
+def _loading(config: Config) -> dict[str, Any]:
+    """DataLoader's arguments. A generator of its own: an iteration must not draw from torch's global one."""
+    return {
+        "num_workers": config.data.workers,
+        "worker_init_fn": _start_worker,
+        "pin_memory": torch.cuda.is_available() and config.run.device != "cpu",
+        "generator": torch.Generator(),
+    }
+
+
+def _collate(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, list[Fault]]:
+    """A batch of images, one of masks, and the faults that were met."""
+    image, mask = default_collate([sample[:2] for sample in samples])
+    return image, mask, [fault for sample in samples for fault in sample.faults]
+
+
+@contextlib.contextmanager
+def reports_killed_workers() -> Iterator[None]:
+    """A UserError where a data worker is killed: torch raises then, by a signal, wherever this process just is."""
+    try:
+        try:
+            yield
+        except (ConnectionError, EOFError):  # from a worker that was killed while it handed over a batch
+            time.sleep(1)  # torch's signal is still to come, and must not come later
+            raise
+    except (ConnectionError, EOFError, RuntimeError) as error:
+        # Of two errors the cause is the one that knows the signal.
+        texts = f"{error.__cause__}\n{error}"
+        told = re.search(
+            r"^DataLoader worker \(pid.*?\) (is killed by signal: [\w ]+|exited unexpectedly)", texts, re.M
+        )
+        if not told and isinstance(error, RuntimeError):
+            raise
+        how = told[1] if told else "ended"
+        raise UserError(f"a data worker {how}; was memory short? Fewer data.workers need less") from None
+
+
+def _start_worker(_: int) -> None:
+    # Ctrl-C reaches all processes of a terminal, and SIGTERM often all of a job. The main one decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave_soon)
+    cv2.setNumThreads(0)  # one thread a worker
+    # What hands over batches, a thread of multiprocessing, shows a traceback where the main process ends meanwhile.
+    sys.excepthook = lambda *_: None
+
+
+def _leave_soon(*_: object) -> None:
+    """End this process, but not before the main one has its last batch: it finishes its step and saves."""
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))  # torch takes any other exit for a crash
+    signal.alarm(_LAST_SECONDS)

@@ -1,0 +1,91 @@
+"""What is built for a GPU, as far as a CPU can show it. test_cuda.py tests the rest."""
+
+import copy
+
+import pytest
+import torch
+
+from loss import InpaintingLoss
+from model import PConvUNet, VGG16Features
+from model.sync_batch_norm import SyncBatchNorm2d, synchronise_batch_norm
+from training import Schedule, TrainState, begin_phase, make_network
+from training.setup import Data
+from utils.config import load_config
+
+
+def inputs(size=32):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(2, 3, size, size, generator=generator)
+    return image, (torch.rand(2, 1, size, size, generator=generator) > 0.4).float()
+
+
+def network(base="push_pull"):
+    torch.manual_seed(0)
+    net = PConvUNet(4, 8, base).train()
+    torch.nn.init.normal_(net.decoder[-1].conv.weight, std=0.1)
+    return net
+
+
+@pytest.mark.parametrize("base", ["none", "push_pull"])
+def test_network_and_loss_compile_into_one_graph(base):
+    net, criterion = network(base), InpaintingLoss(VGG16Features(), load_config().loss.weights.model_dump())
+
+    def losses_of(image, mask):
+        total, terms = criterion(net(image, mask), image, mask)
+        return {"total": total, **terms}
+
+    explained = torch._dynamo.explain(losses_of)(*inputs())
+    assert (explained.graph_count, explained.graph_break_count) == (1, 0), explained.break_reasons
+
+
+@pytest.mark.parametrize("base", ["none", "push_pull"])
+def test_checkpointed_activations_change_neither_gradients_nor_statistics(base):
+    net = network(base)
+    other = copy.deepcopy(net)
+    other.checkpoint_activations = True
+    for each in (net, other):
+        each(*inputs()).square().mean().backward()
+    for (name, weight), same in zip(net.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(weight.grad, same.grad), name
+    for (name, buffer), same in zip(net.named_buffers(), other.buffers(), strict=True):
+        assert torch.equal(buffer, same), name
+
+
+def test_checkpointed_activations_keep_less():
+    def kept(net):
+        sizes = {}
+
+        def save(tensor):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+            output = net(*inputs(64))
+        return sum(sizes.values()), output  # the output keeps all of it alive
+
+    net = network()
+    whole, _ = kept(net)
+    net.checkpoint_activations = True
+    less, _ = kept(net)
+    assert less < 0.8 * whole
+
+
+@pytest.mark.parametrize(("amp", "on_cpu"), [("auto", torch.float32), ("bf16", torch.bfloat16)])
+def test_amp_auto_is_float32_on_a_cpu(amp, on_cpu):
+    config = load_config(overrides=["model.depth=4", "model.base_channels=8", "data.image_size=32", f"train.amp={amp}"])
+    device = torch.device("cpu")
+    state = TrainState(config, make_network(config, None, None), device)
+    seen = []
+    state.net.decoder[-1].register_forward_hook(lambda module, args, output: seen.append(output[0].dtype))
+    data = Data(*[None] * 5, features=VGG16Features())
+    _, losses_of = begin_phase(config, Schedule(config).phases[0], state, data, device)
+    losses_of(*inputs())
+    assert seen == [on_cpu]
+
+
+def test_batch_norm_is_ours_on_a_cpu_and_torchs_own_on_cuda():
+    on_cpu = synchronise_batch_norm(network(), torch.device("cpu"))
+    on_cuda = synchronise_batch_norm(network(), torch.device("cuda"))  # converting needs no GPU
+    kinds = [{type(m) for m in net.modules() if "Norm" in type(m).__name__} for net in (on_cpu, on_cuda)]
+    assert kinds == [{SyncBatchNorm2d}, {torch.nn.SyncBatchNorm}]
+    assert on_cpu.state_dict().keys() == on_cuda.state_dict().keys()
