@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.baselines import FILLS
+from evaluation.baselines import FILLS, Fill
 from model import load_for_prediction
-from repair import Fill, predict_pixels
+from repair import predict_pixels
 from utils.arguments import DEFAULT_WEIGHTS
 from utils.errors import UserError
 from utils.processes import pick_device
