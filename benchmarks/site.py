@@ -51,7 +51,7 @@ def rows() -> Iterator[Row]:
         site = folder / "site"
         if build_site.main(["--out", str(site)]):
             sys.exit(1)
-        pixels = np.asarray(Image.open(PROJECT / "docs/chelsea.jpg").convert("RGB").resize((SIZE, SIZE)))
+        pixels = np.array(Image.open(PROJECT / "docs/chelsea.jpg").convert("RGB").resize((SIZE, SIZE)))
         mask = draw_mask(np.random.default_rng(0), SIZE, "contours", 0.3)
         Image.fromarray(pixels).save(folder / "image.png")
         write_mask(folder / "mask.png", mask)
