@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     " password, and photographs travel unencrypted; leave --host out unless you trust the network",
                     file=sys.stderr,
                 )
-            url = f"http://{'localhost' if is_loopback(args.host) else args.host}:{listening.getsockname()[1]}"
+            host = "localhost" if is_loopback(args.host) else f"[{args.host}]" if ":" in args.host else args.host
+            url = f"http://{host}:{listening.getsockname()[1]}"
             print(f"{url}  (Ctrl-C ends it)", flush=True)
             if not args.no_browser:
                 webbrowser.open(url)

@@ -51,7 +51,7 @@ async function open(file) {
     element("name").textContent = photo.name;
     choose("compare", "off");
     view.show(photo.bitmap, current, new Mask(photo.width, photo.height));
-    return [`${photo.width}×${photo.height} px. Paint over what should go, then press Enter.`, ...photo.notes];
+    return [`${photo.width}×${photo.height} px. Paint over what should go, then press Fill, or Enter.`, ...photo.notes];
   });
 }
 

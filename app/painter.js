@@ -38,7 +38,7 @@ export class Painter {
   #down(event) {
     const { view } = this;
     if (!view.current || event.target.closest("button, label")) return;
-    this.stage.focus({ preventScroll: true });
+    this.stage.focus({ preventScroll: true, focusVisible: false });
     try {
       this.stage.setPointerCapture(event.pointerId);
     } catch {

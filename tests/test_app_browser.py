@@ -75,6 +75,7 @@ def test_open_paint_fill_compare_undo_save(tmp_path, visit):
     assert page.saved("#save-mask") == mask  # that of the last fill, as nothing is painted now
 
 
+@pytest.mark.slow
 def test_fills_go_on_and_come_back(tmp_path, visit):
     page = visit()
     page.open(CHELSEA)
@@ -97,6 +98,7 @@ def test_fills_go_on_and_come_back(tmp_path, visit):
     assert page.saved() == by_predict(tmp_path, image, first)
 
 
+@pytest.mark.slow
 def test_another_method_fills_the_same_hole(visit):
     page = visit()
     page.open(CHELSEA)
@@ -154,6 +156,7 @@ def test_brush_eraser_rectangle_lasso_widen_clear(visit):
     assert np.array_equal(page.mask() == 0, before)
 
 
+@pytest.mark.slow
 def test_the_brush_is_as_large_as_its_size_at_any_zoom(visit):
     page = visit()
     page.open(CHELSEA)
@@ -173,6 +176,7 @@ def test_the_brush_is_as_large_as_its_size_at_any_zoom(visit):
     assert int(page.tab.input_value("#size")) <= int(size)
 
 
+@pytest.mark.slow
 def test_zoom_keeps_the_place_under_the_mouse_and_space_moves(visit):
     page = visit()
     page.open(CHELSEA)
@@ -238,8 +242,12 @@ KINDS = {
     "16 bits, turned, alpha.png": lambda: encode_photo(Photo(noise(90, 120, 4, np.uint16), None, 6), ".png"),
 }
 
+QUICK_KIND = "16 bits, turned, alpha.png"
 
-@pytest.mark.parametrize("name", KINDS)
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == QUICK_KIND else pytest.mark.slow) for name in KINDS]
+)
 def test_every_kind_of_picture(tmp_path, visit, name):
     image = KINDS[name]()
     page = visit()
@@ -287,6 +295,7 @@ def test_a_fill_is_cancelled(visit):
     page.fill()
 
 
+@pytest.mark.slow
 def test_paste_and_drop(visit):
     page = visit()
     for name in ("paste", "drop"):
@@ -368,6 +377,7 @@ def test_twelve_megapixels_without_lag(tmp_path, visit):
     assert (result.pixels[~valid] != original.pixels[~valid]).any()
 
 
+@pytest.mark.slow
 def test_names_focus_and_dark_mode(visit):
     page = visit(color_scheme="dark")
     page.open(CHELSEA)

@@ -1,0 +1,60 @@
+"""The notebook runs, and what is committed of it is what the present code gives."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import PROJECT
+
+NOTEBOOK = PROJECT / "notebooks/inpainting.ipynb"
+LARGEST = 1.5e6  # bytes, outputs included
+
+
+def code_cells(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def kinds(cell):
+    """What a cell shows: kinds of output and, of pictures and pages, their media types."""
+    return [(output["output_type"], sorted(output.get("data", {}))) for output in cell["outputs"]]
+
+
+def test_committed_as_it_was_run_from_top_to_bottom():
+    cells = code_cells(NOTEBOOK)
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert not [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
+    assert any("image/png" in output.get("data", {}) for cell in cells for output in cell["outputs"])
+    assert NOTEBOOK.stat().st_size < LARGEST
+    text = NOTEBOOK.read_text(encoding="utf-8")
+    assert str(PROJECT) not in text
+    assert "site-packages" not in text  # warnings and paths of the machine it was run on
+
+
+@pytest.mark.slow
+def test_it_runs_and_shows_the_same_kinds_of_things():
+    pytest.importorskip("nbmake", reason="nbmake is not installed (requirements-dev.txt)")
+    copy = PROJECT / "runs/notebook_test/inpainting.ipynb"  # below the project, which it looks for
+    shutil.rmtree(copy.parent, ignore_errors=True)
+    copy.parent.mkdir(parents=True)
+    shutil.copyfile(NOTEBOOK, copy)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-c",
+        os.devnull,
+        "--nbmake",
+        "--overwrite",
+        "--nbmake-timeout=900",
+    ]
+    result = subprocess.run([*command, "--nbmake-timeout=900", copy], cwd=copy.parent, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:]
+    before, after = code_cells(NOTEBOOK), code_cells(copy)
+    assert [kinds(cell) for cell in after] == [kinds(cell) for cell in before]
+    shutil.rmtree(copy.parent)
