@@ -67,7 +67,7 @@ def train(config: Config, resume: str | None = None, init_from: str | None = Non
         begin_run(config, schedule, run, state, data, goes_on)
         phase, stopped_by = None, 0
 
-        with reports_failures(), StopRequest() as stop, Meter(state.step, schedule.total_steps) as meter:
+        with reports_failures(), StopRequest() as stop, Meter(state.step, schedule.total_steps, device) as meter:
             for phase_of_batch, batch in training_steps(config, schedule, data, state.step, device):
                 if phase_of_batch is not phase:
                     phase = phase_of_batch
@@ -110,7 +110,7 @@ def train(config: Config, resume: str | None = None, init_from: str | None = Non
                     run.save_state(state.state_dict(), config, improved)
                 if stopped_by:
                     break
-        return end_run(config, schedule, run, state, stopped_by)
+        return end_run(config, schedule, run, state, data, stopped_by)
 
 
 def read_config(args: argparse.Namespace) -> Config:
