@@ -268,9 +268,7 @@ def reports_failures() -> Iterator[None]:
 # --- end -------------------------------------------------------------------------------------------------------------
 
 
-def end_run(
-    config: Config, schedule: Schedule, run: RunFolder, state: TrainState, data: Data, stopped_by: int
-) -> int:
+def end_run(config: Config, schedule: Schedule, run: RunFolder, state: TrainState, data: Data, stopped_by: int) -> int:
     """Write the trained network, or say how to go on. Returns the exit code."""
     rank, _ = rank_and_world_size()
     if state.step < schedule.total_steps:
