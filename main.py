@@ -121,6 +121,12 @@ def read_config(args: argparse.Namespace) -> Config:
     folder = path.parent.parent if path.is_file() else path  # of a checkpoint: RUN_DIR/checkpoints/NAME.pt
     if not (folder / CONFIG_NAME).is_file():
         raise UserError(f"--resume {path}: nothing to go on from: {folder / CONFIG_NAME} does not exist")
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"--resume {path}: the name is not UTF-8, so no config can hold it; rename the folder"
+        ) from None
     config = load_config(folder / CONFIG_NAME, args.overrides, resume=True)
     return config.model_copy(update={"run": config.run.model_copy(update={"dir": str(folder)})})
 

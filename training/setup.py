@@ -30,6 +30,7 @@ from training.state import TrainState, memory_format
 from utils.checkpoint import load_checkpoint, save_weights
 from utils.config import Config, config_of_run, load_config
 from utils.errors import UserError
+from utils.output import optional_output
 from utils.processes import (
     all_reduce_mean,
     data_parallel,
@@ -77,7 +78,7 @@ def open_run(config: Config, resume: str | Path | None) -> Iterator[tuple[RunFol
     A run goes on where `resume` says so, a run folder or one of its checkpoints, and where the torchrun that began it
     starts it again after a failure.
     """
-    with processes(LONGEST_WAIT) as (rank, _):
+    with optional_output(), processes(LONGEST_WAIT) as (rank, _):
         run = RunFolder(config.run.dir)
         goes_on = resume is not None or from_rank_0(lambda: _restarts(run, config))
         if resume is not None:
