@@ -16,9 +16,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 PROJECT = Path(__file__).resolve().parent.parent
-LEFT_OUT = shutil.ignore_patterns(
-    ".git", ".venv", "runs", "datasets", "site", "node_modules", "__pycache__", ".*_cache"
-)
+LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "runs", "datasets", "site", "node_modules", "__pycache__", ".*_cache")
 
 
 class Mutation(NamedTuple):
