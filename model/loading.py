@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from model.foreign import in_our_form, network_for
 from model.network import PConvUNet
-from utils.checkpoint import read_tensors
+from utils.checkpoint import not_finite, read_tensors
 from utils.errors import UserError
 
 
@@ -46,6 +46,9 @@ def network_of(tensors: Mapping[str, Tensor], path: str | Path, copies: bool = T
     except (ValueError, RuntimeError) as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[:3])
         raise UserError(f"not the weights of a PConvUNet: {path}: {reason[:300]}") from None
+    broken = not_finite(state)
+    if broken:
+        raise UserError(f"{path}: the weights {broken} are not finite: their training diverged; use others")
     if project:
         print(f"{path}: weights of {project}, converted on load", file=sys.stderr)
     return net.float().eval()  # what is assigned keeps its type

@@ -11,6 +11,7 @@ import os
 import pickle
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,7 +28,10 @@ from utils.tensors_only import load_tensors_only
 CHECKPOINT_KEYS = ("model", "optimizer", "step", "config")
 
 # Where a checkpoint, ours or another project's, keeps the tensors of its network: of their average, if there is one.
-NETWORK_KEYS = ("ema", "model", "state_dict", "generator")
+NETWORK_KEYS = (
+    *("ema", "ema_state_dict", "model_ema", "params_ema", "model", "model_state_dict", "state_dict", "generator"),
+    *("net", "network", "params", "weights"),
+)
 
 _LAST_RECORD = b"PK\5\6"  # opens a zip archive's last record, of 18 bytes more and the comment
 _MARK = b"sha256:"
@@ -110,18 +114,46 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     UserError where the file is missing, damaged, or holds no tensors by name.
     """
     tensors = _load(Path(path), tensors_alone=True)
-    for key in NETWORK_KEYS:
-        if isinstance(tensors, dict) and isinstance(tensors.get(key), dict):
-            tensors = tensors[key]
+    while isinstance(tensors, dict) and (inside := [tensors[key] for key in NETWORK_KEYS if _is_dict(tensors, key)]):
+        tensors = inside[0]
     if not _are_named_tensors(tensors) or not tensors:
         raise UserError(f"neither a training checkpoint nor a weights file: {path}")
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_complex() or tensor.is_quantized:
+            kind = "sparse" if tensor.layout != torch.strided else "without values" if tensor.is_meta else tensor.dtype
+            raise UserError(f"{path}: the tensor {name} is {kind}; weights must be dense real numbers")
     return tensors
+
+
+def _is_dict(values: dict[Any, Any], key: str) -> bool:
+    return isinstance(values.get(key), dict)
+
+
+def not_finite(state_dict: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor with a value that is no number or infinite."""
+    return next((name for name, tensor in state_dict.items() if not tensor.isfinite().all()), None)
 
 
 def _are_named_tensors(value: Any) -> bool:
     return isinstance(value, dict) and all(
         isinstance(name, str) and isinstance(item, Tensor) for name, item in value.items()
     )
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except OSError:  # some network and FUSE file systems map nothing
+        return safetensors.torch.load(path.read_bytes())
+
+
+def _load_torch(path: Path, mapped: bool) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except (OSError, RuntimeError):
+        if not mapped:
+            raise
+        return torch.load(path, map_location="cpu", weights_only=True)  # as above, or it fails again
 
 
 def _load(path: Path, tensors_alone: bool = False) -> Any:
@@ -134,12 +166,11 @@ def _load(path: Path, tensors_alone: bool = False) -> Any:
         raise UserError(f"no such file: {path}" if not path.is_dir() else f"a folder, where a file is needed: {path}")
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
+            return _load_safetensors(path)
         if not _is_as_written(path):
             raise UserError(f"damaged: {path} (its checksum is another)")
         try:
-            mapped = tensors_alone and zipfile.is_zipfile(path)  # torch can't map its older format
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            return _load_torch(path, tensors_alone and zipfile.is_zipfile(path))  # torch can't map its older format
         except pickle.UnpicklingError:  # torch's word for objects that it would have to make
             if not tensors_alone:
                 raise

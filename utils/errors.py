@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -34,6 +35,11 @@ def report(error: UserError | OSError | KeyboardInterrupt) -> int:
     return 1
 
 
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch has had no memory, of a GPU or of the machine: on a CPU it says so in words alone."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
 class Script(Protocol):
     """A script's main: from the words of the command line (None: the process's own) to the exit code."""
 
@@ -45,8 +51,19 @@ def reports_user_errors(main: Callable[[Sequence[str] | None], int]) -> Script:
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
+        # Names of files need not be valid in any encoding, nor every character in the terminal's.
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
             return main(argv)
+        except MemoryError:
+            return report(UserError("not enough memory; close other programs, or use smaller pictures or batches"))
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())[:150]
+            return report(UserError(f"not enough memory ({reason}); use smaller pictures or batches"))
         except (UserError, OSError, KeyboardInterrupt) as error:
             return report(error)
 
