@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import math
 import os
 import sys
@@ -53,8 +52,6 @@ def grow(mask: Tensor, pixels: int) -> Tensor:
 @reports_user_errors
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be valid in any encoding
-        sys.stdout.reconfigure(errors="backslashreplace")
     for folder in (path for path in dict.fromkeys([args.image, args.mask]) if path.is_dir()):
         tell_left_out(folder, other_pictures(folder))
     pairs = pair_up(args.image, args.mask, args.output, args.format)

@@ -100,7 +100,8 @@ def _bootstrap(rows: Sequence[Row], columns: Sequence[tuple[str, str]]) -> Itera
     counts = np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
     low, high = _intervals(sums, counts)
     for c, count in enumerate(counts.sum(0)):
-        several = np.count_nonzero(counts[:, c]) > 1  # a single image says nothing of others
+        # A single image says nothing of others; nor does an interval of values of which one is none.
+        several = np.isfinite(sums[:, c]).all() and np.count_nonzero(counts[:, c]) > 1
         mean = float(sums[:, c].sum() / count)
         yield Estimate(mean, float(low[c]) if several else None, float(high[c]) if several else None, int(count))
 

@@ -16,7 +16,7 @@ from PIL import Image
 import evaluate
 import predict
 from data.loader import validation_batches
-from data.mask_files import bin_name, hole_bin, hole_ratio, write_mask
+from data.mask_files import bin_name, hole_bin, hole_ratio, keeps_border, write_mask
 from data.samples import validation_pairs
 from evaluation import scoring
 from evaluation.pairing import EvaluationPair, format_pairs, read_pair, read_pairs
@@ -253,9 +253,10 @@ def test_validation_of_training_gives_the_same_numbers(folder, tmp_path):
     pairs = []
     for index in range(5):
         image, mask = held_out.paths(index)
-        ratio = hole_ratio(held_out[index].mask[0].numpy())
+        fitted = held_out[index].mask[0].numpy()
+        ratio, border = hole_ratio(fitted), "free" if keeps_border(fitted) else "any"
         names = os.path.relpath(image, folder / "images"), mask.name
-        pairs.append(EvaluationPair(index, *names, bin_name(hole_bin(ratio)), "any", ratio))
+        pairs.append(EvaluationPair(index, *names, bin_name(hole_bin(ratio)), border, ratio))
     (tmp_path / "pairs.csv").write_text(format_pairs(pairs))
     out = tmp_path / "out"
     model = ["--model", f"net={folder / 'one.safetensors'}", "--pairs", tmp_path / "pairs.csv", "--size", 32]
