@@ -24,9 +24,9 @@ from data.listing import find_images, find_masks
 from data.mask_files import read_mask_alone
 from data.mask_stats import inscribed_radius
 from data.order import CROPS, HOLE_RADIUS, SHUFFLE, SUBSTITUTES, VALIDATION_MASKS, generator, shuffled
+from data.schedule import Phase, Schedule
 from utils.config import Config, HoleColour
 from utils.errors import UserError
-from utils.schedule import Phase, Schedule
 
 # How many other pictures are tried where one is broken: if all are, it is not the pictures, but the disk.
 _TRIES = 30
