@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.arguments import path_argument
+from utils.arguments import path_argument, whole_number
 from utils.errors import UserError, reports_user_errors
 from utils.startup import import_torch
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import_torch()
     from model.export import convert
 
-    net = convert(args.input, args.output, args.half)  # says so if the file is another project's
+    net = convert(args.input, args.output, args.half, args.hole_radius)  # says so if the file is another project's
     size = f"{net.depth} levels, {net.base_channels} base channels"
     print(f"{args.output}: {FORMS[args.output.suffix]}, {size}, from {args.input}")
     return 0
@@ -54,11 +54,19 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("output", type=path_argument, metavar="OUT", help=f"the file to write ({forms})")
     parser.add_argument("--half", action="store_true", help="write convolution weights as float16: half the size")
+    parser.add_argument(
+        "--hole-radius",
+        type=whole_number(1),
+        metavar="PX",
+        help="what the file is to say of the holes of its training: the radius of the largest circle in them",
+    )
     args = parser.parse_args(argv)
     if [] in (args.input, args.output):  # what argparse makes of a second `--`
         parser.error("the following arguments are required: IN, OUT")
     if args.half and args.output.suffix != ".safetensors":
         parser.error("--half is for .safetensors files")
+    if args.hole_radius and args.output.suffix != ".safetensors":
+        parser.error("--hole-radius is for .safetensors files: the others fill in a single pass")
     return args
 
 

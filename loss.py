@@ -81,7 +81,8 @@ def style(psi: Sequence[Tensor], psi_gt: Sequence[Tensor]) -> Tensor:
 def _sum_of_means(batches: Tensor, truth: Tensor) -> Tensor:
     """The mean |difference| from the truth of each of the batches that lie one after another, added up."""
     count = len(batches) // len(truth)
-    return count * (batches.unflatten(0, (count, -1)) - truth).abs().mean()
+    difference = (batches.unflatten(0, (count, -1)) - truth).abs()
+    return count * difference.mean(dtype=torch.promote_types(difference.dtype, torch.float32))  # no half type adds up
 
 
 def gram_matrix(features: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def train(config: Config, resume: str | None = None, init_from: str | None = Non
     with open_run(config, resume) as (run, rank, goes_on):
         # Data first: a wrong path is found before anything is built or written.
         schedule = Schedule(config)
-        data = open_data(config, schedule, run, rescan)
+        data = open_data(config, schedule, run, goes_on, rescan)
 
         # Network, optimizer, and where the run stands.
         device = prepare_device(config)
@@ -141,7 +141,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--check-data", action="store_true", help="train nothing: read all images and masks, list what is broken"
     )
     parser.add_argument(
-        "--rescan", action="store_true", help="list the images anew; without it a resumed run keeps its list"
+        "--rescan",
+        action="store_true",
+        help="list images and masks anew; a run that goes on keeps its lists otherwise",
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values instead of the config's")
     args = parser.parse_args(argv)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import os
 import sys
 import unicodedata
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from repair import How, fill_of, repair_files
 
     how = How(args.hole, args.grow, args.raw)
-    return repair_files(pairs, args.mask, fill_of(args.method, args.model, args.device), how)
+    return repair_files(pairs, args.mask, fill_of(args.method, args.model, args.device, args.scale), how)
 
 
 def pair_up(
@@ -163,6 +164,16 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+def scale_argument(text: str) -> float | None:
+    """auto as None, or a number of at least 1."""
+    if text == "auto":
+        return None
+    scale = float(text)
+    if not 1 <= scale < math.inf:
+        raise argparse.ArgumentTypeError(f"must be auto or a number of at least 1, got {text}")
+    return scale
+
+
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Repair photographs: fill the holes of an image, which a mask of the same size shows.",
@@ -200,6 +211,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--grow", type=whole_number(0), default=0, metavar="N", help="px that the hole grows, over its soft edge (0)"
     )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (auto)")
+    parser.add_argument(
+        "--scale",
+        type=scale_argument,
+        metavar="S",
+        help="a hole larger than those of the network's training is filled on a reduced picture first: reduced until it"
+        " fits (auto), not at all (1), or so many times (a factor above 1)",
+    )
     parser.add_argument("--raw", action="store_true", help="write what the network makes of the valid part too")
     args = parser.parse_args(argv)
     if args.model and args.method != NETWORK:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +13,17 @@ import torch
 from tqdm import tqdm
 
 from data.mask_files import alpha_note, grow, hole_ratio, read_mask
-from data.photo import Photo, check_keeps, read_photo, write_photo
-from evaluation.baselines import FILLS, Fill
-from model import PConvUNet, load_for_prediction, predict_whole
+from data.photo import WHOLE, Photo, Place, check_keeps, read_photo, write_photo
+from evaluation import baselines
+from model import PConvUNet, load_for_prediction
+from model.octaves import OctaveFiller, trusted_radius
+from model.regions import Box
 from utils.errors import UserError
 from utils.processes import pick_device
+
+# From a photograph, a mask (H,W) that is 0 where not to look, and one that is 0 where to fill, to parts that hold all
+# that is to be filled: rows and columns, and rgb (h,w,3), float32 in [0,1].
+Fill = Callable[[Photo, np.ndarray, np.ndarray], Iterable[tuple[Place, np.ndarray]]]
 
 # A mask with more hole than this was probably meant the other way round.
 _MOSTLY_HOLE = 0.6
@@ -25,6 +31,8 @@ _MOSTLY_HOLE = 0.6
 _MUCH_GREY = 0.01
 # A hole with a larger share of transparent pixels hides its repair.
 _MOSTLY_HIDDEN = 0.5
+# Seconds that a picture may take before a progress bar shows.
+_PATIENCE = 2
 
 
 @dataclass(frozen=True)
@@ -36,11 +44,14 @@ class How:
     raw: bool = False  # write what the fill makes of the valid part, too
 
 
-def fill_of(method: str, model: Path, device: str) -> Fill:
-    """The fill of a method: a baseline's name or "network". model: a checkpoint or a weights file, for the latter."""
-    if method in FILLS:
-        return FILLS[method]
-    return functools.partial(predict_pixels, load_for_prediction(model, pick_device(device)))
+def fill_of(method: str, model: Path, device: str, scale: float | None = None) -> Fill:
+    """The fill of a method: a baseline's name or "network". model: a checkpoint or a weights file, for the latter.
+
+    scale: of the network, as of inpaint.
+    """
+    if method in baselines.FILLS:
+        return functools.partial(fill_whole, baselines.FILLS[method])
+    return functools.partial(fill_by_network, load_for_prediction(model, pick_device(device)), scale)
 
 
 def repair_files(pairs: Sequence[tuple[Path, list[Path], Path]], masks: Path, fill: Fill, how: How) -> int:
@@ -82,8 +93,7 @@ def repair(fill: Fill, image: Path, mask: Path, output: Path, how: How) -> str:
 def fill_photo(fill: Fill, photo: Photo, valid: np.ndarray, image: Path, raw: bool = False) -> Photo:
     """The photograph with its hole filled; with `raw` all of it is what `fill` made.
 
-    fill: from rgb (H,W,3), float32 in [0,1], and mask (H,W), 1 = valid, 0 = hole, to the filled (H,W,3). valid: the
-    mask, of the photograph's size as shown. image: its name in messages. UserError where it can't be filled.
+    valid: the mask, of the photograph's size as shown. image: its name in messages. UserError where it can't be filled.
     """
     visible = photo.visible()
     hidden = 1 - visible[valid == 0].mean()
@@ -92,20 +102,39 @@ def fill_photo(fill: Fill, photo: Photo, valid: np.ndarray, image: Path, raw: bo
     seen = valid * visible  # colours that nobody sees are nothing to go by: for the network they are hole, too
     if not seen.any():
         raise UserError(f"image {image} is fully transparent outside the hole; nothing is left to fill it from")
+    to_fill = np.zeros_like(valid) if raw else valid
     try:
-        result = fill(photo.rgb(), seen)
+        return photo.filled(fill(photo, seen, to_fill), to_fill)
     except (MemoryError, RuntimeError) as error:  # on a CPU torch raises a plain RuntimeError
         if "memory" in str(error) or isinstance(error, MemoryError):
             raise UserError(f"not enough memory for image {image} of {_px(valid.shape)}; make it smaller") from None
         raise
-    return photo.filled(result, np.zeros_like(valid) if raw else valid)
 
 
-def predict_pixels(model: PConvUNet, rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """predict_whole for arrays: rgb (H,W,3) float32 in [0,1], mask (H,W) 0/1; returns (H,W,3)."""
-    image_tensor = torch.from_numpy(rgb).permute(2, 0, 1)[None]  # (1,3,H,W)
-    mask_tensor = torch.from_numpy(mask).float()[None, None]  # (1,1,H,W)
-    return predict_whole(model, image_tensor, mask_tensor)[0].permute(1, 2, 0).numpy()
+def fill_whole(
+    fill: baselines.Fill, photo: Photo, mask: np.ndarray, to_fill: np.ndarray
+) -> Iterator[tuple[Place, np.ndarray]]:
+    """A `Fill` that gives the whole photograph to a classical method."""
+    yield WHOLE, fill(photo.rgb(), mask)
+
+
+def fill_by_network(
+    model: PConvUNet, scale: float | None, photo: Photo, mask: np.ndarray, to_fill: np.ndarray
+) -> Iterator[tuple[Place, np.ndarray]]:
+    """A `Fill` that predicts no more of the photograph than it must. A bar shows where that takes over two seconds.
+
+    scale: as of inpaint.
+    """
+
+    def read(box: Box) -> torch.Tensor:
+        return torch.from_numpy(photo.rgb(box.slices[1:])).permute(2, 0, 1)[None]  # (1,3,h,w)
+
+    valid, wanted = torch.from_numpy(mask > 0), torch.from_numpy(to_fill == 0)
+    with tqdm(unit="part", delay=_PATIENCE, leave=False) as bar:
+        filler = OctaveFiller(model, read, valid, wanted, trusted_radius(model, valid, scale), bar.update)
+        bar.total = len(filler)
+        for box, values in filler:
+            yield box.slices[1:], values[0].permute(1, 2, 0).cpu().numpy()
 
 
 def read_checked_mask(path: Path, hole: str, data: bytes | None = None) -> np.ndarray:

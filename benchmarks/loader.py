@@ -38,6 +38,7 @@ SIZE = 256
 KINDS = ((500, 375, 16, 6.0, 2.0), (5000, 3333, 2, 3.0, 6.0), (5000, 3333, 2, 6.0, 6.0))
 TURNS = {500: (20, 8), 5000: (6, 1)}  # turns of each, and batches in a turn
 STEPS = 8
+CROPS = ("data.crop_unit=area", "data.crop_scale=[0.3, 1.0]")  # as torchvision's RandomResizedCrop
 
 
 def rows() -> Iterator[Row]:
@@ -86,7 +87,8 @@ def write_masks(folder: Path) -> None:
 def waiting(images: Path, masks: Path) -> float:
     """The share of training steps' time that passes until the loader hands over a batch, the first left out."""
     places = (f"data.train={images}", f"masks.train_dir={masks}")
-    config = load_config(overrides=[*places, f"data.image_size={SIZE}", "data.workers=2", f"train.batch_size={BATCH}"])
+    small = (f"data.image_size={SIZE}", "data.workers=2", f"train.batch_size={BATCH}")
+    config = load_config(overrides=[*places, *small, *CROPS])
     net = PConvUNet().to(memory_format=torch.channels_last)
     criterion = InpaintingLoss(VGG16Features(), config.loss.weights.model_dump())
     batches = iter(training_batches(training_samples(config), config, 0, STEPS))
@@ -105,7 +107,8 @@ def waiting(images: Path, masks: Path) -> float:
 def seconds(images: Path, masks: Path, turns: int, batches: int) -> tuple[float, float]:
     """Seconds of the CPU for a sample in a batch of float32 tensors, ours and the rival's, as medians of the turns."""
     places = (f"data.train={images}", f"masks.train_dir={masks}")
-    config = load_config(overrides=[*places, f"data.image_size={SIZE}", "data.workers=0", f"train.batch_size={BATCH}"])
+    small = (f"data.image_size={SIZE}", "data.workers=0", f"train.batch_size={BATCH}")
+    config = load_config(overrides=[*places, *small, *CROPS])
     samples = training_samples(config)
     ours = iter(training_batches(samples, config, 0, (1 + turns) * batches))
     rivals = rival_batches([Path(path) for path in samples.images], sorted(masks.iterdir()), config)

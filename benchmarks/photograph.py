@@ -21,7 +21,7 @@ from benchmarks.tables import Row, show
 from data.holes import draw_mask
 from data.mask_files import read_mask, write_mask
 from data.order import generator
-from data.photo import read_photo, write_photo
+from data.photo import WHOLE, read_photo, write_photo
 from model import PConvUNet, load_model
 from model.composite import composite
 from model.inpainting import predict_padded
@@ -90,7 +90,7 @@ def repair_ordinarily(photo_path: str, mask_path: str, net_path: str, output: st
     with torch.inference_mode():
         result = predict_padded(net, image, mask).clamp(0, 1)  # type: ignore[arg-type]
         result = composite(image, result, mask)
-    write_photo(photo.filled(result[0].permute(1, 2, 0).numpy(), valid), Path(output))
+    write_photo(photo.filled([(WHOLE, result[0].permute(1, 2, 0).numpy())], valid), Path(output))
 
 
 if __name__ == "__main__":

@@ -102,10 +102,11 @@ def check_pictures(
     return broken
 
 
-def look_at_some_masks(key: str, paths: Sequence[Path], hole: HoleColour) -> None:
+def look_at_some_masks(key: str, paths: Sequence[str] | Sequence[Path], hole: HoleColour) -> None:
     """Look at LOOKED_AT masks of a folder, evenly spread. UserError where none of them has a hole; a line where some
     have none, and where alpha is the mask."""
-    chosen = [paths[i * len(paths) // LOOKED_AT] for i in range(LOOKED_AT)] if len(paths) > LOOKED_AT else paths
+    places = [i * len(paths) // LOOKED_AT for i in range(LOOKED_AT)] if len(paths) > LOOKED_AT else range(len(paths))
+    chosen = [Path(paths[place]) for place in places]
     masks = [mask for path in chosen if not (mask := look_at_mask(path, hole)).fault]  # a fault shows when it is met
     empty, by_alpha = sum(mask.ratio == 0 for mask in masks), sum(mask.by_alpha for mask in masks)
     of_them = f"of {len(masks)} masks that were looked at in {chosen[0].parent}" if masks else ""

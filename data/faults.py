@@ -40,7 +40,7 @@ def check_size(path: str, width: int, height: int) -> None:
         raise UserError(f"image {path} is {width}×{height} px; the shorter side must be at least {SMALLEST} px")
 
 
-def not_all_hole(mask: np.ndarray, path: Path, hole: HoleColour) -> np.ndarray:
+def not_all_hole(mask: np.ndarray, path: str | Path, hole: HoleColour) -> np.ndarray:
     """The mask itself, cropped to the training's size. UserError where it has no valid pixel: nothing to fill from."""
     if not mask.any():
         size = f"{mask.shape[1]}×{mask.shape[0]} px"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import resources
@@ -47,48 +46,20 @@ def list_of_images(source: str, key: str) -> ImageList:
     return ImageList.of(names, source, str(root_of(source)), stamps)
 
 
-def load_or_scan(source: str, key: str, kept: Path, rescan: bool) -> ImageList:
-    """The images of data.train or data.val (the key): the list that a run keeps in the file `kept`, or a new one.
-
-    A run stays with its list when images come or go, and says so; `rescan` lists them anew.
-    """
-    if rescan or not kept.exists():
-        return list_of_images(source, key)
-    try:
-        images = ImageList.open(kept)
-    except ValueError as error:
-        print(f"{error}; the images are listed anew", file=sys.stderr)
-        return list_of_images(source, key)
-    if not belongs_to(images, source):
-        return list_of_images(source, key)
-    if not is_unchanged(images):
-        print(
-            f"{key}: {source} has changed since this run began, which goes on with its own list of {len(images)}"
-            " images; --rescan lists them anew",
-            file=sys.stderr,
-        )
-    return images
-
-
-def belongs_to(images: ImageList, source: str) -> bool:
-    """Whether a list is of this source, and one of three of its images is where it says.
-
-    If none is, folders were moved or a disk is missing: listing the images anew tells what is wrong.
-    """
-    if (images.source, images.root) != (source, str(root_of(source))):
-        return False
-    return any(os.path.isfile(images[place]) for place in (0, len(images) // 2, len(images) - 1))
-
-
 def is_unchanged(images: ImageList) -> bool:
-    """Whether nothing came or went since the list was made, judged by the times of its folders or of its text file.
+    """Whether nothing came or went since the list was made: see `changed_folders`."""
+    return not changed_folders(images)
+
+
+def changed_folders(images: ImageList) -> set[str]:
+    """The folders of a list, or its text file, that have changed since it was made, judged by their times.
 
     That is one look at each folder, none at the images: one that was overwritten is not noticed, nor is anything on
     file systems that keep no time of change for folders.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
-        now = pool.map(lambda name: _stamp(os.path.join(images.root, name)), images.stamps)
-        return all(one == other for one, other in zip(images.stamps.values(), now, strict=True))
+        now = pool.map(lambda name: stamp_of(os.path.join(images.root, name)), images.stamps)
+        return {name for (name, stamp), other in zip(images.stamps.items(), now, strict=True) if stamp != other}
 
 
 def find_masks(folder: str, key: str) -> list[Path]:
@@ -118,14 +89,14 @@ def _search(source: str, key: str) -> tuple[Iterable[str], dict[str, Any]]:
         if path.is_dir():
             return _search_folder(path, key)
         if path.is_file():
-            stamp = _stamp(path)
+            stamp = stamp_of(path)
             return _read_list(path, key), {path.name: stamp}
     except PermissionError as error:
         raise UserError(f"{key}: no permission to read {error.filename}") from None
     raise UserError(f"{key}: no such folder or list: {path}; name a folder, a text file of paths, or `sample`")
 
 
-def _stamp(path: str | Path) -> list[int] | None:
+def stamp_of(path: str | Path) -> list[int] | None:
     """What changes with a folder's names or a file's text. None where there is nothing."""
     try:
         status = os.stat(path)
@@ -191,7 +162,7 @@ def _read_folders(root: str, bar: tqdm) -> dict[str, _Folder]:
 def _read_folder(path: str, real: str, bar: tqdm) -> _Folder:
     files: list[str] = []
     folders: list[tuple[str, str]] = []
-    stamp = _stamp(path)  # before the names: what comes while they are read shows later
+    stamp = stamp_of(path)  # before the names: what comes while they are read shows later
 
     def tell(count: int) -> None:
         with bar.get_lock():

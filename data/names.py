@@ -20,7 +20,7 @@ OTHER_SUFFIXES = (
 
 # Images that can be written: by the suffix of the name, Pillow's word for the kind, and its options.
 OUTPUT_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".png": ("PNG", {"compress_level": 3}),  # as small for photographs as 6, Pillow's own, in half the time
+    ".png": ("PNG", {}),  # data/photo.py writes it itself
     ".webp": ("WEBP", {"lossless": True, "exact": True}),  # exact: colours stay where alpha is 0, too
     ".tif": ("TIFF", {"compression": "tiff_deflate"}),
     ".tiff": ("TIFF", {"compression": "tiff_deflate"}),

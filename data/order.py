@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 # What a random stream is for. A number once given stays, or old runs can't be repeated.
-CROPS, SHUFFLE, VALIDATION_MASKS, EVALUATION_MASKS, SUBSTITUTES = 1, 2, 3, 4, 5
+CROPS, SHUFFLE, VALIDATION_MASKS, EVALUATION_MASKS, SUBSTITUTES, HOLE_RADIUS = 1, 2, 3, 4, 5, 6
 TRAIN_MASKS, VAL_MASKS = 101, 102
 BENCHMARK_MASKS = 110  # and on to 121: one for each bin and border
 

@@ -22,7 +22,8 @@ from data.faults import Fault, check_size, not_all_hole, read_picture
 from data.images import open_picture
 from data.listing import find_images, find_masks
 from data.mask_files import read_mask_alone
-from data.order import CROPS, SHUFFLE, SUBSTITUTES, VALIDATION_MASKS, generator, shuffled
+from data.mask_stats import inscribed_radius
+from data.order import CROPS, HOLE_RADIUS, SHUFFLE, SUBSTITUTES, VALIDATION_MASKS, generator, shuffled
 from utils.config import Config, HoleColour
 from utils.errors import UserError
 from utils.schedule import Phase, Schedule
@@ -39,10 +40,13 @@ class Sample(NamedTuple):
     faults: list[Fault]  # the broken pictures that this one stands in for
 
 
+Paths = Sequence[str] | Sequence[Path]
+
+
 class TrainingSamples(Dataset[Sample]):
     """Samples of a phase, by their number in the run. Every image comes once in an epoch, in a random order."""
 
-    def __init__(self, images: Sequence[str], masks: Sequence[Path], config: Config, phase: Phase) -> None:
+    def __init__(self, images: Sequence[str], masks: Paths, config: Config, phase: Phase) -> None:
         self.images = images
         self.masks = masks
         self.phase = phase
@@ -59,13 +63,22 @@ class TrainingSamples(Dataset[Sample]):
         image = resized(part, self.size)
         if rng.random() < 0.5:
             image = cv2.flip(image, 1)
+        return to_sample(image, self._mask(rng), faults)
+
+    def hole_radius(self, count: int = 300) -> float:
+        """Px: the 99 % quantile of the largest circle in the holes of a sample. Measured on `count` masks."""
+        masks = (self._mask(generator(HOLE_RADIUS, number, self.seed)) for number in range(count))
+        return float(np.quantile([inscribed_radius(mask) * min(mask.shape) for mask in masks], 0.99))
+
+    def _mask(self, rng: np.random.Generator) -> np.ndarray:
+        """The mask of a sample, uint8 (H,W), 1 = valid, 0 = hole."""
         mask_path = self.masks[int(rng.integers(len(self.masks)))]
         mask = read_mask_alone(mask_path, self.hole)
         if self.dilate:
             mask = augment_mask(mask, self.size, self.dilate, rng, self.own_scale)
         else:
             mask = fit_mask(mask, self.size)
-        return to_sample(image, not_all_hole(mask, mask_path, self.hole), faults)
+        return not_all_hole(mask, mask_path, self.hole)
 
     def _part(self, number: int) -> tuple[np.ndarray, np.random.Generator, list[Fault]]:
         """The part of a picture that a sample shows, and the generator that drew it, for what is to be drawn still.
@@ -99,7 +112,7 @@ class ValidationPairs(Dataset[Sample]):
     Of more images some are taken, evenly spread; fewer are met by several masks each.
     """
 
-    def __init__(self, images: Sequence[str], masks: Sequence[Path], config: Config) -> None:
+    def __init__(self, images: Sequence[str], masks: Paths, config: Config) -> None:
         self.images = images
         self.masks = masks
         self.count = config.data.val_pairs
@@ -116,7 +129,7 @@ class ValidationPairs(Dataset[Sample]):
         mask = fit_mask(read_mask_alone(mask_path, self.hole), self.size)
         return to_sample(np.array(image), not_all_hole(mask, mask_path, self.hole))
 
-    def paths(self, index: int) -> tuple[str, Path]:
+    def paths(self, index: int) -> tuple[str, str | Path]:
         """The files of the image and of the mask of a pair."""
         count = len(self.images)
         image = self.images[index * count // self.count if count > self.count else index % count]
@@ -141,7 +154,10 @@ def to_sample(image: np.ndarray, mask: np.ndarray, faults: Sequence[Fault] = ())
 
 
 def training_samples(
-    config: Config, images: Sequence[str] | None = None, masks: Sequence[Path] | None = None, phase: Phase | None = None
+    config: Config,
+    images: Sequence[str] | None = None,
+    masks: Paths | None = None,
+    phase: Phase | None = None,
 ) -> TrainingSamples:
     """The samples of a phase (the first, by default). UserError where images or masks are missing.
 
@@ -152,10 +168,13 @@ def training_samples(
     return TrainingSamples(images, masks, config, phase or Schedule(config).phases[0])
 
 
-def validation_pairs(config: Config, images: Sequence[str] | None = None) -> ValidationPairs:
+def validation_pairs(
+    config: Config, images: Sequence[str] | None = None, masks: Paths | None = None
+) -> ValidationPairs:
     """The pairs of data.val and masks.val_dir. UserError where either is missing or empty.
 
-    images: those of data.val, where they are listed already.
+    images, masks: those of data.val and masks.val_dir, where they are listed already.
     """
     images = find_images(config.data.val, "data.val") if images is None else images
-    return ValidationPairs(images, find_masks(config.masks.val_dir, "masks.val_dir"), config)
+    masks = find_masks(config.masks.val_dir, "masks.val_dir") if masks is None else masks
+    return ValidationPairs(images, masks, config)

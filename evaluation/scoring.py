@@ -28,7 +28,7 @@ from evaluation.report import summary_json, summary_markdown, terminal_table
 from evaluation.results import ResultsFolder
 from evaluation.summary import Estimate, Key, Row, differences, summarise
 from loss import perceptual
-from model import VGG16Features, load_for_prediction, predict_whole
+from model import VGG16Features, inpaint, load_for_prediction
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.processes import device_of_rank, processes, wait_for_all
@@ -115,7 +115,7 @@ def fill_of_network(name: str, path: Path, device: torch.device) -> Fill:
     def fill(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         mask_tensor = torch.from_numpy(mask).float()[None, None]  # (1,1,H,W)
         try:
-            return predict_whole(net, to_tensor(image), mask_tensor)[0].permute(1, 2, 0).numpy()
+            return inpaint(net, to_tensor(image), mask_tensor)[0].permute(1, 2, 0).numpy()
         except UserError as error:
             raise UserError(f"--model {name}: {error}") from None
 

@@ -21,24 +21,32 @@ def push_pull(image: Tensor, mask: Tensor) -> Tensor:
     image: (N,3,H,W); values in a hole never matter. mask: (N,1,H,W), 1 = valid, 0 = hole.
     Returns (N,3,H,W), at least float32: the image where valid. 0 everywhere for an image without a valid pixel.
     """
-    dtype = torch.promote_types(image.dtype, torch.float32)
     with torch.autocast(image.device.type, enabled=False):
-        mask = mask.to(dtype)
-        x = image.to(dtype).masked_fill(mask == 0, 0)
-        pyramid = []
-        for _ in range(LEVELS):
-            pyramid.append((x, mask))
-            if not torch.compiler.is_exporting() and x.shape[-2] == x.shape[-1] == 1:
-                break
-            total, count = _sums_of_2x2(x), _sums_of_2x2(mask)
-            mask = (count > 0).to(dtype)
-            x = total / count.clamp(min=1)
-        below = pyramid[-1][0]
-        for x, mask in reversed(pyramid[:-1]):
-            height, width = x.shape[-2:]
-            finer = F.interpolate(below, scale_factor=2, mode="bilinear", align_corners=False)
-            below = torch.where(mask > 0, x, finer[..., :height, :width])
-        return below
+        *finer, (coarsest, _) = pull(image, mask)
+        return push(finer, coarsest)
+
+
+def pull(image: Tensor, mask: Tensor, levels: int = LEVELS) -> list[tuple[Tensor, Tensor]]:
+    """Image, mask and the levels below them, at most `levels`: each level is ⌈H/2⌉×⌈W/2⌉. The last may be one pixel."""
+    dtype = torch.promote_types(image.dtype, torch.float32)
+    mask = mask.to(dtype)
+    x = image.to(dtype).masked_fill(mask == 0, 0)
+    pyramid = [(x, mask)]
+    while len(pyramid) <= levels and (torch.compiler.is_exporting() or x.shape[-2:] != (1, 1)):
+        total, count = _sums_of_2x2(x), _sums_of_2x2(mask)
+        mask = (count > 0).to(dtype)
+        x = total / count.clamp(min=1)
+        pyramid.append((x, mask))
+    return pyramid
+
+
+def push(pyramid: list[tuple[Tensor, Tensor]], below: Tensor) -> Tensor:
+    """The first level of a pyramid, its holes filled. below: the filled level that comes after the pyramid's last."""
+    for x, mask in reversed(pyramid):
+        height, width = x.shape[-2:]
+        finer = F.interpolate(below, scale_factor=2, mode="bilinear", align_corners=False)
+        below = torch.where(mask > 0, x, finer[..., :height, :width])
+    return below
 
 
 def _sums_of_2x2(x: Tensor) -> Tensor:

@@ -39,13 +39,16 @@ class Inpainter(nn.Module):
         return composite(image, predict_padded(self.net, image, mask).clamp(0, 1), mask)
 
 
-def convert(source: Path, output: Path, half: bool = False) -> PConvUNet:
+def convert(source: Path, output: Path, half: bool = False, hole_radius: float | None = None) -> PConvUNet:
     """Write the network of one file into another, in the form of the suffix: .safetensors, .onnx, .pt2. Returns it.
 
     half: convolution weights are written as float16. They are float32 again where the file is loaded.
+    hole_radius: px, what the file is to say of the holes that its network was trained on; None: what it says already.
     UserError as of `load_model`, or where what an export needs is missing.
     """
     net = load_model(source)
+    if hole_radius is not None:
+        net.hole_radius.fill_(hole_radius)
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix == ".safetensors":
         state = net.state_dict()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from model.layer import UpPartialConv2d
-from model.network import Block, PConvUNet, architecture_of
+from model.network import Block, Crop, PConvUNet, architecture_of
 from model.vgg import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -77,11 +77,10 @@ PROJECTS = (
 class RatioTwiceConv2d(UpPartialConv2d):
     """The partial convolution with its result, bias included, multiplied by sum(1)/sum(M) once more."""
 
-    def scaled(self, y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def scaled(self, y: Tensor, ratio_and_mask: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """As of UpPartialConv2d."""
-        ratio, _ = self.ratio(valid)
-        y, updated_mask = super().scaled(y, valid)
-        return y.mul_(ratio), updated_mask
+        y, updated_mask = super().scaled(y, ratio_and_mask)
+        return y.mul_(ratio_and_mask[0]), updated_mask
 
 
 class ForeignUNet(PConvUNet):
@@ -106,10 +105,9 @@ class ForeignUNet(PConvUNet):
                 block.bn = None
                 block.conv.bias = nn.Parameter(torch.zeros(block.conv.out_channels))
 
-    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Arguments, result and errors as of PConvUNet: image and result on the scale of [0,1]."""
-        self._check(image, mask)  # first, as mean and std would make three channels of one
-        return super().forward((image - self.mean) / self.std, mask) * self.std + self.mean
+    def unet(self, image: Tensor, mask: Tensor, crops: Sequence[Crop] | None = None) -> Tensor:
+        """Arguments and result as of PConvUNet: image and result on the scale of [0,1]."""
+        return super().unet((image - self.mean) / self.std, mask, crops) * self.std + self.mean
 
 
 def network_for(state_dict: Mapping[str, Tensor]) -> PConvUNet:
@@ -148,6 +146,7 @@ def _convert(theirs: dict[str, Tensor], project: Project) -> dict[str, Tensor]:
 
     mean, std = (torch.tensor(values).float().view(1, 3, 1, 1) for values in (project.mean, project.std))
     ours = {"mean": mean, "std": std, "ratio_twice": torch.tensor(project.ratio_twice)}
+    ours["hole_radius"] = torch.zeros(())
     for key in [key for key in wanted if key not in ours]:
         side, index, part, name = key.split(".")
         level = int(index) + 1 if side == "encoder" else depth - int(index)

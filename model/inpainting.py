@@ -1,40 +1,54 @@
-"""Images of any height and width through the network, and the composite with what is known."""
+"""Images of any height and width through the network, as far as their holes need it, and the composite."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.composite import composite
 from model.network import PConvUNet
-from utils.errors import UserError
+from model.octaves import OctaveFiller, trusted_radius, write
+from model.regions import Box
 
 
-def inpaint(model: PConvUNet, image: Tensor, mask: Tensor) -> Tensor:
+def inpaint(model: PConvUNet, image: Tensor, mask: Tensor, scale: float | None = None) -> Tensor:
     """Fill the holes of images of any height and width; returns the composite (N,3,H,W) in [0,1].
 
     image: float (N,3,H,W) in [0,1]; what lies in a hole never matters. mask: float (N,1,H,W), 1 = valid, 0 = hole.
+    scale: 1 for a single pass; more: how many times the largest hole of an image is to be reduced for a first fill;
+    None: as many times as takes it to the size of the holes that the network was trained on, if that is known.
     Valid pixels come back bit for bit. The model runs on its own device in evaluation mode; the result lies
-    on the image's device. ValueError where shapes or values do not fit.
+    on the image's device. Time and memory follow the holes. ValueError where shapes or values do not fit.
     """
-    return composite(image, predict_whole(model, image, mask), mask.to(image.device))
+    _check(image, mask)
+    hole = mask.to(image.device) == 0
+    result = image.clone()
+    for number, filler in enumerate(_fillers(model, image, mask, hole, scale)):
+        write(filler, result[number : number + 1], hole[number : number + 1])
+    return result
 
 
-def predict_whole(model: PConvUNet, image: Tensor, mask: Tensor) -> Tensor:
+def predict_whole(model: PConvUNet, image: Tensor, mask: Tensor, scale: float | None = None) -> Tensor:
     """What the network makes of the whole picture, valid part too: (N,3,H,W) in [0,1]. Arguments as of inpaint."""
     _check(image, mask)
-    weight = next(model.parameters())  # it has the type and the device that the model computes with
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            output = predict_padded(model, image.to(weight), mask.to(weight))
-    finally:
-        model.train(was_training)
-    if not output.isfinite().all():
-        raise UserError("the network's output is not finite: its training diverged or its file is damaged; use another")
-    return output.clamp(0, 1).to(image)
+    result, everywhere = torch.empty_like(image), torch.ones_like(mask, dtype=torch.bool)
+    for number, filler in enumerate(_fillers(model, image, mask, everywhere, scale)):
+        write(filler, result[number : number + 1], everywhere[number : number + 1].to(image.device))
+    return result
+
+
+def _fillers(
+    model: PConvUNet, image: Tensor, mask: Tensor, wanted: Tensor, scale: float | None
+) -> Iterator[OctaveFiller]:
+    """One for each image."""
+    for picture, valid, place in zip(image.split(1), mask[:, 0].cpu() != 0, wanted[:, 0].cpu(), strict=True):
+
+        def read(box: Box, picture: Tensor = picture) -> Tensor:
+            return picture[box.slices]
+
+        yield OctaveFiller(model, read, valid, place, trusted_radius(model, valid, scale))
 
 
 def predict_padded(model: PConvUNet, image: Tensor, mask: Tensor) -> Tensor:

@@ -65,12 +65,14 @@ class PartialConv2d(nn.Conv2d):
 
         valid: how many channels are valid at each pixel, (N,1,H,W), at least float32.
         """
+        return self.scaled(self.convolved(x), self.ratio(valid))
+
+    def convolved(self, x: Tensor) -> Tensor:
+        """Wᵀ(X ⊙ M), (N,C',H',W'), of features X ⊙ M, (N,C,H,W)."""
         if self.fixed is not None:
-            y = self.fixed(x)
-        else:
-            assert not isinstance(self.padding, str)  # as nn.Conv2d would allow
-            y = conv2d(x, self.weight, self.stride, self.padding, self.dilation)
-        return self.scaled(y, valid)
+            return self.fixed(x)
+        assert not isinstance(self.padding, str)  # as nn.Conv2d would allow
+        return conv2d(x, self.weight, self.stride, self.padding, self.dilation)
 
     def fix(self, scale: Tensor) -> None:
         """Multiply the weight by a number for each output channel, (C',), and make it a constant, not to be trained or
@@ -80,9 +82,9 @@ class PartialConv2d(nn.Conv2d):
         self.fixed = FixedConvolution(weight, self.stride, self.padding, self.dilation)
         self.register_parameter("weight", None)
 
-    def scaled(self, y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """What Eq. 1 and 2 make of y = Wᵀ(X ⊙ M), which is overwritten. valid: as of of_masked."""
-        ratio, updated_mask = self.ratio(valid)
+    def scaled(self, y: Tensor, ratio_and_mask: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """What Eq. 1 and 2 make of y = Wᵀ(X ⊙ M), which is overwritten, and of what `ratio` returned."""
+        ratio, updated_mask = ratio_and_mask
         y = y.mul_(ratio)  # computed in float32 where y is a half type: the ratio may be beyond float16
         if self.bias is not None:
             y = y.addcmul_(self.bias.view(1, -1, 1, 1).to(y), updated_mask.to(y))
@@ -137,13 +139,21 @@ class UpPartialConv2d(PartialConv2d):
         Wᵀ is linear: Wᵀ[up(X), S] = W_upᵀ up(X) + W_skipᵀ S. So the concat need not be made, and the first term has two
         faster forms, of model/convolution.py. sum(M) is still a box filter of one channel.
         """
-        valid = upsample(mask) * x.shape[1] + skip_mask * skip.shape[1]
+        return self.scaled(self.convolved_upsampled(x, skip), self.ratio(self.valid_upsampled(mask, skip_mask)))
+
+    def valid_upsampled(self, mask: Tensor, skip_mask: Tensor) -> Tensor:
+        """How many channels are valid at each pixel, (N,1,2H,2W). Arguments as of of_upsampled."""
+        up_channels, skip_channels = self.part_channels
+        return upsample(mask) * up_channels + skip_mask * skip_channels
+
+    def convolved_upsampled(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Wᵀ of the concat, (N,C',2H,2W). Arguments as of of_upsampled."""
         if self.fixed_parts is not None:
             of_x, of_skip = self.fixed_parts
-            return self.scaled(of_x(x).add_(of_skip(skip)), valid)
+            return of_x(x).add_(of_skip(skip))
         form = fastest_form(x, self.out_channels)
         if form == "plain":
-            return self.of_masked(torch.cat([upsample(x), skip], 1), valid)
+            return self.convolved(torch.cat([upsample(x), skip], 1))
         if form == "nine products":
             skip_weight, *factors = FactorsAndRest.apply(self.weight, x.shape[1])
             y = of_nine_products(x, factors)
@@ -151,7 +161,7 @@ class UpPartialConv2d(PartialConv2d):
             up_weight, skip_weight = self.weight.split(self.part_channels, 1)
             y = F.conv_transpose2d(x, upsampling_kernel(up_weight), stride=2, padding=1)
         y += F.conv2d(skip, skip_weight, padding=1)
-        return self.scaled(y, valid)
+        return y
 
     def fix(self, scale: Tensor) -> None:
         """As of PartialConv2d, for `of_upsampled` alone."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,19 @@ def encoder_channels(depth: int, base_channels: int) -> list[int]:
     return [base_channels * min(2**level, 8) for level in range(depth)]
 
 
+class Crop(NamedTuple):
+    """Rows and columns that a block of the decoder takes of the features below it, and of those that skip them."""
+
+    features: tuple[slice, slice]
+    skip: tuple[slice, slice]
+
+
+def _cut(x: Tensor, crop: tuple[slice, slice]) -> Tensor:
+    """A copy of a part, so that the whole can be freed."""
+    part = x[..., crop[0], crop[1]]
+    return part if part.shape == x.shape else part.clone(memory_format=torch.preserve_format)
+
+
 class Block(nn.Module):
     """Partial convolution, batch norm, nonlinearity: one row of the paper's table.
 
@@ -46,20 +59,22 @@ class Block(nn.Module):
         if conv.bias is not None:
             nn.init.zeros_(conv.bias)
 
-    def _finished(self, y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The rest of the row for what the convolution gave."""
+    def _finished(self, y: Tensor, ratio: Tensor, mask: Tensor) -> Tensor:
+        """The rest of the row for what the convolution gave. ratio, mask: sum(1)/sum(M) and m' of the convolution."""
+        y, _ = self.conv.scaled(y, (ratio, mask))
         if self.bn is not None:
             y = self.bn(y).mul_(mask)  # without batch norm y is 0 there as it is
         if self.slope is not None:  # both take 0 to 0
             y = F.leaky_relu_(y, self.slope) if self.slope > 0 else F.relu_(y)
-        return y, mask
+        return y
 
 
 class EncoderBlock(Block):
     """A row that halves height and width."""
 
-    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        return self._finished(*self.conv.of_masked(x, mask * x.shape[1]))
+    def forward(self, ratio: Tensor, mask: Tensor, x: Tensor) -> Tensor:
+        """x: (N,C,H,W). ratio, mask: sum(1)/sum(M) and m' of the convolution, (N,1,H/2,W/2)."""
+        return self._finished(self.conv.convolved(x), ratio, mask)
 
 
 class DecoderBlock(Block):
@@ -67,8 +82,9 @@ class DecoderBlock(Block):
 
     conv: UpPartialConv2d
 
-    def forward(self, x: Tensor, mask: Tensor, skip: Tensor, skip_mask: Tensor) -> tuple[Tensor, Tensor]:
-        return self._finished(*self.conv.of_upsampled(x, mask, skip, skip_mask))
+    def forward(self, ratio: Tensor, mask: Tensor, x: Tensor, skip: Tensor) -> Tensor:
+        """x: (N,C,H,W), skip: (N,C',2H,2W). ratio, mask: sum(1)/sum(M) and m' of the convolution, (N,1,2H,2W)."""
+        return self._finished(self.conv.convolved_upsampled(x, skip), ratio, mask)
 
 
 class PConvUNet(nn.Module):
@@ -111,6 +127,10 @@ class PConvUNet(nn.Module):
             )
             for i in reversed(range(depth))
         )
+        # Px: how far from the rim of a hole the network was trained to fill, the 99 % quantile of the largest inscribed
+        # circles of its training masks. 0 where that is not known.
+        self.hole_radius: Tensor
+        self.register_buffer("hole_radius", torch.zeros(()))
         self.checkpoint_activations = False
         self._encoder_batch_norm_frozen = False
         if base == "push_pull":
@@ -130,23 +150,54 @@ class PConvUNet(nn.Module):
         residual = self.unet(image, mask)
         return residual if self.base == "none" else push_pull(image, mask) + residual
 
-    def unet(self, image: Tensor, mask: Tensor) -> Tensor:
-        """The U-Net alone, without the base: (N,3,H,W). Arguments as of forward, unchecked."""
-        x, m = image.masked_fill(mask == 0, 0), counted(mask)  # a product would not do: 0 · NaN is NaN
+    def unet(self, image: Tensor, mask: Tensor, crops: Sequence[Crop] | None = None) -> Tensor:
+        """The U-Net alone, without the base: (N,3,H,W). Arguments as of forward, unchecked.
+
+        crops: for each block of the encoder, and the block of the decoder that joins its input, what that goes on with.
+        So the decoder computes a part of the picture alone.
+        """
+        ratios_and_masks = iter(self.ratios_and_masks(counted(mask), crops))
+        x = image.masked_fill(mask == 0, 0)  # a product would not do: 0 · NaN is NaN
         skips = []
-        for block in self.encoder:
-            skips.append((x, m))
-            x, m = self._run(block, x, m)
-        for block in self.decoder:
-            x, m = self._run(block, x, m, *skips.pop())
+        for level, block in enumerate(self.encoder):
+            skips.append(x if crops is None else _cut(x, crops[level].skip))
+            x = self._run(block, *next(ratios_and_masks), x)
+        for level, block in zip(reversed(range(self.depth)), self.decoder, strict=True):
+            x = x if crops is None else _cut(x, crops[level].features)
+            x = self._run(block, *next(ratios_and_masks), x, skips.pop())
         return x
 
-    def _run(self, block: nn.Module, *features: Tensor) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def ratios_and_masks(self, mask: Tensor, crops: Sequence[Crop] | None = None) -> list[tuple[Tensor, Tensor]]:
+        """(sum(1)/sum(M), m') of every layer, encoder and decoder in order. They depend on the mask alone.
+
+        mask: (N,1,H,W), at least float32. crops: as of unet.
+        """
+        found: list[tuple[Tensor, Tensor]] = []
+        skips = []
+        encoder: list[Any] = [block.conv for block in self.encoder]
+        decoder: list[Any] = [block.conv for block in self.decoder]
+        for level, conv in enumerate(encoder):
+            skips.append(mask if crops is None else _cut(mask, crops[level].skip))
+            found.append(conv.ratio(mask * conv.in_channels))
+            mask = found[-1][1]
+        for level, conv in zip(reversed(range(self.depth)), decoder, strict=True):
+            mask = mask if crops is None else _cut(mask, crops[level].features)
+            found.append(conv.ratio(conv.valid_upsampled(mask, skips.pop())))
+            mask = found[-1][1]
+        return found
+
+    def _run(self, block: nn.Module, *features: Tensor) -> Tensor:
         """block(*features). With checkpoint_activations its inner features are computed again in the backward pass."""
         if not (self.checkpoint_activations and self.training and torch.is_grad_enabled()):
             return block(*features)
         contexts = lambda: (contextlib.nullcontext(), _untracked_batch_norm(block))  # noqa: E731
         return checkpoint(block, *features, use_reentrant=False, context_fn=contexts)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """As of nn.Module. Files of before hole_radius lack it: it is not known then."""
+        state_dict.setdefault(prefix + "hole_radius", torch.zeros(()))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @torch.no_grad()
     def folded(self) -> PConvUNet:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from evaluation.baselines import FILLS, Fill
+from data.photo import WHOLE, Photo, Place
+from evaluation import baselines
 from model import load_for_prediction
-from repair import predict_pixels
+from repair import Fill, fill_by_network
 from utils.arguments import DEFAULT_WEIGHTS
 from utils.errors import UserError
 from utils.processes import pick_device
@@ -23,20 +24,22 @@ def load_methods(models: Mapping[str, Path], device: str) -> dict[str, Fill]:
     """Every method by its name: the networks first, the shipped one where none is named. UserError as load_model."""
     methods: dict[str, Fill] = {}
     for name, path in (models or {DEFAULT_WEIGHTS.stem: DEFAULT_WEIGHTS}).items():
-        methods[name] = functools.partial(predict_pixels, load_for_prediction(path, pick_device(device)))
-    for name, fill in FILLS.items():
+        methods[name] = functools.partial(fill_by_network, load_for_prediction(path, pick_device(device)), None)
+    for name, fill in baselines.FILLS.items():
         if name in methods:
             raise UserError(f"--model {name}: a classical method has this name; give another: --model NAME=CKPT")
-        methods[name] = functools.partial(_near_the_hole, fill, _MARGIN[name]) if name in _MARGIN else fill
+        methods[name] = functools.partial(_near_the_hole, fill, _MARGIN.get(name))
     return methods
 
 
-def _near_the_hole(fill: Fill, margin: int, rgb: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """`fill` of the hole's box and a margin alone; the rest is as it is."""
-    rows, columns = np.nonzero((valid == 0).any(1))[0], np.nonzero((valid == 0).any(0))[0]
-    box = tuple(slice(max(0, lines[0] - margin), lines[-1] + 1 + margin) for lines in (rows, columns))
-    if not valid[box].any():
-        return fill(rgb, valid)
-    result = rgb.copy()
-    result[box] = fill(np.ascontiguousarray(rgb[box]), np.ascontiguousarray(valid[box]).astype(np.uint8))
-    return result
+def _near_the_hole(
+    fill: baselines.Fill, margin: int | None, photo: Photo, mask: np.ndarray, to_fill: np.ndarray
+) -> Iterator[tuple[Place, np.ndarray]]:
+    """`fill` of the hole's box and a margin; of the whole picture without a margin, or with nothing valid there."""
+    place = WHOLE
+    if margin is not None:
+        rows, columns = np.nonzero((mask == 0).any(1))[0], np.nonzero((mask == 0).any(0))[0]
+        near = tuple(slice(max(0, lines[0] - margin), lines[-1] + 1 + margin) for lines in (rows, columns))
+        if mask[near].any():
+            place = near[0], near[1]
+    yield place, fill(photo.rgb(place), np.ascontiguousarray(mask[place]).astype(np.uint8))

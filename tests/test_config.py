@@ -6,9 +6,11 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
-from utils.config import AS_BEFORE, DEFAULT_CONFIG, Config, config_to_dict, load_config, save_config
+from utils.config import AS_BEFORE, DEFAULT_CONFIG, Config, PhaseConfig, config_to_dict, load_config, save_config
 from utils.errors import UserError
+from utils.plain_yaml import parse_yaml
 
 DEFAULT_TEXT = DEFAULT_CONFIG.read_text(encoding="utf-8")
 CONFIGS = [DEFAULT_CONFIG, *sorted((DEFAULT_CONFIG.parent / "configs").glob("*.yml"))]
@@ -70,6 +72,51 @@ def test_default_config_holds_what_its_issue_says():
     assert [phase.freeze_encoder_batch_norm for phase in config.phases] == [False, True]
     assert list(config.loss.weights.model_dump().values()) == [1, 6, 0.05, 120, 0.1]
     assert config.model.base == "none"
+
+
+def comments_of(text):
+    """The comment behind each key of a config, by dotted path; of a list's items, by phases.KEY."""
+    found, sections = {}, []
+    for line in text.splitlines():
+        match = re.fullmatch(r"( *)(- )?(\w+):[^#]*?(?:  # (.*)|# (.*))?", line)
+        if not match:
+            continue
+        indent = len(match[1]) + len(match[2] or "")
+        sections = [(depth, name) for depth, name in sections if depth < indent] + [(indent, match[3])]
+        comment = match[4] or match[5]
+        if comment:
+            found[".".join(name for _, name in sections)] = comment.strip()
+    return found
+
+
+def descriptions_of(model, prefix=""):
+    for key, field in model.model_fields.items():
+        if field.description:
+            yield prefix + key, field.description
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from descriptions_of(field.annotation, f"{prefix}{key}.")
+
+
+def test_comments_of_config_yml_are_the_descriptions_of_the_schema():
+    described = {**dict(descriptions_of(Config)), **dict(descriptions_of(PhaseConfig, "phases."))}
+    comments = comments_of(DEFAULT_TEXT)
+    assert set(KEYS) <= set(comments)  # each has one
+    assert {key: described[key] for key in comments} == comments
+
+
+@pytest.mark.parametrize("path", CONFIGS[1:], ids=lambda path: path.name)
+def test_a_config_of_the_project_says_only_what_differs(path):
+    def leaves(tree, prefix=""):
+        for key, value in tree.items():
+            if isinstance(value, dict) and prefix + key != "masks.style":
+                yield from leaves(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key, value
+
+    default = dict(leaves(parse_yaml(DEFAULT_TEXT, "config.yml")))
+    own = dict(leaves(parse_yaml(path.read_text(encoding="utf-8"), str(path))))
+    assert own.keys() <= default.keys()
+    assert [key for key, value in own.items() if value == default[key]] == []
 
 
 def test_values_have_the_types_of_the_schema():
@@ -331,7 +378,7 @@ def test_a_config_of_an_older_version_is_named_as_one(load, key, now):
 
 def test_what_a_key_that_is_newer_than_a_run_means_is_told(load, capsys):
     load(re.sub(r"(?m)^  base:.*\n", "", DEFAULT_TEXT), resume=True)
-    (line,) = capsys.readouterr().out.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert all(part in line for part in ("some.yml", "model.base", "none"))
 
 

@@ -286,7 +286,7 @@ def test_form_of_a_batch(world):
         assert set(mask.unique().tolist()) <= {0.0, 1.0}
         assert image.is_contiguous()
         assert mask.is_contiguous()
-    assert all(tensor.is_contiguous() for tensor in training_samples(config)[0])
+    assert all(tensor.is_contiguous() for tensor in training_samples(config)[0][:2])
 
 
 IMAGES = {
@@ -308,7 +308,8 @@ def test_any_kind_of_image_becomes_rgb(world, tmp_path, kind):
     write, colour = IMAGES[kind]
     write(tmp_path)
     config = config_of(world, f"data.train={tmp_path}", f"data.val={tmp_path}")
-    for image, _ in (training_samples(config)[0], validation_pairs(config)[0]):
+    for sample in (training_samples(config)[0], validation_pairs(config)[0]):
+        image, _ = floats(sample)
         wanted = torch.tensor(colour).view(3, 1, 1) / 255
         assert image.shape == (3, 32, 32)
         assert (image - wanted).abs().max() < 0.015
@@ -318,8 +319,8 @@ def test_a_palette_image_has_the_colours_of_its_palette(world, tmp_path):
     image = Image.new("P", (40, 40), 3)
     image.putpalette([value for i in range(256) for value in (i, 2 * i % 256, 200)])
     image.save(tmp_path / "a.png", transparency=0)
-    pixels, _ = validation_pairs(config_of(world, f"data.val={tmp_path}"))[0]
-    assert torch.equal(pixels[:, 0, 0] * 255, torch.tensor([3.0, 6.0, 200.0]))
+    pixels = validation_pairs(config_of(world, f"data.val={tmp_path}"))[0].image
+    assert pixels[:, 0, 0].tolist() == [3, 6, 200]
 
 
 def test_a_camera_that_was_held_sideways(world, tmp_path):
@@ -415,7 +416,9 @@ def test_a_batch_holds_its_samples_pixel_by_pixel(world, workers):
     config = config_of(world, f"data.train={world / 'val'}", f"data.workers={workers}")  # images of noise
     samples, pairs = training_samples(config), validation_pairs(config)
     for batch, data in ((batches(config, 1, 2)[0], samples), (list(validation_batches(pairs, config))[1], pairs)):
-        assert same([batch], [[torch.stack(column) for column in zip(*(data[i] for i in (3, 4, 5)), strict=True)]])
+        assert same(
+            [batch], [[torch.stack(column) for column in zip(*(floats(data[i]) for i in (3, 4, 5)), strict=True)]]
+        )
 
 
 def test_batches_neither_read_nor_change_the_global_random_state(world, reference):
@@ -513,7 +516,7 @@ def test_workers_of_every_start_method(world, reference, method):
 def test_data_sets_can_be_pickled(world):
     config = config_of(world)
     for data in (training_samples(config), validation_pairs(config)):
-        assert same([pickle.loads(pickle.dumps(data))[1]], [data[1]])
+        assert same([pickle.loads(pickle.dumps(data))[1][:2]], [data[1][:2]])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -578,9 +581,8 @@ def test_validation_pairs_are_fixed(world):
 
 def test_more_images_than_pairs_are_spread_evenly(world):
     pairs = validation_pairs(config_of(world, f"data.val={world / 'train'}", "data.val_pairs=4"))
-    colours = [
-        tuple(round(value * 255) for value in floats(pairs[i])[0].mean((1, 2)).tolist()) for i in range(len(pairs))
-    ]
+    means = [floats(pairs[i])[0].mean((1, 2)) * 255 for i in range(len(pairs))]
+    colours = [tuple(mean.round().int().tolist()) for mean in means]
     assert [COLOURS.index(colour) for colour in colours] == [0, 2, 5, 8]
 
 
@@ -677,11 +679,57 @@ def test_small_parts_can_be_of_any_place():
     height=st.integers(1, 3) | st.integers(1, 1000),
     scale=st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)).map(sorted).map(tuple),
     seed=st.integers(0, 10**6),
+    unit=st.sampled_from([("area", 1), ("px", 1500), ("image_size", 6)]),
 )
-def test_a_part_lies_within_any_image(width, height, scale, seed):
-    left, top, right, bottom = random_part(width, height, scale, generator(CROPS, 0, seed))
+def test_a_part_lies_within_any_image(width, height, scale, seed, unit):
+    unit, factor = unit
+    scale = (scale[0] * factor, scale[1] * factor)
+    left, top, right, bottom = random_part(width, height, scale, generator(CROPS, 0, seed), unit, 256)
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
+    if unit != "area":
+        assert right - left == bottom - top
+
+
+def parts(count, *arguments):
+    return [random_part(*arguments[:3], generator(CROPS, i, 0), *arguments[3:]) for i in range(count)]
+
+
+def test_sides_of_parts_by_hand():
+    for unit, scale, size, low, high in (("px", (40, 60), 8, 40, 60), ("image_size", (1.0, 1.5), 32, 32, 48)):
+        boxes = np.array(parts(400, 200, 150, scale, unit, size))
+        sides = boxes[:, 2] - boxes[:, 0]
+        assert (sides.min(), sides.max()) == (low, high)
+        assert abs(sides.mean() - (low + high) / 2) < 1
+        assert boxes[:, 0].min() < 5  # of any place
+        assert boxes[:, 1].min() < 5
+        assert boxes[:, 2].max() > 195
+        assert boxes[:, 3].max() > 145
+    for unit in ("px", "image_size"):  # a small picture limits them
+        assert parts(3, 30, 20, (64, 64), unit, 64)[0][1::2] == (0, 20)
+
+
+def test_a_sample_of_image_size_is_cut_out_of_the_picture_as_it_is(world, tmp_path):
+    pixels = noise(90, 120)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    overrides = (f"data.train={tmp_path}", "data.crop_unit=image_size", "data.crop_scale=[1, 1]")
+    samples = training_samples(config_of(world, *overrides))
+    windows = np.lib.stride_tricks.sliding_window_view(pixels[..., 0], (32, 32))
+    for number in range(6):
+        red = samples[number].image[0].numpy()
+        found = [(windows == way).all((2, 3)).sum() for way in (red, red[:, ::-1])]
+        assert sum(found) == 1
+
+
+def test_the_size_of_a_crop_is_that_of_its_phase(world, tmp_path):
+    """Red of a ramp tells how wide a sample's part of the picture is."""
+    ramp(255, 255).save(tmp_path / "a.png")
+    phases = "phases=[{steps: 1, lr: 1}, {steps: 1, lr: 1, image_size: 64, crop_scale: [2, 2]}]"
+    overrides = (f"data.train={tmp_path}", "data.crop_unit=image_size", "data.crop_scale=[1, 1]", phases)
+    config = config_of(world, *overrides)
+    for phase, side in zip(Schedule(config).phases, (32, 128)):
+        left, _, right, _ = box_of(training_samples(config, phase=phase)[0].image.permute(1, 2, 0))
+        assert abs(right - left) * 255 == pytest.approx(side, abs=2)
 
 
 @settings(max_examples=200, deadline=None)
@@ -797,6 +845,43 @@ def test_an_augmented_mask_is_0_or_1_and_never_all_hole(height, width, size, dil
     assert result.dtype == np.uint8
     assert set(np.unique(result)) <= {0, 1}
     assert result.any() or not fit_mask(mask, size).any()
+
+
+def own_scale(mask, seed, size=128):
+    return augment_mask(mask, size, (0, 0), generator(CROPS, seed, 0), own_scale=True)
+
+
+def test_at_its_own_scale_holes_stay_as_wide_as_they_are():
+    """Bars of 20 px in a mask of 256: 20 / 1.2 to 20 / 0.85 px wide in a sample of 128, whatever their direction."""
+    mask = np.ones((256, 256), np.uint8)
+    mask[:, 30:50] = mask[:, 118:138] = mask[:, 206:226] = 0
+    widths = []
+    for seed in range(100):
+        part = own_scale(mask, seed)
+        assert part.shape == (128, 128)
+        depth = cv2.distanceTransform(1 - part, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        widths.append(2 * depth[8:-8, 8:-8].max() - 1)  # not at the edge, beyond which the mask is mirrored
+    assert 15.5 < min(widths) < 18
+    assert 22 < max(widths) < 25
+
+
+def test_at_its_own_scale_a_mask_has_a_hole_and_valid_pixels_where_it_can():
+    spot = np.ones((256, 256), np.uint8)
+    spot[:12, :12] = 0
+    for mask in (spot, 1 - spot):
+        for seed in range(60):
+            part = own_scale(mask, seed)
+            assert part.any()
+            assert not part.all()
+    assert own_scale(np.ones((256, 256), np.uint8), 0).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (20, 300), (64, 64)])
+def test_a_mask_that_is_smaller_than_a_crop_at_its_own_scale(shape):
+    for seed in range(20):
+        assert set(np.unique(own_scale(np.ones(shape, np.uint8), seed))) == {1}
+    mask = (np.random.default_rng(0).random(shape) < 0.5).astype(np.uint8)
+    assert set(np.unique(own_scale(mask, 0))) <= {0, 1}
 
 
 def test_a_mask_that_dilation_would_close_is_only_fitted():

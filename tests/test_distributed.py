@@ -455,6 +455,30 @@ def test_two_and_four_processes_compute_what_one_does(folder, tmp_path, change, 
         )
 
 
+PHASES = (
+    "phases=["
+    "{steps: 6, lr: 1e-4, warmup: 3, image_size: 16, batch_size: 12, loss_weights: {perceptual: 0, style: 0, tv: 0}}, "
+    "{steps: 6, lr: 1e-4, schedule: cosine, crop_scale: [0.5, 0.8]}, "
+    "{steps: 6, lr: 5e-5, batch_size: 4, freeze_encoder_batch_norm: true, settle_batches: 2, loss_weights: {style: 0}}"
+    "]"
+)
+
+
+@pytest.mark.slow
+def test_phases_by_two_processes_are_those_of_one_resumed_at_their_boundaries(folder, tmp_path):
+    more = (PHASES, "model.depth=2", "train.eval_every=4")
+    one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
+    train(1, arguments(folder, one.path, *more))
+    # Two processes stop where the second phase is to begin, one where the third is.
+    for count, last in ((2, 6), (1, 12), (2, 18)):
+        stop = AT_STEP.format(rank=count - 1, step=last, act="os.kill(os.getpid(), signal.SIGTERM)")
+        words = arguments(folder, two.path, *more) if last == 6 else ["--resume", str(two.path)]
+        code, out, err = finish(launch(count, words, stop if last < 18 else "", tmp_path / f"{last}.py"))
+        assert f"stopped at step {last} and saved" in out or (code, last) == (0, 18), err
+    assert difference_of_weights(two, one) <= 1e-3
+    assert difference_of_records(two, one) <= 1e-4
+
+
 @pytest.mark.slow
 def test_two_processes_compute_what_one_does_in_bfloat16(folder, tmp_path):
     runs = [RunFolder(tmp_path / str(count)) for count in (1, 2)]

@@ -33,6 +33,14 @@ def ours():
     return net
 
 
+def with_base():
+    torch.manual_seed(0)
+    net = PConvUNet(2, 4, base="push_pull")
+    torch.nn.init.normal_(net.decoder[-1].conv.weight, std=0.05)  # it starts at 0
+    net(torch.rand(2, 3, 16, 16), torch.ones(2, 1, 16, 16))
+    return net
+
+
 def foreign():
     torch.manual_seed(0)
     net = ForeignUNet(1, 4, batch_norm=False, ratio_twice=True)
@@ -41,7 +49,7 @@ def foreign():
     return net
 
 
-NETWORKS = {"ours": ours, "foreign": foreign}
+NETWORKS = {"ours": ours, "with base": with_base, "foreign": foreign}
 
 
 def inputs(n, height, width):

@@ -16,6 +16,7 @@ import data.mask_files
 from data.images import exif_orientation, open_image, open_picture, to_8_bit, to_rgb, upright
 from data.mask_files import read_mask, read_mask_alone, write_mask
 from data.names import is_image_name, list_images
+from data.photo import WHOLE as ALL
 from data.photo import Photo, check_keeps, read_photo, write_photo
 from utils.errors import UserError
 
@@ -433,7 +434,7 @@ def test_shown_as_upright_and_filled_where_shown(tmp_path, orientation):
     mask = np.ones(photo.rgb().shape[:2], np.uint8)
     mask[0, 1] = 0
     colour = np.full((*mask.shape, 3), np.float32(0.2))
-    write_photo(photo.filled(colour, mask), tmp_path / "b.png")
+    write_photo(photo.filled([(ALL, colour)], mask), tmp_path / "b.png")
     before, after = (np.array(upright(open_image(file))) for file in (path, tmp_path / "b.png"))
     assert after[0, 1].tolist() == [51, 51, 51, before[0, 1, 3]]
     after[0, 1] = before[0, 1]
@@ -443,12 +444,14 @@ def test_shown_as_upright_and_filled_where_shown(tmp_path, orientation):
 
 def test_fill_is_rounded_to_the_nearest_level():
     rgb = np.array([[[0.001, 0.003, 0.9985]]], np.float32)  # times 255: 0.26, 0.77, 254.6
-    assert Photo(np.ones((1, 1, 3), np.uint8)).filled(rgb, np.zeros((1, 1))).pixels.tolist() == [[[0, 1, 255]]]
+    assert Photo(np.ones((1, 1, 3), np.uint8)).filled([(ALL, rgb)], np.zeros((1, 1))).pixels.tolist() == [[[0, 1, 255]]]
 
 
 def test_grey_is_filled_with_luma():
     photo = Photo(np.zeros((1, 1, 1), np.uint8))
-    assert photo.filled(np.array([[[1.0, 0, 0]]], np.float32), np.zeros((1, 1))).pixels.item() == 76  # 0.299 · 255
+    assert (
+        photo.filled([(ALL, np.array([[[1.0, 0, 0]]], np.float32))], np.zeros((1, 1))).pixels.item() == 76
+    )  # 0.299 · 255
 
 
 # --- writing -----------------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ import main as training
 from benchmarks import image_list as benchmark
 from data import listing
 from data.image_list import ImageList
-from data.listing import belongs_to, find_images, is_unchanged, list_of_images
+from data.kept_lists import images_of_run
+from data.listing import find_images, is_unchanged, list_of_images
 from data.mask_files import write_mask
 from data.names import is_image_name
 from utils.errors import UserError
@@ -248,18 +249,6 @@ def test_nothing_is_searched_to_see_that_nothing_changed(photos, monkeypatch):
     assert sorted(looked) == [f"{photos}/", f"{photos}/a/", f"{photos}/a/b/", f"{photos}/c/"]
 
 
-def test_whose_list_it_is(photos):
-    images = list_of_images(str(photos), "data.train")
-    assert belongs_to(images, str(photos))
-    assert not belongs_to(images, str(photos / "list.txt"))
-    assert not belongs_to(images, str(photos / "a"))
-    for name in ("a/1.jpg", "a/b/2.jpg"):
-        (photos / name).unlink()
-    assert belongs_to(images, str(photos))
-    (photos / "c/3.jpg").unlink()
-    assert not belongs_to(images, str(photos))
-
-
 # --- kept with the run -----------------------------------------------------------------------------------------
 
 
@@ -270,41 +259,48 @@ def kept(photos, tmp_path):
     return tmp_path / "kept"
 
 
+def of_run(source, kept, rescan=False, max_missing=1):
+    return list(images_of_run(str(source), "data.train", kept, True, rescan, max_missing))
+
+
 def test_a_run_keeps_its_list(photos, kept, capsys):
     names = list(ImageList.open(kept))
-    assert list(listing.load_or_scan(str(photos), "data.train", kept, rescan=False)) == names
+    assert of_run(photos, kept) == names
     assert capsys.readouterr().err == ""
     touch(photos / "0.jpg")
-    assert list(listing.load_or_scan(str(photos), "data.train", kept, rescan=False)) == names
+    assert of_run(photos, kept) == names
     error = capsys.readouterr().err
     assert error.startswith(f"data.train: {photos} has changed since this run began")
     assert "list of 3 images; --rescan" in error
     assert error.count("\n") == 1
-    images = listing.load_or_scan(str(photos), "data.train", kept, rescan=True)
+    images = images_of_run(str(photos), "data.train", kept, True, True, 1)
     assert list(images) == [f"{photos}/0.jpg", *names]
     images.save(kept)
-    assert list(listing.load_or_scan(str(photos), "data.train", kept, rescan=False)) == list(images)
+    assert of_run(photos, kept) == list(images)
     assert capsys.readouterr().err == ""
 
 
-def test_a_damaged_list_is_made_anew(photos, kept, capsys):
+def test_a_damaged_list_is_not_replaced_silently(photos, kept):
     wanted = list(ImageList.open(kept))
     kept.write_bytes(kept.read_bytes()[:-1])
-    assert list(listing.load_or_scan(str(photos), "data.train", kept, rescan=False)) == wanted
-    assert f"damaged, or a list of another version: {kept}; the images are listed anew" in capsys.readouterr().err
+    with pytest.raises(UserError, match="damaged, or a list of another version: .*kept. --rescan lists the images"):
+        of_run(photos, kept)
+    assert of_run(photos, kept, rescan=True) == wanted
 
 
-def test_another_source_is_listed(photos, kept):
-    assert list(listing.load_or_scan(str(photos / "c"), "data.train", kept, rescan=False)) == [f"{photos}/c/3.jpg"]
+def test_another_source_needs_a_rescan(photos, kept):
+    with pytest.raises(UserError, match="is not where the run's images come from"):
+        of_run(photos / "c", kept)
+    assert of_run(photos / "c", kept, rescan=True) == [f"{photos}/c/3.jpg"]
 
 
 def test_a_missing_disk_is_told(photos, kept):
     shutil.rmtree(photos)
-    with pytest.raises(UserError, match=r"data\.train: no such folder or list: "):
-        listing.load_or_scan(str(photos), "data.train", kept, rescan=False)
+    with pytest.raises(UserError, match=r"data\.train: 3 of the run's 3 images are missing, as "):
+        of_run(photos, kept)
     photos.mkdir()  # where it was mounted
-    with pytest.raises(UserError, match=r"data\.train: no images .* in the folder "):
-        listing.load_or_scan(str(photos), "data.train", kept, rescan=False)
+    with pytest.raises(UserError, match=r"data\.train: 3 of the run's 3 images are missing, as "):
+        of_run(photos, kept)
 
 
 def test_a_resumed_run_goes_on_with_the_images_that_it_began_with(tmp_path, capsys):

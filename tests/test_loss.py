@@ -32,6 +32,38 @@ def test_valid_and_hole_are_means_over_the_whole_picture():
     assert terms["hole"].item() == pytest.approx(0.5 * 0.05)  # over the hole's area it would be 20 times as much
 
 
+def test_a_term_of_weight_0_is_neither_computed_nor_returned():
+    output, image, mask = images()
+
+    def forbidden(_):
+        raise AssertionError("Ψ is called")
+
+    only_l1 = {**dict.fromkeys(TERMS, 0), "valid": 2, "hole": 3}
+    for features in (forbidden, None):
+        total, terms = InpaintingLoss(features, only_l1)(output, image, mask)
+        assert list(terms) == ["valid", "hole"]
+        by_hand = 2 * (mask * (output - image).abs()).mean() + 3 * ((1 - mask) * (output - image).abs()).mean()
+        assert total.item() == pytest.approx(by_hand.item())
+    whole = InpaintingLoss(identity, WEIGHTS)(output, image, mask)[1]
+    for left_out in TERMS:
+        total, terms = InpaintingLoss(identity, {**WEIGHTS, left_out: 0})(output, image, mask)
+        assert set(terms) == set(TERMS) - {left_out}
+        assert total.item() == pytest.approx(sum(WEIGHTS[name] * whole[name].item() for name in terms))
+        assert all(terms[name].item() == whole[name].item() for name in terms)
+
+
+@pytest.mark.parametrize("name", ["perceptual", "style"])
+def test_terms_of_features_need_features(name):
+    with pytest.raises(ValueError, match="features"):
+        InpaintingLoss(None, {**dict.fromkeys(TERMS, 0), name: 1})
+
+
+def test_sums_of_half_features_are_float32():
+    output, image, mask = (tensor.float() for tensor in images())
+    _, terms = InpaintingLoss(lambda x: [x.bfloat16()], WEIGHTS)(output, image, mask)
+    assert all(term.dtype == torch.float32 for term in terms.values())
+
+
 def test_perceptual_sees_output_and_composite():
     output, image, mask = images()
     _, terms = InpaintingLoss(identity, WEIGHTS)(output, image, mask)

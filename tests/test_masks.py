@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 import masks
+from data import holes
 from data.holes import STYLES, draw_mask, spread_ratio
 from data.mask_files import HOLE_BINS, hole_bin, hole_ratio, read_mask, write_mask
 from data.mask_stats import count_holes, inscribed_radius
@@ -206,6 +207,36 @@ def test_both_folders_are_filled(tmp_path, capsys):
     assert min(ratios) < 0.08
     assert max(ratios) > 0.53
     assert np.mean(ratios) == pytest.approx(0.305, abs=0.03)
+
+
+def test_masks_can_have_a_size_of_their_own(tmp_path):
+    assert fill(tmp_path, "masks.size=96") == 0
+    for path in [*(tmp_path / "train").glob("*.png"), *(tmp_path / "val").glob("*.png")]:
+        with Image.open(path) as image:
+            assert image.size == (96, 96)
+
+
+def test_styles_come_in_their_shares(monkeypatch):
+    drawn = []
+    for style in ("_shapes", "_strokes", "_contours"):
+        real = getattr(holes, style)
+        monkeypatch.setattr(
+            holes, style, lambda *args, _s=style, _r=real, **more: (drawn.append(_s), _r(*args, **more))[1]
+        )
+    for seed in range(200):
+        draw(16, {"contours": 3.0, "strokes": 1.0}, 0.2, seed=seed)
+    assert set(drawn) == {"_contours", "_strokes"}
+    assert 130 < drawn.count("_contours") < 170
+    drawn.clear()
+    draw(16, {"shapes": 0.1}, 0.2)
+    assert drawn == ["_shapes"]
+
+
+def test_a_set_of_shares_is_written_down_and_made_again(tmp_path):
+    assert fill(tmp_path, "masks.style={contours: 0.7, shapes: 0.3}") == 0
+    before = contents(tmp_path)
+    assert fill(tmp_path, "masks.style={shapes: 0.3, contours: 0.7}", "--force") == 0
+    assert contents(tmp_path) == before
 
 
 def test_the_number_of_processes_changes_nothing(tmp_path):

@@ -57,6 +57,7 @@ class RunFolder:
         self.val_list = self.path / "images.val.list"
         self.train_masks = self.path / "masks.train.list"
         self.val_masks = self.path / "masks.val.list"
+        self.lists = (self.train_list, self.val_list, self.train_masks, self.val_masks)
         self.bad_files = self.path / "bad_files.txt"
         self.last = self.checkpoints / "last.pt"
         self.best = self.checkpoints / "best.pt"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 from data.check import look_at_some_masks
 from data.faults import BadFiles
 from data.image_list import ImageList
-from data.listing import find_masks, load_or_scan
+from data.kept_lists import images_of_run, is_kept, masks_of_run
 from data.loader import Batches, Pair, reports_killed_workers, training_batches, validation_batches
 from data.samples import training_samples, validation_pairs
 from loss import InpaintingLoss, needs_features
@@ -47,13 +48,20 @@ LONGEST_WAIT = timedelta(hours=1)  # of a rank for one that hangs
 Losses = dict[str, Tensor]  # `total` and the terms that have a weight, scalars
 
 
+class Lists(NamedTuple):
+    """The files of a run, as its folder keeps them."""
+
+    train_images: ImageList
+    val_images: ImageList
+    train_masks: ImageList
+    val_masks: ImageList
+
+
 @dataclass
 class Data:
     """What a run reads."""
 
-    train_images: ImageList
-    val_images: ImageList
-    train_masks: Sequence[Path]
+    lists: Lists
     pairs: Batches  # this rank's share of the validation pairs
     bad_files: BadFiles
     features: VGG16Features | None  # where a phase's loss needs them
@@ -87,24 +95,41 @@ def _restarts(run: RunFolder, config: Config) -> bool:
     return restarted() and run.begun_by_launcher() and load_config(run.config, resume=True) == config
 
 
-def open_data(config: Config, schedule: Schedule, run: RunFolder, rescan: bool) -> Data:
+def open_data(config: Config, schedule: Schedule, run: RunFolder, begun: bool, rescan: bool) -> Data:
     """List images and masks, load the loss's network.
 
     UserError where something is missing, where no mask has a hole, or where the ranks can't share the batches equally.
     """
     rank, world_size = rank_and_world_size()
     check_batches(config, schedule, world_size)
-    train_images = from_rank_0(lambda: load_or_scan(config.data.train, "data.train", run.train_list, rescan))
-    val_images = from_rank_0(lambda: load_or_scan(config.data.val, "data.val", run.val_list, rescan))
-    train_masks = find_masks(config.masks.train_dir, "masks.train_dir")
-    val_pairs = validation_pairs(config, val_images)
+    lists = from_rank_0(lambda: _lists(config, run, begun, rescan))
+    train_masks, val_pairs = lists.train_masks, validation_pairs(config, lists.val_images, lists.val_masks)
     from_rank_0(lambda: look_at_some_masks("masks.train_dir", train_masks, config.masks.hole))
     from_rank_0(lambda: look_at_some_masks("masks.val_dir", val_pairs.masks, config.masks.hole))
     pairs = validation_batches(val_pairs, config, rank, world_size)
-    bad_files = BadFiles(run.bad_files, config, len(train_images))
+    bad_files = BadFiles(run.bad_files, config, len(lists.train_images))
     needed = any(needs_features(phase.loss_weights) for phase in schedule.phases)
     features = VGG16Features(config.loss.vgg16) if needed else None
-    return Data(train_images, val_images, train_masks, pairs, bad_files, features)
+    return Data(lists, pairs, bad_files, features)
+
+
+def _lists(config: Config, run: RunFolder, begun: bool, rescan: bool) -> Lists:
+    """What a run has listed when it began, or what there is now. UserError where too much of it is missing."""
+    data, masks = config.data, config.masks
+    lists = Lists(
+        images_of_run(data.train, "data.train", run.train_list, begun, rescan, data.max_bad),
+        images_of_run(data.val, "data.val", run.val_list, begun, rescan, 1),
+        masks_of_run(masks.train_dir, "masks.train_dir", run.train_masks, begun, rescan),
+        masks_of_run(masks.val_dir, "masks.val_dir", run.val_masks, begun, rescan),
+    )
+    pairs = validation_pairs(config, lists.val_images, lists.val_masks)
+    lost = [path for path, _ in map(pairs.paths, range(len(pairs))) if begun and not os.path.isfile(path)]
+    if lost:
+        raise UserError(
+            f"data.val: {len(lost)} of the held-out pictures are missing, as {lost[0]}. Put them back, or"
+            " --rescan lists the images anew"
+        )
+    return lists
 
 
 def check_batches(config: Config, schedule: Schedule, world_size: int) -> None:
@@ -146,17 +171,18 @@ def begin_run(config: Config, schedule: Schedule, run: RunFolder, state: TrainSt
         return
     if resumed:
         run.rewind(state.step, config.train.keep_checkpoints)
-        if not run.best_is_of(state.step):  # it is of steps that are taken back, or is lost
+        same_pairs = is_kept(data.lists.val_images, run.val_list) and is_kept(data.lists.val_masks, run.val_masks)
+        if not same_pairs or not run.best_is_of(state.step):  # it is of steps that are taken back, or lost
             state.best = math.inf
         data.bad_files.rewind(state.step)
     else:
         run.create()
         run.save_state(state.state_dict(), config)
-    data.train_images.save(run.train_list)
-    data.val_images.save(run.val_list)
+    for files, path in zip(data.lists, run.lists, strict=True):
+        files.save(path)
     run.start(config, state.step)
     device = next(state.net.parameters()).device
-    print(f"{run.path}: step {state.step} to {schedule.total_steps} on {device}, {len(data.train_images)} images")
+    print(f"{run.path}: step {state.step} to {schedule.total_steps} on {device}, {len(data.lists.train_images)} images")
 
 
 # --- steps -----------------------------------------------------------------------------------------------------------
@@ -170,7 +196,7 @@ def training_steps(
     for phase in schedule.phases:
         first = max(step, phase.first_step)
         if first < phase.last_step:
-            samples = training_samples(config, data.train_images, data.train_masks, phase)
+            samples = training_samples(config, data.lists.train_images, data.lists.train_masks, phase)
             batches = training_batches(
                 samples, config, first, phase.last_step, data.bad_files.note, rank, world_size, device
             )
@@ -188,7 +214,7 @@ def begin_phase(
     """
     if phase.freeze_encoder_batch_norm and state.step == phase.first_step and phase.settle_batches:
         rank, world_size = rank_and_world_size()
-        samples = training_samples(config, data.train_images, data.train_masks, phase)
+        samples = training_samples(config, data.lists.train_images, data.lists.train_masks, phase)
         last = state.step + phase.settle_batches
         batches = training_batches(samples, config, state.step, last, None, rank, world_size, device)
         parts = (part for batch in batches for part in micro_batches(batch, config.train.accumulate))
@@ -251,6 +277,10 @@ def end_run(config: Config, schedule: Schedule, run: RunFolder, state: TrainStat
         wait_for_all()  # torchrun ends all processes as soon as one ends so
         return 128 + stopped_by  # what a shell expects of a process that a signal ended
     if rank == 0:
-        save_weights(run.weights, state.eval_net.state_dict())
+        weights = state.eval_net.state_dict()
+        # So that prediction can tell which holes are larger than those of the training.
+        samples = training_samples(config, images=[], phase=schedule.phases[-1])
+        weights["hole_radius"].fill_(samples.hole_radius())
+        save_weights(run.weights, weights)
         print(f"done. To repair a picture: python predict.py --model {run.weights} --image IMAGE --mask MASK")
     return 0

@@ -170,7 +170,11 @@ def make_optimizer(config: Config, net: PConvUNet) -> torch.optim.Optimizer:
     options: dict[str, Any] = {"weight_decay": optim.weight_decay, "fused": config.train.fused}
     lr = config.phases[0].lr
     if optim.name == "SGD":
-        return torch.optim.SGD(net.parameters(), lr, momentum=optim.momentum, **options)
+        sgd = torch.optim.SGD(net.parameters(), lr, momentum=optim.momentum, **options)
+        if optim.momentum:  # torch's fused form would leave it uninitialised where the first step is skipped
+            for weight in net.parameters():
+                sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight, requires_grad=False)
+        return sgd
     kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[optim.name]
     return kind(net.parameters(), lr, betas=(optim.momentum, 0.999), **options)
 

@@ -1,0 +1,117 @@
+"""The images and masks of a run: listed when it begins and kept in its folder, so that it stays the same run.
+
+Images and masks may come, go or be renamed: the run goes on with its own lists, and says what has changed. Nothing but
+--rescan lists anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from data.image_list import ImageList
+from data.listing import changed_folders, find_masks, list_of_images, root_of, stamp_of
+from utils.errors import UserError
+
+# Of a list that was read from a text file: so many of its images are looked for, evenly spread.
+_LOOKED_FOR = 10_000
+
+
+def images_of_run(source: str, key: str, kept: Path, begun: bool, rescan: bool, max_missing: float) -> ImageList:
+    """The images of data.train or data.val (the key), from the file `kept` where the run has begun.
+
+    max_missing: share of them that may be missing. UserError where more are, where the list is damaged, or where it is
+    of another source; `rescan` lists anew.
+    """
+    images = _kept_or_new(source, key, kept, begun, rescan, lambda: list_of_images(source, key), "images")
+    if begun and not rescan:
+        _tell_of_changes(images, key, "images", max_missing)
+    return images
+
+
+def masks_of_run(folder: str, key: str, kept: Path, begun: bool, rescan: bool) -> ImageList:
+    """The masks of masks.train_dir or masks.val_dir (the key), likewise; none may be missing."""
+    masks = _kept_or_new(folder, key, kept, begun, rescan, lambda: list_of_masks(folder, key), "masks")
+    if begun and not rescan:
+        _tell_of_changes(masks, key, "masks", 0)
+    return masks
+
+
+def list_of_masks(folder: str, key: str) -> ImageList:
+    """The masks of a folder, packed. UserError where there are none."""
+    stamp = stamp_of(folder)  # before the names: what comes meanwhile shows later
+    return ImageList.of((path.name for path in find_masks(folder, key)), folder, folder, {"": stamp})
+
+
+def is_kept(images: ImageList, kept: Path) -> bool:
+    """Whether the file `kept` is a list of the same paths in the same order. Also where there is no such file."""
+    if not kept.exists():
+        return True
+    with contextlib.suppress(ValueError):
+        old = ImageList.open(kept)
+        return len(images) == len(old) and all(one == other for one, other in zip(images, old, strict=True))
+    return False
+
+
+def _kept_or_new(
+    source: str, key: str, kept: Path, begun: bool, rescan: bool, make: Callable[[], ImageList], what: str
+) -> ImageList:
+    if rescan or not begun:
+        return make()
+    if not kept.exists():
+        print(f"{key}: the run has no list of its own ({kept}); its {what} are listed as they are now", file=sys.stderr)
+        return make()
+    try:
+        images = ImageList.open(kept)
+    except ValueError as error:
+        raise UserError(f"{key}: {error}. --rescan lists the {what} anew, which may change the run") from None
+    if images.source == source == "sample" and images.root != str(root_of(source)):
+        return make()  # the same files, in another environment
+    if images.source != source:
+        raise UserError(
+            f"{key}: {source} is not where the run's {what} come from, {images.source}; --rescan lists them anew there"
+        )
+    return images
+
+
+def _tell_of_changes(images: ImageList, key: str, what: str, max_missing: float) -> None:
+    """Say on stderr what has changed since the list was made. UserError where too much is missing."""
+    changed = changed_folders(images)
+    missing = missing_files(images, changed)
+    own = f"the run goes on with its own list of {len(images)} {what}; --rescan lists them anew"
+    if missing:
+        lost = f"{len(missing)} of the run's {len(images)} {what} are missing, as {missing[0]}"
+        if len(missing) == len(images) or len(missing) > max_missing * len(images):
+            raise UserError(f"{key}: {lost}. Put them back, or --rescan lists the {what} anew, which changes the run")
+        print(f"{key}: {lost}; others stand in for them, and {own}", file=sys.stderr)
+    elif changed:
+        print(f"{key}: {images.source} has changed since this run began; {own}", file=sys.stderr)
+
+
+def missing_files(images: ImageList, changed: set[str]) -> list[str]:
+    """The images of a list that are gone, among those in folders that have changed.
+
+    A text file says nothing about the folders of its images: some of them are looked for.
+    """
+    if "" not in images.stamps and not any(name.endswith("/") for name in images.stamps):
+        some = images[:: max(1, len(images) // _LOOKED_FOR)]
+        return [path for path in some if not os.path.isfile(path)]
+    if not changed:
+        return []
+    there = {folder: _names_in(os.path.join(images.root, folder)) for folder in changed}
+    missing = []
+    for path in images:
+        folder, name = os.path.split(os.path.relpath(path, images.root))
+        if name not in there.get(f"{folder}/" if folder else "", (name,)):
+            missing.append(path)
+    return missing
+
+
+def _names_in(folder: str) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except OSError:
+        return set()

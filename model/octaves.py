@@ -1,0 +1,178 @@
+"""Holes larger than those that a network was trained on: filled on a reduced picture first, then octave by octave.
+
+A network fills well as far from the rim of a hole as its training masks went. Deeper inside it sees little. So
+what lies deeper than that is filled on the picture at half the size, where the same hole is half as deep, by the same
+rule. Enlarged again it counts as valid, and a ring along the rim is left, of which the network sees both sides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.base import pull
+from model.filler import Filler, Read, shrunk
+from model.network import PConvUNet
+from model.regions import Box, Span, tight_box
+
+# Px of a picture that are reduced or enlarged at once.
+_STRIP = 2**22
+
+
+class OctaveFiller:
+    """As Filler: an iterator over (box, values (1,3,h,w)) of boxes that hold all that is wanted. Later ones prevail.
+
+    read: of a part of the picture. valid: bool (H,W), False in holes. wanted: bool (H,W).
+    radius: px, how far from the rim of a hole the network fills well; infinite for a single pass.
+    `len` counts the parts of all octaves; tick is called after each. Errors as of Filler.
+    """
+
+    def __init__(
+        self,
+        net: PConvUNet,
+        read: Read,
+        valid: Tensor,
+        wanted: Tensor | None = None,
+        radius: float = math.inf,
+        tick: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.read, self.valid, self.tick = read, valid, tick
+        wanted = ~valid if wanted is None else wanted
+        self.deep = deeper_than(valid, radius)
+        self.deep_box = tight_box(self.deep, Box(*(Span(0, length) for length in valid.shape)))
+        if self.deep_box is None:
+            self.filler = Filler(net, read, valid, wanted)
+            self.below: OctaveFiller | None = None
+            return
+        self.filler = Filler(net, self._read_filled, valid | self.deep, wanted & ~self.deep)
+        valid_below = shrunk(valid, 2)
+        self.below = OctaveFiller(
+            net, self._read_below, valid_below, _interpolated_from(self.deep) & ~valid_below, radius, tick
+        )
+        self._image_below = torch.empty(0)  # at half the size; filled when it is needed
+
+    def __len__(self) -> int:
+        return len(self.filler) + (len(self.below) if self.below is not None else 0)
+
+    def __iter__(self) -> Iterator[tuple[Box, Tensor]]:
+        if self.below is not None and self.deep_box is not None:
+            self._image_below = self._reduced()
+            write(self.below, self._image_below, ~self.below.valid[None, None])
+            for strip in _strips(self.deep_box):
+                yield strip, self._enlarged(strip)
+        for box, values in self.filler:
+            if self.below is not None:  # what the network makes of the deep part does not count
+                values = torch.where(self.deep[box.slices].to(values.device), self._enlarged(box).to(values), values)
+            yield box, values
+            self.tick()
+
+    def _read_filled(self, box: Box) -> Tensor:
+        deep = self.deep[box.slices]
+        return torch.where(deep, self._enlarged(box), self.read(box)) if deep.any() else self.read(box)
+
+    def _read_below(self, box: Box) -> Tensor:
+        return self._image_below[box.slices]
+
+    def _reduced(self) -> Tensor:
+        """The picture at half the size: of each 2×2 px the mean of the valid ones."""
+        strips = [
+            pull(self.read(strip), self.valid[strip.slices][None, None], 1)[-1][0]
+            for strip in _strips(Box(*(Span(0, length) for length in self.valid.shape)))
+        ]
+        return torch.cat(strips, 2)
+
+    def _enlarged(self, box: Box) -> Tensor:
+        """A box of the picture, interpolated bilinearly from the one at half the size."""
+        spans = [Span((start - 1) // 2, stop // 2 + 1) for start, stop in box]
+        cut = Box(*(span.within(length) for span, length in zip(spans, self._image_below.shape[2:], strict=True)))
+        enlarged = F.interpolate(self._image_below[cut.slices], scale_factor=2, mode="bilinear", align_corners=False)
+        return enlarged[box.relative_to(Box(*(Span(2 * start, 2 * stop) for start, stop in cut)))]
+
+
+def trusted_radius(net: PConvUNet, valid: Tensor, scale: float | None) -> float:
+    """The radius for OctaveFiller, px. valid: bool (H,W). scale: as of inpaint. ValueError where it is below 1."""
+    if scale is None:
+        return float(net.hole_radius) or math.inf
+    if not scale >= 1:
+        raise ValueError(f"scale must be at least 1, got {scale:g}")
+    return math.inf if scale == 1 else max(1.0, largest_radius(valid) / scale)
+
+
+def largest_radius(valid: Tensor) -> int:
+    """Px from the deepest pixel of a hole to the nearest True of a bool (H,W), to 8 %; 0 without one of either kind."""
+    low, high = 0, 1
+    while deeper_than(valid, high).any():
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if deeper_than(valid, middle).any() else (low, middle)
+    return low
+
+
+def write(parts: Iterable[tuple[Box, Tensor]], image: Tensor, hole: Tensor) -> None:
+    """Write parts (box, values) into an image (1,3,H,W) where there is hole: bool (1,1,H,W)."""
+    for box, values in parts:
+        part = image[box.slices]
+        part.copy_(torch.where(hole[box.slices], values.to(part), part))
+
+
+def deeper_than(valid: Tensor, radius: float) -> Tensor:
+    """Which px of a bool (H,W) have no True nearer than `radius` px. Beyond the edge lies nothing.
+
+    The circle is an octagon around it, so some px that are up to 8 % deeper are left out. Nothing where all is hole.
+    """
+    deep = torch.zeros_like(valid)
+    hole = tight_box(~valid, Box(*(Span(0, length) for length in valid.shape)))
+    if hole is None or not math.isfinite(radius) or not valid.any():
+        return deep
+    # An octagon is a square, widened along both diagonals.
+    straight, diagonal = round((math.sqrt(2) - 1) * radius), round((1 - math.sqrt(0.5)) * radius)
+    margin = straight + 2 * diagonal
+    if min(hole.rows.length, hole.columns.length) <= margin and margin < min(valid.shape):
+        return deep  # too narrow to be deep, unless the picture is as narrow
+    around = Box(
+        *(
+            Span(start - margin, stop + margin).within(length)
+            for (start, stop), length in zip(hole, valid.shape, strict=True)
+        )
+    )
+    near = valid[around.slices]
+    for step, count in (((1, 0), straight), ((0, 1), straight), ((1, 1), diagonal), ((1, -1), diagonal)):
+        near = _widened(near, step, count)
+        near = _widened(near, (-step[0], -step[1]), count)
+    deep[around.slices] = ~near
+    return deep
+
+
+def _widened(x: Tensor, step: tuple[int, int], count: int) -> Tensor:
+    """x, or x moved by 1 to `count` steps: bool (H,W)."""
+    height, width = x.shape
+    covered = 0  # steps
+    while covered < count:
+        by = min(covered + 1, count - covered)
+        down, across = by * step[0], by * step[1]
+        wider = x.clone()
+        if abs(down) < height and abs(across) < width:
+            to = wider[max(down, 0) : height + min(down, 0), max(across, 0) : width + min(across, 0)]
+            to |= x[max(-down, 0) : height - max(down, 0), max(-across, 0) : width - max(across, 0)]
+        x = wider
+        covered += by
+    return x
+
+
+def _interpolated_from(deep: Tensor) -> Tensor:
+    """Which px at half the size the px that are True, bool (H,W), are interpolated from."""
+    height, width = deep.shape
+    even = F.pad(deep, (0, width % 2, 0, height % 2))
+    return F.max_pool2d(even[None, None].float(), 4, 2, 1)[0, 0] > 0
+
+
+def _strips(box: Box) -> Iterator[Box]:
+    """A box in strips, each of an even number of rows but the last."""
+    rows = max(2, _STRIP // box.columns.length // 2 * 2)
+    for top in range(box.rows.start, box.rows.stop, rows):
+        yield box._replace(rows=Span(top, min(top + rows, box.rows.stop)))

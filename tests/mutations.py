@@ -1,0 +1,141 @@
+"""Is every fault of the core noticed? Each row breaks one line of the code in a copy of the project and runs its tests.
+
+`python -m tests.mutations [N …]` runs all rows, or those of these numbers, and lists the faults that no test notices. It
+takes half an hour on two cores, so `make test` does not run it; test_mutations.py tests that each row still fits the code.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+PROJECT = Path(__file__).resolve().parent.parent
+LEFT_OUT = shutil.ignore_patterns(
+    ".git", ".venv", "runs", "datasets", "site", "node_modules", "__pycache__", ".*_cache"
+)
+
+
+class Mutation(NamedTuple):
+    file: str
+    line: str  # stands once in the file
+    broken: str
+    tests: str  # the files under tests/ that notice it
+
+
+NETWORK = "test_layer.py test_network.py test_convolution.py test_folded.py"
+TRAINING = "test_training.py test_phases.py test_schedule.py"
+DATA = "test_data.py"
+
+MUTATIONS = [
+    # --- layer: Eq. 1 and 2
+    Mutation("model/layer.py", "updated_mask * sum_1 / sum_m", "updated_mask * window.numel() / sum_m", NETWORK),
+    Mutation("model/layer.py", "sum_m.clamp(min=1)", "sum_m.clamp(min=2)", NETWORK),
+    Mutation("model/layer.py", "(sum_m > 0)", "(sum_m > 1)", NETWORK),
+    Mutation("model/layer.py", "y = y.mul_(ratio)", "y = y.mul_(ratio).mul_(ratio)", NETWORK),
+    Mutation("model/layer.py", "updated_mask.to(y))", "ratio.to(y))", NETWORK),
+    Mutation("model/layer.py", "part.masked_fill(m == 0, 0) for", "part * m for", NETWORK),
+    Mutation("model/layer.py", "* (part.shape[1] // m.shape[1])", "* part.shape[1]", NETWORK),
+    Mutation("model/layer.py", "* x.shape[1] + skip_mask * skip.shape[1]", "* x.shape[1] + skip_mask", NETWORK),
+    Mutation("model/layer.py", "torch.promote_types(mask.dtype, torch.float32)", "mask.dtype", NETWORK),
+    # --- network: the paper's table
+    Mutation("model/network.py", "ENCODER_KERNELS = (7, 5, 5)", "ENCODER_KERNELS = (7, 5, 3)", NETWORK),
+    Mutation("model/network.py", "LEAK = 0.2", "LEAK = 0.1", NETWORK),
+    Mutation("model/network.py", "min(2**level, 8)", "min(2**level, 16)", NETWORK),
+    Mutation("model/network.py", "self.bn(y).mul_(mask)", "self.bn(y)", NETWORK),
+    Mutation("model/network.py", "slope=LEAK if i > 0 else None", "slope=LEAK", NETWORK),
+    Mutation("model/network.py", "bn.requires_grad_(not frozen)", "pass", NETWORK),
+    Mutation("model/network.py", "a=1 if slope is None else slope", "a=1", NETWORK),
+    Mutation("model/network.py", "scale * bn.running_mean", "bn.running_mean", NETWORK),
+    Mutation("model/network.py", "nn.init.zeros_(last.conv.weight)", "pass", "test_base.py"),
+    Mutation("model/network.py", '"push_pull" if BASE_KEY in state_dict', '"none" if BASE_KEY in state_dict', "test_base.py"),
+    # --- base
+    Mutation("model/base.py", "count.clamp(min=1)", "4", "test_base.py"),
+    Mutation("model/base.py", "(count > 0)", "(count > 1)", "test_base.py"),
+    Mutation("model/base.py", "torch.where(mask > 0, x, finer", "torch.where(mask > 1, x, finer", "test_base.py"),
+    # --- loss: Eq. 3 to 7
+    Mutation("loss.py", '"valid": (mask * difference).mean()', '"valid": (mask * difference).sum() / mask.sum()', "test_loss.py"),
+    Mutation("loss.py", '"hole": ((1 - mask)', '"hole": (mask', "test_loss.py"),
+    Mutation("loss.py", "torch.cat([output, comp])", "torch.cat([output, output])", "test_loss.py"),
+    Mutation("loss.py", "/ (c * h * w)", "/ (h * w)", "test_loss.py"),
+    Mutation("loss.py", "F.max_pool2d(1 - mask, 3, stride=1, padding=1)", "1 - mask", "test_loss.py"),
+    Mutation("loss.py", "(image[..., :, 1:] - image[..., :, :-1])", "(image[..., :, :1] - image[..., :, -1:])", "test_loss.py"),
+    Mutation("loss.py", "/ image.numel()", "/ region.sum()", "test_loss.py"),
+    Mutation("loss.py", "return count * (batches", "return (batches", "test_loss.py"),
+    Mutation("loss.py", "for name in TERMS if weights[name]}", "for name in TERMS}", "test_loss.py test_phases.py"),
+    Mutation("model/composite.py", "torch.where(mask > 0, image, output)", "torch.where(mask > 0, output, image)", "test_loss.py"),
+    Mutation("model/vgg.py", "(image - self.mean) / self.std", "image", "test_loss.py test_reference.py"),
+    Mutation("model/vgg.py", "self.requires_grad_(False)", "pass", "test_loss.py"),
+    # --- schedule, state
+    Mutation("utils/schedule.py", "(done + 1) / self.warmup", "done / self.warmup", TRAINING),
+    Mutation("utils/schedule.py", "(1 + math.cos(math.pi * progress)) / 2", "(1 - progress)", TRAINING),
+    Mutation("utils/schedule.py", "sample += phase.steps * size", "sample += phase.steps * config.train.batch_size", TRAINING),
+    Mutation("utils/schedule.py", "if phase.first_sample <= sample)", "if phase.first_sample < sample)", TRAINING),
+    Mutation("training/state.py", "(~finite).float()", "torch.zeros_like(finite).float()", TRAINING),
+    Mutation("training/state.py", "elif finite:", "else:", TRAINING),
+    Mutation("training/state.py", 'metrics["l1_percent"] < self.best', 'metrics["l1_percent"] > self.best', "test_faults.py test_training.py"),
+    Mutation("training/state.py", 'state["ema"] = ', 'state["emma"] = ', TRAINING),
+    Mutation("training/setup.py", "state.step == phase.first_step and", "", TRAINING),
+    Mutation("training/setup.py", "(phase.freeze_encoder_batch_norm)", "(False)", TRAINING),
+    Mutation("main.py", "/ config.train.accumulate", "", "test_training.py test_distributed.py"),
+    Mutation("main.py", "state.set_lr(phase.lr_at(state.step))", "phase.lr", TRAINING),
+    # --- data
+    Mutation("data/order.py", "[purpose, number, seed]", "[purpose, number]", DATA),
+    Mutation("data/order.py", "_ROUNDS = 8", "_ROUNDS = 1", DATA),
+    Mutation("data/samples.py", "(SHUFFLE, epoch, self.seed)", "(SHUFFLE, self.seed)", DATA),
+    Mutation("data/samples.py", "if rng.random() < 0.5", "if rng.random() < 1.5", DATA),
+    Mutation("data/augment.py", "cv2.erode(mask", "cv2.dilate(mask", DATA),
+    Mutation("data/augment.py", "turn[:, 0] *= mirrored", "pass", DATA),
+    Mutation("data/augment.py", "short * rng.uniform(0.7, 1.0)", "short * rng.uniform(0.3, 1.0)", DATA),
+    Mutation("data/augment.py", 'size if unit == "image_size" else 1', "1", DATA + " test_phases.py test_schedule.py"),
+    Mutation("data/augment.py", "int(rng.integers(height - side + 1))\n        return", "0\n        return", DATA + " test_phases.py"),
+    Mutation("data/mask_files.py", "valid = grey >= cut if", "valid = grey < cut if", DATA + " test_masks.py test_mask_rules.py"),
+    Mutation("data/images.py", "3: Image.Transpose.ROTATE_180", "3: Image.Transpose.ROTATE_90", "test_images.py test_readers.py"),
+    Mutation("data/loader.py", "shares[rank::world_size]", "shares[: len(shares) // world_size]", "test_distributed.py test_data.py"),
+    Mutation("data/holes.py", "canvas, area), side), pixels)", "canvas, area), side), pixels + 1)", "test_masks.py"),
+    # --- metrics and checkpoints
+    Mutation("evaluation/metrics.py", "return 100 * float(np.mean(np.abs", "return float(np.mean(np.abs", "test_metrics.py"),
+    Mutation("evaluation/metrics.py", "hole = mask == 0", "hole = mask == 1", "test_metrics.py test_evaluate.py"),
+    Mutation("utils/checkpoint.py", "return comment == _MARK + _digest", "return True or _digest", "test_faults.py"),
+    Mutation("utils/checkpoint.py", "write_atomically(path, write)", "write(path)", "test_faults.py"),
+    Mutation("utils/files.py", "os.replace(", "shutil.copyfile(", "test_faults.py test_masks.py"),
+]  # fmt: skip
+
+
+def survives(mutation: Mutation, copy: Path) -> bool:
+    """Whether no test notices the fault, in a copy of the project that is left as it was."""
+    path = copy / mutation.file
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(mutation.line, mutation.broken), encoding="utf-8")
+    tests = [f"tests/{name}" for name in mutation.tests.split() if (copy / "tests" / name).exists()]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", *tests]
+    try:
+        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=1200)
+    finally:
+        path.write_text(text, encoding="utf-8")
+    if done.returncode not in (0, 1, 2):  # 2: a module no longer imports
+        raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
+    return done.returncode == 0
+
+
+def main() -> int:
+    numbers = [int(word) for word in sys.argv[1:]] or range(len(MUTATIONS))
+    survivors = []
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "project"
+        shutil.copytree(PROJECT, copy, ignore=LEFT_OUT)
+        for number in tqdm(numbers, unit="fault"):
+            if survives(MUTATIONS[number], copy):
+                survivors.append(number)
+                tqdm.write(f"not noticed: {number} {MUTATIONS[number]}")
+    print(f"{len(numbers) - len(survivors)} of {len(numbers)} faults noticed")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""The base of the network, push_pull: by hand, and what any fill of it keeps; networks that stand on it."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+import hubconf
+from model import PConvUNet, inpaint, load_for_prediction, load_model
+from model.base import push_pull
+from model.network import architecture_of
+from utils.checkpoint import save_weights
+
+NAN, INF = float("nan"), float("inf")
+
+
+def pair(height, width, share=0.5, seed=0, n=1):
+    """A random image and mask, of which at least one pixel is valid."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.rand(n, 3, height, width, generator=generator)
+    mask = (torch.rand(n, 1, height, width, generator=generator) < share).float()
+    mask[..., seed % height, seed % width] = 1
+    return image, mask
+
+
+def grey(values):
+    return torch.tensor(values, dtype=torch.float32).expand(1, 3, -1, -1)
+
+
+def test_four_by_four_pixels_by_hand():
+    image = grey([[1, 2, 3, 4], [5, 90, 90, 6], [7, 90, 90, 8], [9, 10, 90, 90]])
+    mask = grey([[1, 1, 1, 1], [1, 0, 0, 1], [1, 0, 0, 1], [1, 1, 0, 0]])[:, :1]
+    # Means of the valid ones of each 2×2: none of these is a hole.
+    a, b, c, d = (1 + 2 + 5) / 3, (3 + 4 + 6) / 3, (7 + 9 + 10) / 3, 8
+    bilinear = {
+        (1, 1): (9 * a + 3 * b + 3 * c + d) / 16,
+        (1, 2): (3 * a + 9 * b + c + 3 * d) / 16,
+        (2, 1): (3 * a + b + 9 * c + 3 * d) / 16,
+        (2, 2): (a + 3 * b + 3 * c + 9 * d) / 16,
+        (3, 2): (c + 3 * d) / 4,  # at the edge there is nothing below
+        (3, 3): d,
+    }
+    wanted = image.clone()
+    for (y, x), value in bilinear.items():
+        wanted[..., y, x] = value
+    torch.testing.assert_close(push_pull(image, mask), wanted)
+
+
+def test_a_quarter_that_is_all_hole_by_hand():
+    image = grey([[1, 1, 9, 9], [1, 1, 9, 9], [4, 4, 7, 7], [4, 4, 7, 7]])
+    mask = grey([[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]])[:, :1]
+    whole = (1 + 4 + 7) / 3  # the mean of the valid ones, at one pixel; so is the quarter on the level above it
+    filled = push_pull(image, mask)
+    assert filled[0, 0, 0, 3].item() == pytest.approx(whole)
+    assert filled[0, 0, 0, 2].item() == pytest.approx((1 + 3 * whole) / 4)
+    assert filled[0, 0, 1, 2].item() == pytest.approx((3 * 1 + 9 * whole + 4 + 3 * 7) / 16)
+    assert filled[0, 0, 1, 3].item() == pytest.approx((3 * whole + 7) / 4)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    height=st.integers(1, 3) | st.integers(1, 70),
+    width=st.integers(1, 3) | st.integers(1, 70),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+def test_what_any_fill_keeps(height, width, share, seed):
+    image, mask = pair(height, width, share, seed)
+    filled = push_pull(image, mask)
+    valid = mask.expand_as(image) == 1
+    assert filled.shape == image.shape
+    assert torch.equal(filled[valid], image[valid])
+    for junk in (NAN, INF, -INF, 1e30):
+        assert torch.equal(push_pull(image.masked_fill(mask == 0, junk), mask), filled)
+    for channel in range(3):  # means of means: nothing beyond the valid values
+        values = image[:, channel][mask[:, 0] == 1]
+        assert values.min() - 1e-6 <= filled[:, channel].min()
+        assert filled[:, channel].max() <= values.max() + 1e-6
+    constant = torch.full_like(image, 0.3)
+    torch.testing.assert_close(push_pull(constant, mask), constant, rtol=0, atol=1e-6)
+
+
+def test_without_a_valid_pixel_all_is_0_and_no_other_picture_of_the_batch_changes():
+    image, mask = pair(20, 33, n=3)
+    mask[1] = 0
+    image = image.masked_fill(mask == 0, NAN)
+    filled = push_pull(image, mask)
+    assert not filled[1].any()
+    for number in (0, 2):
+        assert torch.equal(
+            filled[number : number + 1], push_pull(image[number : number + 1], mask[number : number + 1])
+        )
+
+
+def test_an_image_of_no_hole_comes_back():
+    image, mask = pair(31, 18, share=1.1)
+    assert torch.equal(push_pull(image, mask), image)
+
+
+@pytest.mark.parametrize(("down", "right"), [(1, 0), (0, 5), (7, 3), (32, 64)])
+def test_hole_beyond_the_edge_changes_little(down, right):
+    """It must change something: what lies there is filled, and then interpolated with. Of a gentle ramp, a little."""
+    y, x = torch.meshgrid(torch.linspace(0, 1, 48), torch.linspace(0, 1, 40), indexing="ij")
+    image = torch.stack([x, y, (x + y) / 2]).unsqueeze(0)
+    mask = pair(48, 40, 0.3)[1]
+    mask[..., 20:36, 24:40] = 0
+    wide, wide_mask = (torch.nn.functional.pad(tensor, (0, right, 0, down)) for tensor in (image, mask))
+    inside = push_pull(wide, wide_mask)[..., :48, :40]
+    difference = (inside - push_pull(image, mask)).abs()
+    assert difference.max() < 0.2
+    assert difference.mean() < 0.01
+
+
+def test_double_stays_double_and_half_becomes_float():
+    image, mask = pair(9, 9)
+    assert push_pull(image.double(), mask.double()).dtype == torch.float64
+    for dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert push_pull(image.to(dtype), mask.to(dtype)).dtype == torch.float32
+
+
+# --- networks ------------------------------------------------------------------------------------------------------
+
+
+def trained_a_little(depth=2, base_channels=3):
+    torch.manual_seed(0)
+    net = PConvUNet(depth, base_channels, base="push_pull")
+    torch.nn.init.normal_(net.decoder[-1].conv.weight, std=0.1)
+    net(*pair(16, 16, n=4))
+    return net.eval()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_untrained_network_returns_its_base(training):
+    net = PConvUNet(3, 4, base="push_pull").train(training)
+    image, mask = pair(16, 24, n=2)
+    image = image.masked_fill(mask == 0, NAN)
+    assert torch.equal(net(image, mask), push_pull(image, mask))
+
+
+def test_the_output_is_base_and_u_net_added_and_both_get_no_junk():
+    net = trained_a_little()
+    image, mask = pair(16, 24, n=2)
+    output = net(image, mask)
+    assert torch.equal(output, push_pull(image, mask) + net.unet(image, mask))
+    assert (output - push_pull(image, mask)).abs().max() > 1e-2
+    assert torch.equal(net(image.masked_fill(mask == 0, INF), mask), output)
+
+
+def test_the_last_layer_learns_from_its_start_at_0():
+    net = PConvUNet(2, 3, base="push_pull")
+    image, mask = pair(16, 16, n=2)
+    (net(image, mask) - image).abs().mean().backward()
+    assert net.decoder[-1].conv.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("base", ["none", "push_pull"])
+def test_a_state_dict_tells_the_base(base):
+    net = PConvUNet(2, 3, base=base)
+    assert architecture_of(net.state_dict()) == {"depth": 2, "base_channels": 3, "base": base}
+
+
+def test_another_base_is_refused():
+    with pytest.raises(ValueError, match="pushpull"):
+        PConvUNet(2, 3, base="pushpull")
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_files_carry_the_base(tmp_path, suffix, half):
+    net = trained_a_little()
+    state = {key: tensor.half() if half else tensor for key, tensor in net.state_dict().items()}
+    path = tmp_path / f"net{suffix}"
+    save_weights(path, state) if suffix == ".safetensors" else torch.save({"model": state}, path)
+    image, mask = pair(16, 16)
+    expected = net(image, mask)
+    for load in (load_model, load_for_prediction, lambda path: hubconf.pconv_unet(path)):
+        loaded = load(path)
+        assert loaded.base == "push_pull"
+        torch.testing.assert_close(loaded(image, mask), expected, rtol=0, atol=2e-2 if half else 1e-5)
+    if suffix == ".safetensors":
+        assert architecture_of(load_file(path))["base"] == "push_pull"
+
+
+def test_any_size_is_filled_and_valid_pixels_stay():
+    net = trained_a_little().folded()
+    for height, width in ((1, 1), (5, 7), (17, 30)):
+        image, mask = pair(height, width, 0.4)
+        result = inpaint(net, image.masked_fill(mask == 0, NAN), mask)
+        valid = mask.expand_as(image) == 1
+        assert torch.equal(result[valid], image[valid])
+        assert ((result >= 0) & (result <= 1)).all()
