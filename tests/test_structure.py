@@ -9,7 +9,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("main", "masks", "predict", "evaluate", "convert", "hubconf", "app", "build_site")
 
 MAY_IMPORT = {
-    "repair": {"data", "model", "utils"},
+    "repair": {"evaluation", "data", "model", "utils"},
     "serving": {"serving", "repair", "evaluation", "data", "model", "utils"},
     "training": {"training", "evaluation", "data", "model", "loss", "utils"},
     "evaluation": {"evaluation", "data", "model", "loss", "utils"},
