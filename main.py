@@ -67,7 +67,7 @@ def train(config: Config, resume: str | None = None, init_from: str | None = Non
         begin_run(config, schedule, run, state, data, goes_on)
         phase, stopped_by = None, 0
 
-        with reports_failures(), StopRequest() as stop, Meter(state.step, schedule.total_steps) as meter:
+        with reports_failures(), StopRequest() as stop, Meter(state.step, schedule.total_steps, device) as meter:
             for phase_of_batch, batch in training_steps(config, schedule, data, state.step, device):
                 if phase_of_batch is not phase:
                     phase = phase_of_batch
@@ -110,7 +110,7 @@ def train(config: Config, resume: str | None = None, init_from: str | None = Non
                     run.save_state(state.state_dict(), config, improved)
                 if stopped_by:
                     break
-        return end_run(config, schedule, run, state, stopped_by)
+        return end_run(config, schedule, run, state, data, stopped_by)
 
 
 def read_config(args: argparse.Namespace) -> Config:
@@ -121,6 +121,12 @@ def read_config(args: argparse.Namespace) -> Config:
     folder = path.parent.parent if path.is_file() else path  # of a checkpoint: RUN_DIR/checkpoints/NAME.pt
     if not (folder / CONFIG_NAME).is_file():
         raise UserError(f"--resume {path}: nothing to go on from: {folder / CONFIG_NAME} does not exist")
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"--resume {path}: the name is not UTF-8, so no config can hold it; rename the folder"
+        ) from None
     config = load_config(folder / CONFIG_NAME, args.overrides, resume=True)
     return config.model_copy(update={"run": config.run.model_copy(update={"dir": str(folder)})})
 

@@ -1,11 +1,11 @@
-"""predict.py on a photograph of 12 megapixels, whole processes: memory and time against the ordinary U-Net.
+"""predict.py on a photograph of 12 megapixels, whole processes: time and memory against the size of the hole.
 
-Run from the project's folder: python -m benchmarks.photograph
+Run from the project's folder: python -m benchmarks.photograph [PLOT]
+PLOT: a .png with both against the size of the hole. Ten minutes on two quiet cores.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -13,71 +13,145 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 from tqdm import tqdm
 
 from benchmarks.reference import OrdinaryUNet
 from benchmarks.tables import Row, show
-from data.holes import draw_mask
 from data.mask_files import read_mask, write_mask
 from data.order import generator
 from data.photo import WHOLE, read_photo, write_photo
-from model import PConvUNet, load_model
+from model import load_model
 from model.composite import composite
 from model.inpainting import predict_padded
-from utils.checkpoint import save_weights
+from utils.arguments import DEFAULT_WEIGHTS
 
 PROJECT = Path(__file__).resolve().parent.parent
 WIDTH, HEIGHT = 4000, 3000  # px
+HOLES = (100, 300, 1000, 2000, HEIGHT - 2)  # px, the side of a square; the last leaves a frame
+MANY, SMALL = 20, 100  # holes all over the picture, and their side in px
 ROUNDS = 2
 
+# Runs a command and prints its seconds and peak resident kB. A process of its own without large modules, because Linux
+# counts the memory of the process that starts another for the other's, too.
+_MEASURE = """
+import os, sys, time
+start = time.perf_counter()
+child = os.fork()
+if not child:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+_, status, usage = os.wait4(child, 0)
+print(time.perf_counter() - start, usage.ru_maxrss)
+sys.exit(bool(status))
+"""
 
-def rows() -> Iterator[Row]:
-    """What was measured, the figure, the figure to reach: of each rival's runs, which come by turns, the least."""
+Measured = tuple[float, float]  # seconds, GB
+
+
+def rows(plot: Path | None = None) -> Iterator[Row]:
+    """What was measured, the figure, the figure to reach: of each one's runs, which come by turns, the least."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        make_files(folder)
-        photo, mask, net = (str(folder / file) for file in ("photo.png", "mask.png", "net.safetensors"))
-        rivals = {
-            "ours": ["predict.py", "--image", photo, "--mask", mask, "--model", net, "--output", str(folder / "a.png")],
-            "ordinary": ["-m", "benchmarks.photograph", photo, mask, net, str(folder / "b.png")],
-        }
-        runs: dict[str, list[tuple[float, float]]] = {rival: [] for rival in rivals}
-        for _ in tqdm(range(ROUNDS), desc="predict.py, 12 megapixels", leave=False):
-            for rival, command in rivals.items():
-                runs[rival].append(run(command))
-    figures = {
-        "peak memory": ("GB", {rival: min(gigabytes for _, gigabytes in measured) for rival, measured in runs.items()}),
-        "time": ("s", {rival: min(seconds for seconds, _ in measured) for rival, measured in runs.items()}),
+        figures = measure(Path(name))
+    empty, ordinary = figures["import torch"], figures["ordinary"]
+    for side in HOLES:
+        ours = figures[f"{side}"]
+        what = f"predict.py on {WIDTH}×{HEIGHT} px, a hole of {side}×{min(side, HEIGHT)} px"
+        yield f"{what}: ours, ordinary", f"{ours[0]:.1f} s, {ordinary[0]:.1f} s", ""
+        yield (
+            f"{what}: peak memory above `import torch`",
+            f"{ours[1] - empty[1]:.2f} GB, {ordinary[1] - empty[1]:.2f} GB",
+            "",
+        )
+    allowed = 1.8 * empty[0] + figures["decode and write"][0]
+    yield (
+        "predict.py, a hole of 300×300 px / (1.8 × `import torch` + decoding + writing by Pillow)",
+        f"{figures['300'][0] / allowed:.2f} ({figures['300'][0]:.1f} s / {allowed:.1f} s)",
+        "1",
+    )
+    yield f"predict.py, {MANY} holes of {SMALL}×{SMALL} px", "{:.1f} s, {:.2f} GB".format(*figures["many"]), ""
+    if plot:
+        draw(figures, plot)
+
+
+def measure(folder: Path) -> dict[str, Measured]:
+    make_files(folder)
+    photo, weights = str(folder / "photo.jpg"), str(DEFAULT_WEIGHTS)
+    masks = {path.stem: str(path) for path in folder.glob("*.png")}
+    output = str(folder / "out" / "a.png")
+    commands = {
+        "import torch": ["-c", "import torch"],
+        **{
+            name: ["predict.py", "--image", photo, "--mask", mask, "--model", weights, "--output", output]
+            for name, mask in masks.items()
+        },
+        "ordinary": ["-m", "benchmarks.photograph", photo, masks["300"], weights, output],
     }
-    for word, (unit, of) in figures.items():
-        what = f"predict.py on 12 megapixels, {word}"
-        yield f"{what}: ours / ordinary", f"{of['ours'] / of['ordinary']:.2f}", "0.6"
-        yield f"{what}: ours, ordinary", f"{of['ours']:.1f} {unit}, {of['ordinary']:.1f} {unit}", ""
+    runs: dict[str, list[Measured]] = {name: [] for name in commands}
+    for _ in tqdm(range(ROUNDS), desc="predict.py, 12 megapixels", leave=False):
+        for name, command in commands.items():
+            runs[name].append(run(command))
+    least = {name: (min(s for s, _ in measured), min(gb for _, gb in measured)) for name, measured in runs.items()}
+    start = time.perf_counter()
+    with Image.open(photo) as image:
+        image.convert("RGB").save(folder / "out" / "b.png")
+    return {**least, "decode and write": (time.perf_counter() - start, 0.0)}
 
 
 def make_files(folder: Path) -> None:
-    """The cat of docs/ enlarged, a mask with a quarter of hole, and a network of the usual size with random weights."""
-    from PIL import Image
-
+    """The cat of docs/ enlarged, with the noise of a camera, and masks named by the sides of their holes."""
+    rng = generator(0, 0, 0)
     with Image.open(PROJECT / "docs" / "chelsea.jpg") as image:
-        image.convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC).save(
-            folder / "photo.png", compress_level=1
-        )
-    square = draw_mask(generator(0, 0, 0), WIDTH, "strokes", 0.25)
-    write_mask(folder / "mask.png", square[:HEIGHT])
-    torch.manual_seed(0)
-    save_weights(folder / "net.safetensors", PConvUNet(7, 64).state_dict())
+        pixels = np.asarray(image.convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
+    noisy = pixels + rng.normal(0, 4, pixels.shape)
+    Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(folder / "photo.jpg", quality=92)
+    for side in HOLES:
+        write_hole(folder / f"{side}.png", [((HEIGHT - side) // 2, (WIDTH - side) // 2)], side)
+    places = [(int(rng.integers(HEIGHT - SMALL)), int(rng.integers(WIDTH - SMALL))) for _ in range(MANY)]
+    write_hole(folder / "many.png", places, SMALL)
+    (folder / "out").mkdir()
 
 
-def run(command: Sequence[str]) -> tuple[float, float]:
+def write_hole(path: Path, corners: Sequence[tuple[int, int]], side: int) -> None:
+    """A mask with square holes; the largest is as wide as the picture, but for a frame."""
+    mask = np.ones((HEIGHT, WIDTH), np.uint8)
+    for top, left in corners:
+        mask[top : top + side, left : left + side] = 0
+    if side == HOLES[-1]:
+        mask[1:-1, 1:-1] = 0
+    write_mask(path, mask)
+
+
+def run(command: Sequence[str]) -> Measured:
     """Seconds and peak resident GB of a process of Python."""
-    start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *command], cwd=PROJECT, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", _MEASURE, *command], cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode:
         sys.exit(f"{command[0]} failed")
-    return time.perf_counter() - start, usage.ru_maxrss / 1e6
+    seconds, kilobytes = done.stdout.split()
+    return float(seconds), float(kilobytes) / 1e6
+
+
+def draw(figures: dict[str, Measured], path: Path) -> None:
+    """Time and memory against the side of the hole, as a PNG."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    empty = figures["import torch"]
+    for axes, index, unit in zip(figure.subplots(1, 2), (0, 1), ("seconds", "GB above `import torch`"), strict=True):
+        less = empty[1] if index else 0
+        axes.plot(HOLES, [figures[f"{side}"][index] - less for side in HOLES], "o-", label="ours")
+        axes.axhline(figures["ordinary"][index] - less, color="C1", label="ordinary U-Net on the whole picture")
+        if not index:
+            axes.axhline(empty[0], color="0.6", linestyle=":", label="import torch")
+        axes.set(xlabel="side of the hole, px", ylabel=unit, ylim=(0, None), xscale="log")
+        axes.set_xticks(HOLES, [str(side) for side in HOLES[:-1]] + ["all"])
+        axes.minorticks_off()
+        axes.legend(fontsize="small")
+    figure.suptitle(f"predict.py on a photograph of {WIDTH}×{HEIGHT} px")
+    figure.savefig(path, dpi=110)
 
 
 def repair_ordinarily(photo_path: str, mask_path: str, net_path: str, output: str) -> None:
@@ -97,4 +171,4 @@ if __name__ == "__main__":
     if len(sys.argv) == 5:
         repair_ordinarily(*sys.argv[1:])
     else:
-        show(rows())
+        show(rows(Path(sys.argv[1]) if len(sys.argv) > 1 else None))

@@ -7,11 +7,10 @@ the hole, or alpha; `read_mask` is the only place that knows which.
 from __future__ import annotations
 
 import math
-import struct
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -27,13 +26,14 @@ BORDERS = ("free", "any")
 # Beside the masks of a test set: file, ratio, bin, border in px; 0 where the holes may lie anywhere.
 INDEX = "index.csv"
 
-# Of the PNGs that write_mask writes: how they begin; width, height and what kind they are, 1 bit of grey; the filter of
-# each row, which is stored less the row above. Larger ones, in bytes of all rows, are left to Pillow and its limit.
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_HEADER = struct.Struct(">IIBBBBB")
-_ONE_BIT_GREY = (1, 0, 0, 0, 0)
-_LESS_ABOVE = 2
-_LARGEST = 2**24
+# A row less the row above is mostly zeros, and zlib looks for runs alone: half of the bytes of OpenCV's default.
+_ONE_BIT_PNG = (
+    *(cv2.IMWRITE_PNG_BILEVEL, 1),
+    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP),
+    *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
+)
+# How a PNG begins; and where its header says how many bits and which kind of colour: 1 and grey.
+_PNG, _ONE_BIT_GREY = b"\x89PNG\r\n\x1a\n", b"\1\0"
 
 # A grey level this far from both black and white is no noise (JPEG rings by less around an edge).
 _NOISE = 32
@@ -114,10 +114,24 @@ def read_mask(path: str | Path, hole: str, data: bytes | None = None) -> ReadMas
 
 def read_mask_alone(path: str | Path, hole: str) -> np.ndarray:
     """The mask as `read_mask` reads it, uint8 (H,W); one of masks.py in less than half of the time."""
-    valid = _read_own(path) if hole in ("black", "white") else None
-    if valid is None:
+    grey = _read_1_bit_png(path) if hole in ("black", "white") else None
+    if grey is None:
         return read_mask(path, hole).valid
-    return valid if hole == "black" else 1 - valid
+    return (grey > 127 if hole == "black" else grey <= 127).view(np.uint8)
+
+
+def _read_1_bit_png(path: str | Path) -> np.ndarray | None:
+    """A PNG of one bit of grey, without alpha, as write_mask writes it: uint8 (H,W), 0 or 255, by OpenCV.
+
+    None for any other file and for a damaged one: read_mask reads the one and says what is wrong with the other.
+    """
+    try:
+        file = Path(path).read_bytes()
+    except OSError:
+        return None
+    if file[:8] != _PNG or file[24:26] != _ONE_BIT_GREY or b"tRNS" in file or b"eXIf" in file:
+        return None
+    return cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
 def alpha_note(hole: str) -> str:
@@ -149,50 +163,14 @@ def grow(mask: np.ndarray, pixels: int) -> np.ndarray:
     valid = (mask != 0).astype(np.uint8)
     if pixels <= 0 or valid.all():
         return valid
-    import cv2  # here, as few predictions need it
-
     # The distance of a pixel to the nearest of the hole, centre to centre.
     return (cv2.distanceTransform(valid, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) > pixels).view(np.uint8)
 
 
 def write_mask(path: str | Path, mask: np.ndarray) -> None:
-    """Write a mask (H,W), nonzero = valid, as a PNG of 1 bit a pixel: holes black, valid white.
-
-    The PNG is put together here, in less than half of cv2's time: rows are stored less the row above, mostly zeros
-    then, and zlib looks for runs alone.
-    """
-    height, width = mask.shape
-    bits = np.packbits(mask != 0, axis=1)
-    rows = np.full((height, 1 + bits.shape[1]), _LESS_ABOVE, np.uint8)  # each row begins with its filter
-    rows[:, 1:] = np.diff(bits, axis=0, prepend=np.uint8(0))  # modulo 256
-    packer = zlib.compressobj(1, strategy=zlib.Z_RLE)
-    data = packer.compress(rows.tobytes()) + packer.flush()
-    header = _HEADER.pack(width, height, *_ONE_BIT_GREY)
-    Path(path).write_bytes(_SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b""))
-
-
-def _read_own(path: str | Path) -> np.ndarray | None:
-    """What write_mask wrote, uint8 (H,W) of 0 and 1, in less than half of Pillow's time.
-
-    None for any other file, damaged ones too: Pillow reads those, or says what is wrong.
-    """
-    try:
-        file = Path(path).read_bytes()
-        width, height, *kind = _HEADER.unpack_from(file, len(_SIGNATURE) + 8)
-        before, end = _SIGNATURE + _chunk(b"IHDR", _HEADER.pack(width, height, *kind)), _chunk(b"IEND", b"")
-        data = file[len(before) + 8 : -len(end) - 4]
-        stride = 1 + (width + 7) // 8
-        if tuple(kind) != _ONE_BIT_GREY or height * stride > _LARGEST or file != before + _chunk(b"IDAT", data) + end:
-            return None
-        unpacker = zlib.decompressobj()
-        rows = np.frombuffer(unpacker.decompress(data, height * stride + 1), np.uint8).reshape(height, stride)
-    except (OSError, struct.error, ValueError, zlib.error):  # ValueError: too few rows, or too many
-        return None
-    if not width or not unpacker.eof or (rows[:, 0] != _LESS_ABOVE).any():
-        return None
-    return np.unpackbits(np.add.accumulate(rows[:, 1:], axis=0, dtype=np.uint8), axis=1, count=width)
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    """A part of a PNG file: length, kind, data, checksum."""
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    """Write a mask (H,W), nonzero = valid, as a PNG of 1 bit a pixel: holes black, valid white."""
+    pixels = (mask != 0).astype(np.uint8) * 255
+    done, data = cv2.imencode(".png", pixels, _ONE_BIT_PNG)
+    if not done:
+        raise ValueError(f"OpenCV can't write a mask of {pixels.shape[1]}×{pixels.shape[0]} px as PNG")
+    Path(path).write_bytes(data.tobytes())

@@ -59,7 +59,7 @@ def navier_stokes(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def biharmonic(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The biharmonic equation (Damelin and Hoang 2018), by scikit-image."""
     import numpy as np
-    from skimage.restoration import inpaint_biharmonic
+    from skimage.restoration import inpaint_biharmonic  # a second to import, which a prediction need not wait for
 
     return inpaint_biharmonic(image, mask == 0, channel_axis=2).astype(np.float32)  # stays in the range of what it sees
 

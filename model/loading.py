@@ -5,15 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 from model.foreign import in_our_form, network_for
 from model.network import PConvUNet
-from utils.checkpoint import read_tensors
+from model.tensors_only import load_tensors_only
+from utils.checkpoint import PickledObjects, network_tensors, read_tensors
 from utils.errors import UserError
 
 
@@ -24,12 +23,25 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> PConvUNe
     on stderr says so. UserError where the file is missing, damaged, or not one of a PConvUNet, or where a key is
     missing, unexpected or of another shape.
     """
-    return network_of(read_tensors(path), path).to(device)
+    return network_of(read_network(Path(path)), path).to(device)
 
 
 def load_for_prediction(path: str | Path, device: str | torch.device = "cpu") -> PConvUNet:
     """`load_model(path, device).folded()`, without a copy of the weights in between. Errors as of load_model."""
-    return network_of(read_tensors(path), path, copies=False).to(device).folded()
+    return network_of(read_network(Path(path)), path, copies=False).to(device).folded()
+
+
+def read_network(path: Path) -> Mapping[str, Tensor]:
+    """As read_tensors; of a file that holds pickled objects, as others' checkpoints do, the tensors alone."""
+    try:
+        return read_tensors(path)
+    except PickledObjects as error:
+        try:
+            return network_tensors(load_tensors_only(path), path)
+        except UserError:
+            raise
+        except Exception:  # unpickling raises nearly anything
+            raise error from None
 
 
 def network_of(tensors: Mapping[str, Tensor], path: str | Path, copies: bool = True) -> PConvUNet:
@@ -39,9 +51,8 @@ def network_of(tensors: Mapping[str, Tensor], path: str | Path, copies: bool = T
     writes to the file then changes the network.
     """
     try:
-        with _WithoutRandomWeights():
-            state, project = in_our_form(tensors)
-            net = network_for(state)
+        state, project = in_our_form(tensors)
+        net = network_for(state)
         net.load_state_dict(state, assign=not copies)
     except (ValueError, RuntimeError) as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[:3])
@@ -49,16 +60,3 @@ def network_of(tensors: Mapping[str, Tensor], path: str | Path, copies: bool = T
     if project:
         print(f"{path}: weights of {project}, converted on load", file=sys.stderr)
     return net.float().eval()  # what is assigned keeps its type
-
-
-class _WithoutRandomWeights(TorchFunctionMode):
-    """Networks made within have weights of no particular value, as others take their place at once.
-
-    3 ms instead of 0.2 s. A network on the device `meta` would take a second, as torch imports its compiler for it.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in (Tensor.normal_, Tensor.uniform_, nn.init.uniform_, nn.init.kaiming_uniform_):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)

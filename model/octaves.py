@@ -140,11 +140,12 @@ def deeper_than(valid: Tensor, radius: float) -> Tensor:
             for (start, stop), length in zip(hole, valid.shape, strict=True)
         )
     )
-    near = valid[around.slices]
+    room = 2 * diagonal  # beyond the edge, for what is moved out of the picture and back
+    near = F.pad(valid[around.slices], (room, room, room, room))
     for step, count in (((1, 0), straight), ((0, 1), straight), ((1, 1), diagonal), ((1, -1), diagonal)):
         near = _widened(near, step, count)
         near = _widened(near, (-step[0], -step[1]), count)
-    deep[around.slices] = ~near
+    deep[around.slices] = ~near[room : near.shape[0] - room, room : near.shape[1] - room]
     return deep
 
 

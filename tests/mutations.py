@@ -16,9 +16,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 PROJECT = Path(__file__).resolve().parent.parent
-LEFT_OUT = shutil.ignore_patterns(
-    ".git", ".venv", "runs", "datasets", "site", "node_modules", "__pycache__", ".*_cache"
-)
+LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "runs", "datasets", "site", "node_modules", "__pycache__", ".*_cache")
 
 
 class Mutation(NamedTuple):
@@ -41,7 +39,7 @@ MUTATIONS = [
     Mutation("model/layer.py", "updated_mask.to(y))", "ratio.to(y))", NETWORK),
     Mutation("model/layer.py", "part.masked_fill(m == 0, 0) for", "part * m for", NETWORK),
     Mutation("model/layer.py", "* (part.shape[1] // m.shape[1])", "* part.shape[1]", NETWORK),
-    Mutation("model/layer.py", "* x.shape[1] + skip_mask * skip.shape[1]", "* x.shape[1] + skip_mask", NETWORK),
+    Mutation("model/layer.py", "* up_channels + skip_mask * skip_channels", "* up_channels + skip_mask", NETWORK),
     Mutation("model/layer.py", "torch.promote_types(mask.dtype, torch.float32)", "mask.dtype", NETWORK),
     # --- network: the paper's table
     Mutation("model/network.py", "ENCODER_KERNELS = (7, 5, 5)", "ENCODER_KERNELS = (7, 5, 3)", NETWORK),
@@ -66,7 +64,7 @@ MUTATIONS = [
     Mutation("loss.py", "F.max_pool2d(1 - mask, 3, stride=1, padding=1)", "1 - mask", "test_loss.py"),
     Mutation("loss.py", "(image[..., :, 1:] - image[..., :, :-1])", "(image[..., :, :1] - image[..., :, -1:])", "test_loss.py"),
     Mutation("loss.py", "/ image.numel()", "/ region.sum()", "test_loss.py"),
-    Mutation("loss.py", "return count * (batches", "return (batches", "test_loss.py"),
+    Mutation("loss.py", "return count * difference", "return difference", "test_loss.py"),
     Mutation("loss.py", "for name in TERMS if weights[name]}", "for name in TERMS}", "test_loss.py test_phases.py"),
     Mutation("model/composite.py", "torch.where(mask > 0, image, output)", "torch.where(mask > 0, output, image)", "test_loss.py"),
     Mutation("model/vgg.py", "(image - self.mean) / self.std", "image", "test_loss.py test_reference.py"),

@@ -10,6 +10,7 @@ from PIL import Image
 import main as training
 from data.mask_files import write_mask
 from training.run_folder import RunFolder
+from utils.checkpoint import step_of
 
 STEPS = 8  # four, then four of fine-tuning
 
@@ -79,6 +80,9 @@ def copy_of(run, path, step):
     for done in range(step + 1):
         shutil.copy(run.checkpoints / f"step_{done:08d}.pt", copy.checkpoints)
     os.link(copy.checkpoints / f"step_{step:08d}.pt", copy.last)
+    best = step_of(run.best)
+    if best is not None and best <= step:
+        shutil.copy(run.best, copy.best)
     return copy
 
 

@@ -76,8 +76,8 @@ def test_amp_auto_is_float32_on_a_cpu(amp, on_cpu):
     device = torch.device("cpu")
     state = TrainState(config, make_network(config, None, None), device)
     seen = []
-    state.net.decoder[-1].register_forward_hook(lambda module, args, output: seen.append(output[0].dtype))
-    data = Data(*[None] * 5, features=VGG16Features())
+    state.net.decoder[-1].register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    data = Data(None, None, None, VGG16Features())
     _, losses_of = begin_phase(config, Schedule(config).phases[0], state, data, device)
     losses_of(*inputs())
     assert seen == [on_cpu]

@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
-import data.mask_files
 from data.images import exif_orientation, open_image, open_picture, to_8_bit, to_rgb, upright
 from data.mask_files import read_mask, read_mask_alone, write_mask
 from data.names import is_image_name, list_images
@@ -535,13 +534,12 @@ def test_masks_are_cut_at_half(tmp_path, hole):
 
 @pytest.mark.parametrize("hole", ["black", "white"])
 @pytest.mark.parametrize("size", [(1, 1), (3, 8), (7, 9), (33, 64), (5, 1)])
-def test_a_written_mask_is_read_back_without_pillow_as_with_it(tmp_path, monkeypatch, hole, size):
+def test_a_written_mask_is_read_back(tmp_path, hole, size):
     mask = np.random.default_rng(0).integers(0, 2, size).astype(np.uint8)
     write_mask(tmp_path / "a.png", mask)
     with_pillow, between, _ = read_mask(tmp_path / "a.png", hole)
     assert np.array_equal(with_pillow, mask if hole == "black" else 1 - mask)
     assert between == 0
-    monkeypatch.setattr(data.mask_files, "open_image", None)
     alone = read_mask_alone(tmp_path / "a.png", hole)
     assert alone.dtype == np.uint8
     assert np.array_equal(alone, with_pillow)
@@ -557,7 +555,7 @@ def own_png(rows, width, height, kind=(1, 0, 0, 0, 0), data=None):
 ROWS = [[2, 0b10110000], [2, 0b01000000]]  # the first row, and the second less the first
 
 
-def test_a_mask_like_our_own_is_read_by_hand(tmp_path):
+def test_a_mask_like_our_own(tmp_path):
     (tmp_path / "a.png").write_bytes(own_png(ROWS, 4, 2))
     assert read_mask_alone(tmp_path / "a.png", "black").tolist() == [[1, 0, 1, 1], [1, 1, 1, 1]]
 
@@ -582,7 +580,7 @@ def test_a_mask_like_our_own_is_read_by_hand(tmp_path):
         b"\x89PNG\r\n\x1a\n",
     ],
 )
-def test_any_other_file_is_left_to_pillow(tmp_path, file):
+def test_any_other_file_is_read_as_pillow_reads_it(tmp_path, file):
     (tmp_path / "a.png").write_bytes(file)
     results = []
     for read in (lambda path: read_mask(path, "black")[0], lambda path: read_mask_alone(path, "black")):
@@ -591,7 +589,6 @@ def test_any_other_file_is_left_to_pillow(tmp_path, file):
         except UserError as error:
             results.append(str(error))
     assert results[0] == results[1]
-    assert data.mask_files._read_own(tmp_path / "a.png") is None
 
 
 def test_a_mask_that_is_not_there_is_said_so(tmp_path):

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from model import PConvUNet, inpaint
 from model.base import push_pull
 from model.composite import composite
+from model.filler import Filler, surroundings
 from model.foreign import ForeignUNet
-from model.inpainting import Filler, predict_padded, surroundings
+from model.inpainting import predict_padded
 from model.regions import Box, Span, part_of, parts_of, reach, seen, unet_within
 
 

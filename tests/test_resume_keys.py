@@ -79,6 +79,7 @@ OTHER_VALUES = {
     "train.log_every": "2",
     "train.eval_every": "1",
     "train.save_every": "2",
+    "train.export": "best",
     "train.keep_checkpoints": "2",
 }
 NEEDS_MORE = {"data.crop_unit": ["data.crop_scale=[0.3, 0.4]"], "loss.vgg16": ["loss.weights.perceptual=1"]}

@@ -143,18 +143,6 @@ def save(path, state):
     return path
 
 
-@pytest.mark.parametrize("load", [load_model, load_for_prediction])
-@pytest.mark.parametrize("project", [None, *foreign.PROJECTS])
-def test_no_random_weights_are_computed(tmp_path, load, project):
-    state = foreign.weights(project, foreign.shapes(project, 2, 3)) if project else network().state_dict()
-    path = save(tmp_path / "net.pt", state)
-    before = torch.get_rng_state()
-    load(path)
-    assert torch.equal(torch.get_rng_state(), before)
-    PConvUNet(1, 1)
-    assert not torch.equal(torch.get_rng_state(), before)  # others get theirs again
-
-
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_a_network_for_training_has_its_own_weights(tmp_path, suffix):
     net = network()

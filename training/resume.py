@@ -72,6 +72,7 @@ RESUMABLE = {
     "train.log_every": AT_ONCE,
     "train.eval_every": AT_ONCE,
     "train.save_every": AT_ONCE,
+    "train.export": AT_ONCE,
     "train.keep_checkpoints": AT_ONCE,
     "phases": IN_STEPS_TO_COME,  # of each phase by itself: see _faults_of_phases
 }

@@ -103,7 +103,7 @@ class RunFolder:
             file.close()
             raise UserError(f"{self.path} is in use: {holder} writes there; stop it first, or wait") from None
         except (ImportError, OSError) as error:
-            self._warn(f"{self.path} can't be locked here ({error}); don't start a second run in it")
+            self.warn(f"{self.path} can't be locked here ({error}); don't start a second run in it")
         file.seek(0)
         file.truncate()
         self._signature = f"process {os.getpid()} on {socket.gethostname()}\n{uuid.uuid4().hex}\n{launcher()}\n"
@@ -216,10 +216,11 @@ class RunFolder:
             if name not in self._failed_logs:
                 self._failed_logs.add(name)
                 reason = f"{error.strerror or error}: {error.filename or self.path}"
-                self._warn(f"{name} can't be written, the run goes on: {reason}")
+                self.warn(f"{name} can't be written, the run goes on: {reason}")
 
-    def _warn(self, message: str) -> None:
-        tqdm.write(f"warning: {message}", file=sys.stderr)  # beside the progress bar
+    def warn(self, message: str) -> None:
+        """Say a line on stderr, beside the progress bar."""
+        tqdm.write(f"warning: {message}", file=sys.stderr)
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -269,7 +270,7 @@ class RunFolder:
                 damaged.append(str(error))
                 continue
             for message in damaged if self._lock else ():
-                self._warn(f"{message}; going on from {path}, step {checkpoint['step']}")
+                self.warn(f"{message}; going on from {path}, step {checkpoint['step']}")
             return checkpoint, path
         raise UserError(f"--resume {self.chosen or self.path}: no checkpoint is whole: {'; '.join(damaged)}")
 

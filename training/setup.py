@@ -23,13 +23,14 @@ from data.loader import Batches, Pair, reports_killed_workers, training_batches,
 from data.samples import training_samples, validation_pairs
 from loss import InpaintingLoss, needs_features
 from model import VGG16Features, settle_encoder_batch_norm
-from training.checking import check_checkpoint
+from training.checking import all_finite, check_checkpoint
 from training.resume import check_changes
 from training.run_folder import RunFolder
 from training.state import TrainState, memory_format
-from utils.checkpoint import save_weights
+from utils.checkpoint import load_checkpoint, save_weights
 from utils.config import Config, config_of_run, load_config
 from utils.errors import UserError
+from utils.output import optional_output
 from utils.processes import (
     all_reduce_mean,
     data_parallel,
@@ -77,7 +78,7 @@ def open_run(config: Config, resume: str | Path | None) -> Iterator[tuple[RunFol
     A run goes on where `resume` says so, a run folder or one of its checkpoints, and where the torchrun that began it
     starts it again after a failure.
     """
-    with processes(LONGEST_WAIT) as (rank, _):
+    with optional_output(), processes(LONGEST_WAIT) as (rank, _):
         run = RunFolder(config.run.dir)
         goes_on = resume is not None or from_rank_0(lambda: _restarts(run, config))
         if resume is not None:
@@ -268,7 +269,7 @@ def reports_failures() -> Iterator[None]:
 # --- end -------------------------------------------------------------------------------------------------------------
 
 
-def end_run(config: Config, schedule: Schedule, run: RunFolder, state: TrainState, stopped_by: int) -> int:
+def end_run(config: Config, schedule: Schedule, run: RunFolder, state: TrainState, data: Data, stopped_by: int) -> int:
     """Write the trained network, or say how to go on. Returns the exit code."""
     rank, _ = rank_and_world_size()
     if state.step < schedule.total_steps:
@@ -277,10 +278,24 @@ def end_run(config: Config, schedule: Schedule, run: RunFolder, state: TrainStat
         wait_for_all()  # torchrun ends all processes as soon as one ends so
         return 128 + stopped_by  # what a shell expects of a process that a signal ended
     if rank == 0:
-        weights = state.eval_net.state_dict()
+        step, weights, which = _trained(config, run, state)
+        if not all_finite(weights.values()):
+            raise UserError(f"step {step}: a weight of the network is not finite; {run.weights} is not written")
         # So that prediction can tell which holes are larger than those of the training.
-        samples = training_samples(config, images=[], phase=schedule.phases[-1])
-        weights["hole_radius"].fill_(samples.hole_radius())
-        save_weights(run.weights, weights)
-        print(f"done. To repair a picture: python predict.py --model {run.weights} --image IMAGE --mask MASK")
+        samples = training_samples(config, [], data.lists.train_masks, schedule.phases[-1])
+        save_weights(run.weights, {**weights, "hole_radius": torch.tensor(samples.hole_radius())})
+        print(f"done: {run.weights} is the network of step {step}, {which}")
+        print(f"To repair a picture: python predict.py --model {run.weights} --image IMAGE --mask MASK")
     return 0
+
+
+def _trained(config: Config, run: RunFolder, state: TrainState) -> tuple[int, dict[str, Tensor], str]:
+    """What a run ends with: the step, the weights, and which of the run's they are, in words."""
+    if config.train.export == "best":
+        try:
+            best = load_checkpoint(run.best)
+            words = f"the best of the run: held-out L1 {best['best']:.3f} % (train.export: best)"
+            return best["step"], best.get("ema", best["model"]), words
+        except UserError as error:
+            run.warn(f"{error}; the last network is taken instead of the best")
+    return state.step, state.eval_net.state_dict(), "the last of the run (train.export: last)"

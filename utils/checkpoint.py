@@ -20,7 +20,6 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.files import write_atomically
-from utils.tensors_only import load_tensors_only
 
 # Keys of a training checkpoint: state_dict, state_dict, completed steps, the resolved config as plain values. Beside
 # them: `best`, the lowest held-out L1 so far, and `ema`, the average's state_dict where train.ema_decay is on.
@@ -102,14 +101,21 @@ def save_weights(path: Path, state_dict: dict[str, Tensor]) -> None:
     write_atomically(path, lambda temporary: temporary.write_bytes(safetensors.torch.save(tensors)))
 
 
+class PickledObjects(UserError):
+    """A torch file is damaged or holds objects whose unpickling would run code, which torch's safe loading refuses."""
+
+
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors by name of a weights file or, of a checkpoint, those of its network. On the CPU.
 
     They may be the bytes of the file itself, mapped into memory: copy those that shall outlive it.
-    Also of files with pickled objects beside the tensors, which are passed over; no code of a file is run.
-    UserError where the file is missing, damaged, or holds no tensors by name.
+    UserError where the file is missing, damaged, or holds no tensors by name; no code of a file is run.
     """
-    tensors = _load(Path(path), tensors_alone=True)
+    return network_tensors(_load(Path(path), mapped=True), path)
+
+
+def network_tensors(tensors: Any, path: str | Path) -> dict[str, Tensor]:
+    """Of what a file holds, the tensors of the network by name. UserError, which names `path`, where there are none."""
     for key in NETWORK_KEYS:
         if isinstance(tensors, dict) and isinstance(tensors.get(key), dict):
             tensors = tensors[key]
@@ -124,31 +130,26 @@ def _are_named_tensors(value: Any) -> bool:
     )
 
 
-def _load(path: Path, tensors_alone: bool = False) -> Any:
+def _load(path: Path, mapped: bool = False) -> Any:
     """Whatever a safetensors or torch file holds; tensors and plain values alone, no code is run.
 
-    tensors_alone: the file is mapped, so that only those tensors are read that are used; and other objects, with which
-    a file is refused else, become something inert.
+    mapped: map the file into memory, so that only the tensors that are used are read.
     """
     if not path.is_file():
         raise UserError(f"no such file: {path}" if not path.is_dir() else f"a folder, where a file is needed: {path}")
+    refused = f"damaged, or no file of tensors that can be loaded safely: {path}"
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         if not _is_as_written(path):
             raise UserError(f"damaged: {path} (its checksum is another)")
-        try:
-            mapped = tensors_alone and zipfile.is_zipfile(path)  # torch can't map its older format
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        except pickle.UnpicklingError:  # torch's word for objects that it would have to make
-            if not tensors_alone:
-                raise
-            return load_tensors_only(path)
+        mapped = mapped and zipfile.is_zipfile(path)  # torch can't map its older format
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except UserError:
         raise
+    except pickle.UnpicklingError as error:  # torch's word for objects that it would have to make
+        raise PickledObjects(f"{refused} ({type(error).__name__})") from None
     except PermissionError:
         raise UserError(f"no permission to read {path}") from None
     except Exception as error:  # unpickling raises nearly anything
-        raise UserError(
-            f"damaged, or no file of tensors that can be loaded safely: {path} ({type(error).__name__})"
-        ) from None
+        raise UserError(f"{refused} ({type(error).__name__})") from None

@@ -41,6 +41,7 @@ AS_BEFORE = {
     "train.compile": "none",
     "train.fused": False,
     "train.ema_decay": 0,
+    "train.export": "last",
 }
 
 # Keys that became the two phases: a run that has them goes on with those.
@@ -110,7 +111,7 @@ Count = Annotated[Whole, Field(ge=0, le=10**12)]
 Positive = Annotated[Whole, Field(ge=1, le=10**12)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 NotNegative = Annotated[Number, Field(ge=0)]
-Rate = Annotated[Number, Field(gt=0)]
+Rate = Annotated[Number, Field(gt=0, le=1e30)]  # an optimizer computes with it in float32
 Share = Annotated[Number, Field(ge=0, lt=1)]
 ImageSize = Annotated[Whole, Field(ge=16, le=4096)]
 BatchSize = Annotated[Whole, Field(ge=1, le=65536)]
@@ -240,6 +241,8 @@ class TrainConfig(Section):
     """steps between two evaluations on data.val"""
     save_every: Positive
     """steps between two checkpoints"""
+    export: Literal["best", "last"]
+    """what weights.safetensors holds at the end: best (by held-out L1) | last"""
     keep_checkpoints: Positive
     """newest step_*.pt that stay; best.pt, of the lowest held-out L1, stays besides"""
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol
+
+from utils.output import prepare_output
 
 
 class UserError(ValueError):
@@ -21,14 +24,45 @@ def message_of(error: BaseException) -> str:
     return str(error).rstrip().rsplit("UserError: ", 1)[-1]
 
 
+# What a machine can lack, as torch, Python and the system say it, and what helps. The first that fits counts.
+_SHORTAGES = (
+    (
+        r"[Ss]hared memory|shm|</?torch_\d+",
+        "shared memory (/dev/shm) is too small: make it larger (`docker run --shm-size=1g`), or set data.workers=0",
+    ),
+    (
+        r"Too many open files|received \d+ items of ancdata",
+        "too many files are open: allow more (`ulimit -n 4096`), or use fewer data.workers",
+    ),
+    (
+        r"MemoryError|[Oo]ut of memory|[Nn]ot enough memory|[Cc]an(no|')t allocate memory",
+        "memory is short: smaller pictures or batches need less, in training also train.accumulate=2",
+    ),
+)
+
+
+def shortage_of(error: BaseException) -> UserError | None:
+    """What the machine lacks, where that is what an error of torch, Python or the system means."""
+    if isinstance(error, (UserError, KeyboardInterrupt)):
+        return None
+    text = f"{type(error).__name__}: {error}"
+    for pattern, advice in _SHORTAGES:
+        if re.search(pattern, text):
+            reason = (str(error).strip() or text).splitlines()[-1].strip()
+            return UserError(f"{advice} ({reason[:160]})")
+    return None
+
+
 def report(error: UserError | OSError | KeyboardInterrupt) -> int:
     """Tell of an error in one line on stderr. Returns the exit code."""
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return 130
+    error = shortage_of(error) or error
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
-        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        reason = error.strerror or (str(error).strip() or type(error).__name__).splitlines()[-1]  # of a worker
+        print(f"error: {reason}{where}", file=sys.stderr)
     else:
         print(f"error: {message_of(error)}", file=sys.stderr)
     return 1
@@ -45,9 +79,15 @@ def reports_user_errors(main: Callable[[Sequence[str] | None], int]) -> Script:
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
+        prepare_output()
         try:
             return main(argv)
         except (UserError, OSError, KeyboardInterrupt) as error:
             return report(error)
+        except (RuntimeError, MemoryError) as error:
+            shortage = shortage_of(error)
+            if shortage is None:
+                raise
+            return report(shortage)
 
     return wrapped

@@ -26,11 +26,15 @@ def processes(longest_wait: timedelta) -> Iterator[tuple[int, int]]:
     longest_wait: the timeout of a collective, for a process that hangs. One that dies is noticed at once.
     Of several processes only the first to meet a UserError reports it; the others end with code 1 and say nothing.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _world_size_of_environment() == 1:
         yield 0, 1
         return
-    store, rank, world_size = next(dist.rendezvous("env://", timeout=longest_wait))
-    store = _cleared(store, rank, world_size)
+    try:
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=longest_wait))
+        store = _cleared(store, rank, world_size)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the other processes can't be reached: {reason}. {_UNSET}") from None
     # gloo also carries numbers and objects.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=longest_wait)
@@ -48,6 +52,25 @@ def processes(longest_wait: timedelta) -> Iterator[tuple[int, int]]:
         # In torch 2.6 this hangs one time in ten; 2.14 aborts at the end of the process without it.
         if not torch.__version__.startswith("2.6."):
             dist.destroy_process_group()
+
+
+_UNSET = "torchrun sets WORLD_SIZE and what belongs to it; to start one process alone: unset WORLD_SIZE"
+
+
+def _world_size_of_environment() -> int:
+    """How many processes the environment names. UserError where it is not as torchrun sets it."""
+    names = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
+    world_size, rank, _, port = values = [os.environ.get(name, "") for name in names]
+    if world_size in ("", "1"):
+        return 1
+    if not all(values):
+        lacking = ", ".join(name for name, value in zip(names, values, strict=True) if not value)
+        raise UserError(f"WORLD_SIZE is {world_size}, but without {lacking}. {_UNSET}")
+    if not all(value.isdecimal() and len(value) < 10 for value in (world_size, rank, port)):
+        raise UserError(f"WORLD_SIZE, RANK and MASTER_PORT must be numbers: {world_size}, {rank}, {port}. {_UNSET}")
+    if int(rank) >= int(world_size):
+        raise UserError(f"RANK is {rank}, but must be below WORLD_SIZE, {world_size}. {_UNSET}")
+    return int(world_size)
 
 
 def _cleared(store: dist.Store, rank: int, world_size: int) -> dist.Store:
@@ -99,10 +122,13 @@ def pick_device(name: str) -> torch.device:
     """auto (CUDA where there is one, else CPU), cpu, cuda or cuda:N. UserError where there is no such device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"no device {name}: torch finds {torch.cuda.device_count()} CUDA devices; use auto or cpu")
-    return device
+    number = name.removeprefix("cuda:") if name.startswith("cuda:") else "0"
+    if name.startswith("cuda") and number.isdecimal() and int(number) >= torch.cuda.device_count():
+        raise UserError(f"no device {name:.20}: torch finds {torch.cuda.device_count()} CUDA devices; use auto or cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise UserError(f"no device {name:.20}: it may be auto, cpu, cuda or cuda:N") from None
 
 
 def device_of_rank(name: str) -> torch.device:

@@ -1,0 +1,71 @@
+"""stdout and stderr of the scripts: names in any encoding, and work that goes on where nothing can be said."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+
+def prepare_output() -> None:
+    """Make stdout and stderr take any text: what their encoding lacks is written as \\xNN.
+
+    Where the process started without one of its three streams, /dev/null takes its place. Otherwise the next file that
+    is opened would get its number, and with it whatever libraries write there.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def optional_output() -> Iterator[None]:
+    """While entered, what can't be written to stdout or stderr is lost, and nothing else is."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Optional(sys.stdout), _Optional(sys.stderr)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
+class _Optional:
+    """A text stream; from the first text on that can't be written it leads to /dev/null."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._giving_up():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._giving_up():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            with contextlib.suppress(OSError), open(os.devnull, "wb") as nothing:
+                # Also for what the stream still holds, and flushes when the process ends.
+                os.dup2(nothing.fileno(), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
