@@ -61,6 +61,7 @@ def test_a_system_without_it_is_no_limit(monkeypatch):
     assert workers_that_fit(4, MB, 0.1) == (4, 2)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 def test_config_yml_fits_what_docker_gives(room, tmp_path, capsys):
     folder = make_data(tmp_path)
     config = load_config(overrides=arguments(folder, tmp_path / "run"))
