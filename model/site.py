@@ -11,6 +11,7 @@ import numpy as np
 from model.export import export_onnx
 from model.loading import load_model
 from model.network import PConvUNet
+from model.regions import reach
 from utils.arguments import DEFAULT_WEIGHTS
 from utils.errors import UserError
 
@@ -33,9 +34,11 @@ def write_network(weights: Path | None, folder: Path) -> None:
 
 
 def region_of(net: PConvUNet) -> dict[str, int]:
-    """What the page cuts out around a hole: its corner at a `multiple`, and `reach` on all sides, px."""
-    multiple = 2**net.depth
-    return {"multiple": multiple, "reach": 4 * multiple}
+    """What the page cuts out around a hole: its corner at a `multiple`, and `reach` on all sides, px.
+
+    A base is worked out from the same part. It can see farther; what it misses there is a little of the smoothest.
+    """
+    return {"multiple": 2**net.depth, "reach": reach(net)}
 
 
 def halve_weights(source: Path, target: Path) -> None:

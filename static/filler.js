@@ -3,6 +3,7 @@
 import { RGB, RGBA, pngFile, upFiltered } from "./png.js";
 
 const SIDE = 512; // px: a picture up to this on both sides goes through the network whole
+const MOST = 2 ** 22; // px that go through the network at once, about 2 GB
 
 /** A mistake that the user can mend: one line to show. */
 export class FillError extends Error {}
@@ -60,6 +61,9 @@ export async function fill(photo, edits, mask, method, signal) {
   const hole = boxOf(mask);
   if (!mask.holes.includes(0)) throw new FillError("all of the picture is hole; nothing is left to fill it from");
   const region = regionOf(hole, photo);
+  if ((region.right - region.left) * (region.bottom - region.top) > MOST) {
+    throw new FillError("this hole is too large for the memory of a browser; fill parts of it, or use app.py");
+  }
   const [width, height] = [region.right - region.left, region.bottom - region.top];
   const pixels = cutRgba(photo.pixels, photo.width, region);
   for (const edit of edits) apply(edit, pixels, region);

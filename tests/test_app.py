@@ -175,7 +175,9 @@ def test_errors_are_those_of_predict(tmp_path, desk, capsys):
     assert "mask.png is 15×20 px and image photo.png is 451×300 px" in error_of(
         desk, "fill", [CHELSEA, small], **painted
     )
-    assert "has no black pixel" in error_of(desk, "fill", [CHELSEA, save_bytes(noise(300, 451, 1) | 128)], **painted)
+    assert "has no black pixel" in error_of(
+        desk, "fill", [CHELSEA, save_bytes(np.full((300, 451), 255, np.uint8))], **painted
+    )
     assert "16 bits" in error_of(desk, "save", [save_bytes(noise(9, 9, 1, np.uint16))], format=".jpg", places=[])
     assert "earlier fill does not fit" in error_of(desk, "save", [CHELSEA, small], format=".png", places=[[0, 0]])
     edits, _ = fill(desk, CHELSEA, [CHELSEA_MASK])

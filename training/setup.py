@@ -217,7 +217,7 @@ def begin_phase(
         rank, world_size = rank_and_world_size()
         samples = training_samples(config, data.lists.train_images, data.lists.train_masks, phase)
         last = state.step + phase.settle_batches
-        batches = training_batches(samples, config, state.step, last, None, rank, world_size, device)
+        batches = training_batches(samples, config, state.step, last, None, rank, world_size, device, beside=True)
         parts = (part for batch in batches for part in micro_batches(batch, config.train.accumulate))
         settle_encoder_batch_norm(state.net, parts)
     state.net.freeze_encoder_batch_norm(phase.freeze_encoder_batch_norm)
