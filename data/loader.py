@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from data.faults import Fault
 from data.prefetch import copied_ahead
 from data.samples import Sample, TrainingSamples, ValidationPairs
+from data.schedule import Phase
 from data.shared_memory import BESIDE, TRAINING, tell_of_fewer, workers_that_fit
 from utils.config import Config
 from utils.errors import UserError, message_of
-from utils.schedule import Phase
 
 # How long a worker still serves after SIGTERM: as long as torchrun, and Slurm, give the main process.
 _LAST_SECONDS = 30

@@ -16,15 +16,15 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from data.holes import draw_mask, spread_ratio
+from data.locking import locked
 from data.mask_files import HOLE_BINS, INDEX, bin_name, border_width, hole_ratio, write_mask
 from data.mask_stats import describe, draw_histogram, measure
 from data.names import is_image_name, list_images
 from data.order import BENCHMARK_MASKS, TRAIN_MASKS, VAL_MASKS, generator
+from data.parallel import in_processes
 from utils.config import Config, Style
 from utils.errors import UserError
 from utils.files import write_atomically
-from utils.locking import locked
-from utils.parallel import in_processes
 
 _OWN_MARK = ("Software", "masks.py --stats")  # a text in a histogram, which alone is overwritten
 

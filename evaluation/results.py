@@ -18,11 +18,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from data.locking import locked
 from evaluation.metrics import METRICS
 from evaluation.summary import Row
 from utils.errors import UserError
 from utils.files import write_atomically
-from utils.locking import locked
 
 _KEYS = Row._fields[:-1]  # all but the scores
 _COLUMNS = (*_KEYS, *METRICS)

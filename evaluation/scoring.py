@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -222,12 +223,18 @@ def score_pairs(
 
 def load_set_metrics(out: ResultsFolder, device: torch.device) -> SetMetrics:
     """FID and Inception score, with what an earlier run has seen."""
-    from evaluation.learned import SetMetrics, load_inception
-
-    sets = SetMetrics(load_inception(device))
+    learned = _learned()
+    sets = learned.SetMetrics(learned.load_inception(device))
     for path in out.all_features():
         sets.load(path)
     return sets
+
+
+def _learned() -> ModuleType:
+    """evaluation.learned, whose packages are needed for extras alone. UserError where one is missing."""
+    from evaluation import learned
+
+    return learned
 
 
 def to_tensor(picture: np.ndarray) -> torch.Tensor:
@@ -238,11 +245,7 @@ def to_tensor(picture: np.ndarray) -> torch.Tensor:
 def load_distances(extras: Sequence[str], device: torch.device) -> Callable[[np.ndarray], Distances]:
     """What networks see between a composite and the truth: VGG-16's distance and, if asked for, LPIPS."""
     vgg = VGG16Features().to(device)
-    lpips = None
-    if "lpips" in extras:
-        from evaluation.learned import load_lpips
-
-        lpips = load_lpips(device)
+    lpips = _learned().load_lpips(device) if "lpips" in extras else None
 
     @torch.inference_mode()
     def distances_to(truth: np.ndarray) -> Distances:

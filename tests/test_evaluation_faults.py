@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import evaluate
+from data.locking import locked
 from data.mask_files import write_mask
 from evaluation import scoring
 from evaluation.baselines import FILLS
@@ -23,7 +24,6 @@ from evaluation.report import terminal_table
 from evaluation.results import ResultsFolder
 from evaluation.summary import ALL, Key, Row, summarise
 from utils.errors import UserError
-from utils.locking import locked
 
 PROJECT = Path(__file__).resolve().parent.parent
 SIZE = 32  # px

@@ -9,6 +9,11 @@ from pathlib import Path
 
 from utils.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
+
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
@@ -32,12 +37,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _lock(descriptor: int, folder: Path) -> None:
     try:
-        import fcntl  # not on Windows
-
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(
             f"{folder} is in use: another process writes there; wait for it, or name another folder"
         ) from None
-    except (ImportError, OSError):
+    except (AttributeError, OSError):  # AttributeError: without fcntl
         pass
