@@ -16,7 +16,9 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 PROJECT = Path(__file__).resolve().parent.parent
-LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "runs", "datasets", "site", "node_modules", "__pycache__", ".*_cache")
+LEFT_OUT = shutil.ignore_patterns(
+    ".git", ".venv", "runs", "datasets", "site", "node_modules", "__pycache__", ".*_cache"
+)
 
 
 class Mutation(NamedTuple):
