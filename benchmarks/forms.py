@@ -107,7 +107,7 @@ def measure(forms: list[str]) -> dict[str, list[float]]:
                         one = plain if form == "transposed convolution" else folded
                         with without("nine products" if one is plain else ""):
                             if one is plain:
-                                with mock.patch("model.layer.fastest_form", lambda *_: "plain"):
+                                with mock.patch("model.layer.fastest_form", return_value="plain"):
                                     found["prediction"] = min(seconds(lambda: predict(plain)) for _ in range(2))
                             else:
                                 found["prediction"] = min(seconds(lambda: predict(folded)) for _ in range(2))

@@ -66,7 +66,7 @@ class TrainingSamples(Dataset[Sample]):
         return to_sample(image, self._mask(rng), faults)
 
     def hole_radius(self, count: int = 300) -> float:
-        """Px, to a tenth: the 99 % quantile of the largest circle in the holes of a sample. Measured on `count` masks."""
+        """Px, to a tenth: the 99 % quantile of the largest circle in the holes of a sample, of `count` masks."""
         masks = (self._mask(generator(HOLE_RADIUS, number, self.seed)) for number in range(count))
         return round(float(np.quantile([inscribed_radius(mask) * min(mask.shape) for mask in masks], 0.99)), 1)
 

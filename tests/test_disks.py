@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from utils.locking import locked
 
 import convert
 import main
@@ -26,7 +27,6 @@ from model import PConvUNet
 from utils.checkpoint import save_weights
 from utils.errors import UserError, reports_user_errors
 from utils.files import as_stored, write_atomically
-from utils.locking import locked
 from utils.processes import processes
 
 PROJECT = Path(__file__).resolve().parent.parent

@@ -1,4 +1,4 @@
-"""The commands of README.md and docs/: each is one that its script takes, and those of the README run in their order."""
+"""The commands of README.md and docs/: each is one that its script takes; those of the README run in their order."""
 
 import importlib
 import os
