@@ -19,10 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     models = name_models(args.model)
     try:
-        import uvicorn
-
-        from serving.server import Worker, is_loopback, make_server, our_hosts
-        from serving.worker import Settings
+        from serving.server import Settings, Worker, is_loopback, make_server, our_hosts, serve
     except ImportError as error:
         raise UserError(
             f"the page needs starlette and uvicorn, and {error.name} is missing; `pip install -r requirements-app.txt`"
@@ -43,11 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not args.no_browser:
                 webbrowser.open(url)
             server = make_server(worker, our_hosts(args.host))
-            config = uvicorn.Config(
-                server, log_level="warning", lifespan="off", ws="none", timeout_graceful_shutdown=1, server_header=False
-            )
             with contextlib.suppress(KeyboardInterrupt):  # the usual end
-                uvicorn.Server(config).run(sockets=[listening])
+                serve(server, listening)
         finally:
             worker.stop()
     return 0

@@ -13,7 +13,6 @@ from utils.arguments import DEFAULT_WEIGHTS, add_hole, path_argument, whole_numb
 from utils.errors import UserError, reports_user_errors
 from utils.startup import import_torch
 
-BASELINES = tuple(FILLS)
 EXTRAS = ("lpips", "fid", "inception_score")  # by networks of others: requirements-metrics.txt
 
 
@@ -49,7 +48,7 @@ def name_models(models: Sequence[str]) -> dict[str, Path]:
         if not checkpoint.is_file():
             raise UserError(f"--model: no such file: {checkpoint}")
         name = name.strip() or "/".join(checkpoint.absolute().with_suffix("").parts[-2:])
-        if name in named or name in BASELINES:
+        if name in named or name in FILLS:
             raise UserError(f"--model: two methods are called {name!r}; give a name: --model NAME={path}")
         named[name] = checkpoint
     return named
@@ -79,7 +78,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="a checkpoint or weights file, or `shipped`; repeatable",
     )
     parser.add_argument(
-        "--baseline", action="extend", nargs="+", default=[], choices=(*BASELINES, "all"), help="classical methods"
+        "--baseline", action="extend", nargs="+", default=[], choices=(*FILLS, "all"), help="classical methods"
     )
     parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="the folder of results")
     parser.add_argument("--size", type=whole_number(16), metavar="S", help="px of image and mask (that of each mask)")
@@ -92,7 +91,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (auto)")
     args = parser.parse_args(argv)
     if "all" in args.baseline:
-        args.baseline = [*args.baseline, *BASELINES]
+        args.baseline = [*args.baseline, *FILLS]
     args.baseline = [name for name in dict.fromkeys(args.baseline) if name != "all"]
     args.extra = list(dict.fromkeys(args.extra))
     if not args.model and not args.baseline:

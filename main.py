@@ -124,9 +124,7 @@ def read_config(args: argparse.Namespace) -> Config:
     try:
         str(folder).encode()
     except UnicodeEncodeError:
-        raise UserError(
-            f"--resume {path}: the name is not UTF-8, so no config can hold it; rename the folder"
-        ) from None
+        raise UserError(f"--resume {path}: the name is not UTF-8, as a config needs; rename the folder") from None
     config = load_config(folder / CONFIG_NAME, args.overrides, resume=True)
     return config.model_copy(update={"run": config.run.model_copy(update={"dir": str(folder)})})
 

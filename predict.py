@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import io
 import math
 import os
 import sys
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data.names import IMAGE_SUFFIXES, OUTPUT_FORMATS, list_images, other_pictures, tell_left_out
 from evaluation.baselines import FILLS
@@ -18,43 +16,13 @@ from utils.arguments import DEFAULT_WEIGHTS, add_hole, path_argument, whole_numb
 from utils.errors import UserError, reports_user_errors
 from utils.startup import import_torch
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from model import PConvUNet
-
-
 NETWORK = "network"  # the method that --model names
 _MASK = "_mask"  # of a mask's name: beach_mask.png belongs to beach.jpg
-
-
-def inpaint(model: PConvUNet, image: Tensor, mask: Tensor, grow_by: int = 0) -> Tensor:
-    """`model.inpaint`: fill the holes of images (N,3,H,W) in [0,1] of any size; mask (N,1,H,W), 1 = valid, 0 = hole.
-
-    grow_by: px that the holes grow first, as of --grow.
-    """
-    from model import inpaint as fill
-
-    return fill(model, image, grow(mask, grow_by))
-
-
-def grow(mask: Tensor, pixels: int) -> Tensor:
-    """The mask (N,1,H,W), 1 = valid, 0 = hole, with its holes grown by so many px in every direction."""
-    import torch
-
-    from data.mask_files import grow as grow_one
-
-    if pixels == 0:
-        return mask
-    grown = [torch.from_numpy(grow_one(one.cpu().numpy(), pixels)) for one in mask[:, 0]]
-    return torch.stack(grown)[:, None].to(mask)
 
 
 @reports_user_errors
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be valid in any encoding
-        sys.stdout.reconfigure(errors="backslashreplace")
     for folder in (path for path in dict.fromkeys([args.image, args.mask]) if path.is_dir()):
         tell_left_out(folder, other_pictures(folder))
     pairs = pair_up(args.image, args.mask, args.output, args.format)

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from data.mask_files import alpha_note, grow, hole_ratio, read_mask
 from data.photo import WHOLE, Photo, Place, check_keeps, read_photo, write_photo
 from evaluation import baselines
 from model import PConvUNet, load_for_prediction
+from model import inpaint as inpaint_holes
 from model.octaves import OctaveFiller, trusted_radius
 from model.regions import Box
 from utils.errors import UserError
@@ -194,3 +196,18 @@ def the_mask(candidates: Sequence[Path], image: Path, source: Path) -> Path:
 def warn(line: str) -> None:
     """Write a line to stderr, above the progress bar."""
     tqdm.write(line, file=sys.stderr)
+
+
+def inpaint(net: PConvUNet, image: Tensor, mask: Tensor, grow_by: int = 0) -> Tensor:
+    """`model.inpaint`: fill the holes of images (N,3,H,W) in [0,1] of any size; mask (N,1,H,W), 1 = valid, 0 = hole.
+
+    grow_by: px that the holes grow first, as of --grow.
+    """
+    return inpaint_holes(net, image, grown(mask, grow_by))
+
+
+def grown(mask: Tensor, pixels: int) -> Tensor:
+    """The mask (N,1,H,W), 1 = valid, 0 = hole, with its holes grown by so many px in every direction."""
+    if pixels == 0:
+        return mask
+    return torch.stack([torch.from_numpy(grow(one.cpu().numpy(), pixels)) for one in mask[:, 0]])[:, None].to(mask)

@@ -19,7 +19,7 @@ import cv2
 from benchmarks.tables import Row, show
 from data.holes import STYLES, draw_mask, spread_ratio
 from data.order import TRAIN_MASKS, generator
-from utils.parallel import cores, in_processes
+from data.parallel import cores, in_processes
 
 PROJECT = Path(__file__).resolve().parent.parent
 SIZE = 512  # px

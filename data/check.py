@@ -20,9 +20,9 @@ from data.faults import check_size, not_all_hole, one_line, read_picture
 from data.images import open_picture
 from data.listing import find_masks, list_of_images
 from data.mask_files import HOLE_BINS, alpha_note, bin_name, hole_bin, hole_ratio, read_mask
+from data.parallel import cores, in_processes
 from utils.config import Config, HoleColour
 from utils.errors import UserError
-from utils.parallel import cores, in_processes
 
 LOOKED_AT = 64  # masks, before a run starts
 

@@ -13,10 +13,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.images import open_image, to_rgb
+from data.schedule import Schedule
 from utils.config import Config, HoleColour
 from utils.errors import UserError
 from utils.files import append, write_atomically
-from utils.schedule import Schedule
 
 SMALLEST = 16  # px of the shorter side, the least data.image_size: in less there is nothing to learn from
 LEAST_MET = 1000  # images; data.max_bad is a share of at least so many, or of all: few tell nothing about the rest

@@ -95,8 +95,8 @@ class ImageList(Sequence[str]):
         return zlib.decompress(self._data[start:end]).decode("utf-8", "surrogatepass").split("\0")
 
 
-def _mapped(path: str | Path) -> mmap.mmap:
-    """The bytes of a file. ValueError where it is no whole list."""
+def _mapped(path: str | Path) -> bytes | mmap.mmap:
+    """The bytes of a file, mapped where that can be done. ValueError where it is no whole list."""
     with open(path, "rb") as file:
         head = file.read(_HEAD.size)
         if len(head) < _HEAD.size or file.read(_CHECKSUM.size) != _CHECKSUM.pack(zlib.crc32(head)):
@@ -104,7 +104,11 @@ def _mapped(path: str | Path) -> mmap.mmap:
         kind, _, _, _, checksum = _HEAD.unpack(head)
         if kind != _KIND or _crc32(file) != checksum:
             raise ValueError(f"damaged, or a list of another version: {path}")
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError:  # some network and FUSE file systems map nothing
+            file.seek(0)
+            return file.read()
 
 
 def _crc32(file: IO[bytes]) -> int:

@@ -14,6 +14,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from utils.errors import UserError
+from utils.files import as_stored
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, px
 
@@ -74,7 +75,7 @@ class OpenPicture:
         left, top, right, bottom = part
         if part == stored and self._orientation == 1 and image.format == "JPEG" and image.mode == "RGB":
             # The same pixels as Pillow's in less time. None where the file is broken: Pillow says why.
-            pixels = cv2.imdecode(np.fromfile(self._path, np.uint8), _AS_STORED)
+            pixels = cv2.imdecode(np.fromfile(as_stored(self._path), np.uint8), _AS_STORED)
             if pixels is not None:
                 return pixels[top:bottom, left:right]
         image.load()
@@ -123,7 +124,7 @@ def _opened(path: str | Path, data: bytes | None = None) -> Iterator[Image.Image
             warnings.simplefilter("ignore")  # of large images and of damaged EXIF; neither stops us
             # By a stream: of a name Pillow would map an uncompressed file, and turn a TIFF with its sides swapped.
             with (
-                open(path, "rb") if data is None else io.BytesIO(data) as file,
+                open(as_stored(path), "rb") if data is None else io.BytesIO(data) as file,
                 Image.open(file) as image,
             ):
                 yield image

@@ -15,6 +15,7 @@ from pathlib import Path
 from data.image_list import ImageList
 from data.listing import changed_folders, find_masks, list_of_images, root_of, stamp_of
 from utils.errors import UserError
+from utils.files import as_stored
 
 # Of a list that was read from a text file: so many of its images are looked for, evenly spread.
 _LOOKED_FOR = 10_000
@@ -98,7 +99,7 @@ def missing_files(images: ImageList, changed: set[str]) -> list[str]:
     """
     if "" not in images.stamps and not any(name.endswith("/") for name in images.stamps):
         some = images[:: max(1, len(images) // _LOOKED_FOR)]
-        return [path for path in some if not os.path.isfile(path)]
+        return [path for path in some if not os.path.isfile(as_stored(path))]
     if not changed:
         return []
     there = {folder: _names_in(os.path.join(images.root, folder)) for folder in changed}

@@ -14,8 +14,16 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from data.image_list import ImageList
-from data.names import IMAGE_SUFFIXES, is_image_name, list_images
+from data.names import (
+    IMAGE_SUFFIXES,
+    is_image_name,
+    is_other_picture,
+    list_images,
+    other_pictures,
+    tell_left_out,
+)
 from utils.errors import UserError
+from utils.files import as_stored
 
 # Photographs that the scikit-image wheel carries, so that a first run needs no data set.
 SAMPLE = {
@@ -26,6 +34,8 @@ SAMPLE = {
 
 # More than there are cores: they wait for the disk, above all for one in the network.
 _THREADS = 16
+# Folders that systems make beside people's own: previews of a Synology, wastebaskets, macOS's halves of files.
+_NO_PICTURES = {"@eadir", "$recycle.bin", "#recycle", "__macosx", "system volume information", "lost+found"}
 _TOLD_EVERY = 10_000  # files, so that a single large folder shows progress too
 
 
@@ -68,6 +78,7 @@ def find_masks(folder: str, key: str) -> list[Path]:
     if not Path(folder).is_dir():
         raise UserError(f"{key}: no such folder: {folder}; {advice}")
     masks = list_images(Path(folder))
+    tell_left_out(folder, other_pictures(Path(folder)))
     if not masks:
         raise UserError(f"{key}: no masks in {folder}; {advice}")
     return masks
@@ -112,6 +123,7 @@ class _Folder(NamedTuple):
     files: str  # names of its images, sorted, joined by \0: a fifth of the memory that as many strings take
     folders: list[tuple[str, str]]  # names of the folders in it, and where each really is
     stamp: list[int] | None
+    others: list[str]  # names of its pictures of other kinds, which are left out
 
 
 def _search_folder(root: Path, key: str) -> tuple[Iterator[str], dict[str, Any]]:
@@ -131,6 +143,7 @@ def _search_folder(root: Path, key: str) -> tuple[Iterator[str], dict[str, Any]]
     if not any(folder.files for folder in visited.values()):
         kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
         raise UserError(f"{key}: no images ({kinds}) in the folder {root} or below it")
+    tell_left_out(root, [f"{name}{other}" for name, folder in visited.items() for other in folder.others])
     return _in_order(visited), {name: folder.stamp for name, folder in visited.items()}
 
 
@@ -161,6 +174,7 @@ def _read_folders(root: str, bar: tqdm) -> dict[str, _Folder]:
 
 def _read_folder(path: str, real: str, bar: tqdm) -> _Folder:
     files: list[str] = []
+    others: list[str] = []
     folders: list[tuple[str, str]] = []
     stamp = stamp_of(path)  # before the names: what comes while they are read shows later
 
@@ -170,15 +184,17 @@ def _read_folder(path: str, real: str, bar: tqdm) -> _Folder:
 
     with os.scandir(path) as entries:
         for entry in entries:
-            if entry.is_dir() and not entry.name.startswith("."):
+            if entry.is_dir() and not entry.name.startswith(".") and entry.name.lower() not in _NO_PICTURES:
                 place = os.path.join(real, entry.name)
                 folders.append((entry.name, os.path.realpath(place) if entry.is_symlink() else place))
             elif is_image_name(entry.name) and entry.is_file():
                 files.append(entry.name)
                 if len(files) % _TOLD_EVERY == 0:
                     tell(_TOLD_EVERY)
+            elif is_other_picture(entry.name):
+                others.append(entry.name)
     tell(len(files) % _TOLD_EVERY)
-    return _Folder("\0".join(sorted(files)), folders, stamp)
+    return _Folder("\0".join(sorted(files)), folders, stamp, sorted(others))
 
 
 def _in_order(visited: dict[str, _Folder]) -> Iterator[str]:
@@ -205,7 +221,7 @@ def _read_list(path: Path, key: str) -> Iterator[str]:
 
     The first of them is looked for, so that a wrong folder shows early.
     """
-    rooted = None
+    rooted, below = None, ""
     try:
         with open(path, encoding="utf-8-sig") as file:
             for number, line in enumerate(tqdm(file, f"{key}: reading {path}", leave=False, delay=1, disable=None), 1):
@@ -217,16 +233,36 @@ def _read_list(path: Path, key: str) -> Iterator[str]:
                 if rooted is None:
                     # Places365 writes /a/airfield/1.jpg and means a folder beside the list, not the root of the disk.
                     rooted = name.startswith("/") and not os.path.exists(name)
-                    first = os.path.join(path.parent, name.lstrip("/") if rooted else name)
-                    if not os.path.isfile(first):
-                        raise UserError(f"{key}: no image {first}, the first of {path}; paths are relative to the list")
-                yield name.lstrip("/") if rooted else name
+                    below = _place_of(name.lstrip("/") if rooted else name, path, key)
+                yield os.path.join(below, name.lstrip("/") if rooted else name)
     except UnicodeDecodeError:
         raise UserError(f"{key}: not a text file of paths in UTF-8: {path}") from None
     except PermissionError:
         raise UserError(f"{key}: no permission to read {path}") from None
     if rooted is None:
         raise UserError(f"{key}: the list {path} is empty")
+
+
+def _place_of(name: str, path: Path, key: str) -> str:
+    """Where the first image of a list lies: beside the list, "", or in a folder beside it, as data_large of Places365.
+
+    UserError where it is in none of them, or in several.
+    """
+    first = os.path.join(path.parent, name)
+    if os.path.isfile(as_stored(first)):
+        return ""
+    with os.scandir(path.parent) as entries:
+        folders = sorted(entry.name for entry in entries if entry.is_dir())
+    found = [folder for folder in folders if os.path.isfile(as_stored(os.path.join(path.parent, folder, name)))]
+    if not found:
+        raise UserError(
+            f"{key}: no image {first}, the first of {path}; paths are relative to the list, or to a folder beside it"
+        )
+    if len(found) > 1:
+        raise UserError(
+            f"{key}: {name}, the first of {path}, lies in {' and in '.join(found)}; move the list into one of them"
+        )
+    return found[0]
 
 
 def _without_label(line: str) -> str:

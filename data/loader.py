@@ -21,9 +21,10 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from data.faults import Fault
 from data.prefetch import copied_ahead
 from data.samples import Sample, TrainingSamples, ValidationPairs
+from data.schedule import Phase
+from data.shared_memory import BESIDE, TRAINING, tell_of_fewer, workers_that_fit
 from utils.config import Config
 from utils.errors import UserError, message_of
-from utils.schedule import Phase
 
 # How long a worker still serves after SIGTERM: as long as torchrun, and Slurm, give the main process.
 _LAST_SECONDS = 30
@@ -112,15 +113,19 @@ def training_batches(
     rank: int = 0,
     world_size: int = 1,
     device: torch.device | str = "cpu",
+    beside: bool = False,
 ) -> Batches:
     """The batches of steps first_step … last_step − 1 of the samples' phase, on the device, float32.
 
     A batch is an image (B,3,H,W) and a mask (B,1,H,W).
     Each rank gets its share of every batch: see StepBatches.
     tell: is called with each broken picture of a batch, in this process, before the batch comes.
+    beside: they are used while others of the training lie ready, so they must do with less shared memory.
     """
     batches = StepBatches(samples.phase, first_step, last_step, config.train.accumulate, rank, world_size)
-    return Batches(samples, device, tell, batch_sampler=batches, **_loading(config))
+    share, tells = (BESIDE, False) if beside else (TRAINING, rank == 0)
+    loading = _loading(config, samples.phase.batch_size // world_size, samples.size, share, tells)
+    return Batches(samples, device, tell, batch_sampler=batches, **loading)
 
 
 def validation_batches(
@@ -129,16 +134,25 @@ def validation_batches(
     """All validation pairs in order, in batches of the size of a micro-batch, on the device. Each rank gets every
     world_size-th pair. The loader's sampler holds their numbers."""
     size = max(1, config.train.batch_size // (config.train.accumulate * world_size))
-    return Batches(pairs, device, batch_size=size, sampler=range(rank, len(pairs), world_size), **_loading(config))
+    loading = _loading(config, size, config.data.image_size, BESIDE)
+    return Batches(pairs, device, batch_size=size, sampler=range(rank, len(pairs), world_size), **loading)
 
 
-def _loading(config: Config) -> dict[str, Any]:
-    """DataLoader's arguments. A generator of its own: an iteration must not draw from torch's global one."""
+def _loading(config: Config, batch: int, size: int, share: float, tells: bool = False) -> dict[str, Any]:
+    """DataLoader's arguments for batches of so many images of size×size px, which fit into a share of shared memory.
+
+    tells: says so where that takes fewer workers than data.workers.
+    """
+    batch_bytes = batch * size * size * 4  # three colours and a mask
+    workers, prefetch = workers_that_fit(config.data.workers, batch_bytes, share)
+    if tells:
+        tell_of_fewer(config.data.workers, workers, batch_bytes)
     return {
-        "num_workers": config.data.workers,
+        "num_workers": workers,
+        "prefetch_factor": prefetch or None,
         "worker_init_fn": _start_worker,
         "pin_memory": torch.cuda.is_available() and config.run.device != "cpu",
-        "generator": torch.Generator(),
+        "generator": torch.Generator(),  # of its own: an iteration must not draw from torch's global one
     }
 
 
@@ -166,7 +180,8 @@ def reports_killed_workers() -> Iterator[None]:
         if not told and isinstance(error, RuntimeError):
             raise
         how = told[1] if told else "ended"
-        raise UserError(f"a data worker {how}; was memory short? Fewer data.workers need less") from None
+        lacking = "memory short, or /dev/shm full" if "Bus error" in how else "memory short"
+        raise UserError(f"a data worker {how}; was {lacking}? Fewer data.workers need less") from None
 
 
 def _start_worker(_: int) -> None:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
 from data.holes import draw_mask, spread_ratio
+from data.locking import locked
 from data.mask_files import HOLE_BINS, INDEX, bin_name, border_width, hole_ratio, write_mask
 from data.mask_stats import describe, draw_histogram, measure
 from data.names import is_image_name, list_images
 from data.order import BENCHMARK_MASKS, TRAIN_MASKS, VAL_MASKS, generator
+from data.parallel import in_processes
 from utils.config import Config, Style
 from utils.errors import UserError
 from utils.files import write_atomically
-from utils.parallel import in_processes
+
+_OWN_MARK = ("Software", "masks.py --stats")  # a text in a histogram, which alone is overwritten
 
 RECORD = "masks.json"  # lies in every folder that masks.py fills: how the masks were made, and that it was masks.py
 OWN_NAME = re.compile(r"\d{6,}\.png|\.\d{6,}\.png\.part")  # masks, and what a killed run left of one
@@ -48,20 +55,20 @@ def make_masks(config: Config, force: bool, processes: int | None) -> None:
         (TRAIN_MASKS, Path(masks.train_dir), masks.train_count, "masks.train_dir"),
         (VAL_MASKS, Path(masks.val_dir), masks.val_count, "masks.val_dir"),
     ]
-    for _, folder, _, key in sets:
-        check_folder(folder, force, f"set {key} to another")
-    for purpose, folder, count, key in sets:
-        jobs = []
-        for i in range(count):
-            ratio = spread_ratio(i, *masks.hole_ratio, size)
-            jobs.append(MaskJob(folder / file_name(i), seed, purpose, i, size, masks.style, ratio))
-        settings = {"set": key, "hole_ratio": list(masks.hole_ratio)}
-        fill_folder(folder, jobs, settings, processes)
+    with contextlib.ExitStack() as held:
+        for _, folder, _, key in sets:
+            held.enter_context(opened_folder(folder, force, f"set {key} to another"))
+        for purpose, folder, count, key in sets:
+            jobs = []
+            for i in range(count):
+                ratio = spread_ratio(i, *masks.hole_ratio, size)
+                jobs.append(MaskJob(folder / file_name(i), seed, purpose, i, size, masks.style, ratio))
+            settings = {"set": key, "hole_ratio": list(masks.hole_ratio)}
+            fill_folder(folder, jobs, settings, processes)
 
 
 def make_benchmark(folder: Path, config: Config, per_bin: int, size: int, force: bool, processes: int | None) -> None:
     """Make a test set as the paper's (§4.1), with `per_bin` masks for each bin with a border and as many without."""
-    check_folder(folder, force, "name another", (RECORD, INDEX))
     wide = border_width(size)
     room = (size - 2 * wide) ** 2 / size**2
     jobs: list[MaskJob] = []
@@ -76,17 +83,28 @@ def make_benchmark(folder: Path, config: Config, per_bin: int, size: int, force:
                 path = folder / file_name(len(jobs))
                 jobs.append(MaskJob(path, config.run.seed, purpose, i, size, config.masks.style, ratio, border))
                 rows.append((path.name, bin_name(index), border))
-    (folder / INDEX).unlink(missing_ok=True)  # of the masks that go
-    ratios = fill_folder(folder, jobs, {"set": "benchmark", "per_bin": per_bin, "border": wide}, processes)
-    lines = [
-        f"{name},{ratio:.6f},{bin_text},{border}" for (name, bin_text, border), ratio in zip(rows, ratios, strict=True)
-    ]
-    text = "\n".join(["file,ratio,bin,border", *lines]) + "\n"
-    write_atomically(folder / INDEX, lambda part: part.write_text(text, encoding="utf-8"))
+    with opened_folder(folder, force, "name another", (RECORD, INDEX)):
+        (folder / INDEX).unlink(missing_ok=True)  # of the masks that go
+        ratios = fill_folder(folder, jobs, {"set": "benchmark", "per_bin": per_bin, "border": wide}, processes)
+        lines = [
+            f"{name},{ratio:.6f},{bin_text},{border}"
+            for (name, bin_text, border), ratio in zip(rows, ratios, strict=True)
+        ]
+        text = "\n".join(["file,ratio,bin,border", *lines]) + "\n"
+        write_atomically(folder / INDEX, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def file_name(number: int) -> str:
     return f"{number:06d}.png"
+
+
+@contextlib.contextmanager
+def opened_folder(folder: Path, force: bool, otherwise: str, writes: Sequence[str] = (RECORD,)) -> Iterator[None]:
+    """A folder that masks may be written into, which this process has to itself. UserError as check_folder."""
+    check_folder(folder, force, otherwise, writes)  # before a new folder is made
+    with locked(folder):
+        check_folder(folder, force, otherwise, writes)  # another process may have filled it
+        yield
 
 
 def check_folder(folder: Path, force: bool, otherwise: str, writes: Sequence[str] = (RECORD,)) -> None:
@@ -158,6 +176,15 @@ def write_job(job: MaskJob) -> float:
 # --- looking at masks ------------------------------------------------------------------------------------------
 
 
+def is_own_histogram(path: Path) -> bool:
+    """Whether a file is what show_stats drew before."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get(_OWN_MARK[0]) == _OWN_MARK[1]
+    except (OSError, ValueError, SyntaxError):
+        return False
+
+
 def show_stats(folder: Path, hole: str, out: Path, processes: int | None) -> int:
     """Print what the masks of a folder are like and draw a histogram. Exit code 1 where a file can't be read."""
     paths = list_images(folder)
@@ -169,6 +196,8 @@ def show_stats(folder: Path, hole: str, out: Path, processes: int | None) -> int
         raise UserError(f"the histogram {out} would lie among the masks; name another place with --out FILE")
     if not out.resolve().parent.is_dir():
         raise UserError(f"--out: no such folder: {out.parent}")
+    if out.exists() and not is_own_histogram(out):
+        raise UserError(f"--out: {out} is there and no histogram of masks.py, so it stays; name another")
     found = list(in_processes(measure, [(path, hole) for path in paths], processes, str(folder), "masks"))
     masks = [mask for mask in found if mask.fault is None]
     for mask in found:
@@ -177,6 +206,8 @@ def show_stats(folder: Path, hole: str, out: Path, processes: int | None) -> int
     print(f"{folder}: {len(masks)} masks, {len(found) - len(masks)} unreadable files; holes are {hole}")
     if masks:
         print(describe(masks, hole))
-        draw_histogram(masks, hole, folder).save(out)
+        marks = PngInfo()
+        marks.add_text(*_OWN_MARK)
+        draw_histogram(masks, hole, folder).save(out, pnginfo=marks)
         print(f"histogram: {out}")
     return 0 if len(masks) == len(found) else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Iterable
@@ -17,7 +18,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from data.images import exif_orientation, open_image
 from data.names import OUTPUT_FORMATS
 from utils.errors import UserError
-from utils.files import write_atomically
+from utils.files import as_stored, write_atomically
 
 # From pixels as stored to pixels as shown, by EXIF orientation. All are views.
 _SHOW = {
@@ -40,6 +41,18 @@ _TIFF_BITS = 258  # tag
 Place = tuple[slice, slice]  # rows and columns
 WHOLE: Place = slice(None), slice(None)
 
+# PNG's chunks about colours (three of them for HDR) and about how large and how tall a pixel is.
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_KEPT = (b"cICP", b"mDCV", b"cLLI", b"sRGB", b"gAMA", b"cHRM", b"pHYs")
+_METRE = 1 / 0.0254  # inches
+
+# What PNG's chunks say of sRGB, which any reader takes for granted where nothing is said.
+_SRGB = {
+    b"cICP": (bytes([1, 13, 0, 1]),),
+    b"gAMA": (struct.pack(">I", 45455), struct.pack(">I", 45454)),
+    b"cHRM": (struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000),),
+}
+
 
 @dataclass(frozen=True)
 class Photo:
@@ -48,6 +61,8 @@ class Photo:
     pixels: np.ndarray
     icc_profile: bytes | None = None
     orientation: int = 1  # EXIF, 1 to 8
+    dpi: tuple[float, float] | None = None  # across and down
+    png_chunks: tuple[tuple[bytes, bytes], ...] = ()  # kind and content of what a PNG says of its colours and pixels
 
     @property
     def has_alpha(self) -> bool:
@@ -99,20 +114,90 @@ def read_photo(path: Path, data: bytes | None = None) -> Photo:
     than can be kept.
     """
     image = open_image(path, data)
-    profile = image.info.get("icc_profile")
+    profile: bytes | None = image.info.get("icc_profile")
+    chunks: tuple[tuple[bytes, bytes], ...] = ()
+    if image.format in (*_DEEP, "PNG"):
+        file = Path(as_stored(path)).read_bytes() if data is None else data
+        chunks = _png_chunks(file) if image.format == "PNG" else ()
     if image.mode.startswith("I"):
         pixels = _grey_16_bit(image)
-    elif image.format == "PNG" and (file := data or path.read_bytes())[_PNG_BITS] == 16:
+    elif image.format == "PNG" and file[_PNG_BITS] == 16:
         pixels = _decode_16_bit_png(file, path)
     else:
-        if isinstance(image, TiffImageFile) and max(image.tag_v2.get(_TIFF_BITS, (8,))) > 8:
-            raise UserError(f"image {path} is a TIFF with more than 8 bits a channel of colour; save it as PNG")
+        tiff_bits = max(image.tag_v2.get(_TIFF_BITS, (8,))) if isinstance(image, TiffImageFile) else 8
+        if tiff_bits > 8 or (image.format in _DEEP and _DEEP[image.format](file)):
+            raise UserError(
+                f"image {path} ({image.format}) has more than 8 bits a channel of colour, which it loses; save a PNG"
+            )
         if image.mode in ("CMYK", "LAB"):  # their profiles say nothing about RGB
             profile = None
         grey = image.mode in ("1", "L", "LA")
         mode = ("L" if grey else "RGB") + ("A" if image.has_transparency_data else "")
         pixels = np.asarray(image.convert(mode))
-    return Photo(pixels.reshape(*pixels.shape[:2], -1), profile, exif_orientation(image))
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    return Photo(pixels, profile, exif_orientation(image), _resolution(image), chunks)
+
+
+def _resolution(image: Image.Image) -> tuple[float, float] | None:
+    """Dots per inch, across and down, as the file or its EXIF block says. None where neither does so well."""
+    try:
+        dpi = image.info.get("dpi")
+        # Pillow makes one up for a JPEG or a TIFF that says nothing.
+        if image.format in ("JPEG", "MPO") and image.info.get("jfif_unit") not in (1, 2):
+            dpi = None
+        if isinstance(image, TiffImageFile) and ExifTags.Base.XResolution not in image.tag_v2:
+            return None
+        if dpi is None:
+            exif = image.getexif()
+            per_inch = 2.54 if exif.get(ExifTags.Base.ResolutionUnit) == 3 else 1.0  # 3: of a centimetre
+            dpi = [per_inch * float(exif[tag]) for tag in (ExifTags.Base.XResolution, ExifTags.Base.YResolution)]
+        across, down = (float(value) for value in dpi)
+    except Exception:  # as many kinds as there are ways to damage an EXIF block; the picture itself is whole
+        return None
+    return (across, down) if 0 < across < 1e5 and 0 < down < 1e5 else None
+
+
+def _png_chunks(file: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    """Those of _PNG_KEPT that a PNG has before its pixels, in their order."""
+    found, place = [], len(_PNG_SIGNATURE)
+    while place + 8 <= len(file):
+        length, kind = struct.unpack_from(">I4s", file, place)
+        if kind == b"IDAT":
+            break
+        if kind in _PNG_KEPT:
+            found.append((kind, file[place + 8 : place + 8 + length]))
+        place += length + 12
+    return tuple(found)
+
+
+def _ppm_is_deep(file: bytes) -> bool:
+    """Whether the largest value, the third number of a PPM, is beyond 8 bits."""
+    words = re.sub(rb"#[^\n]*", b"", file[:2000]).split()
+    return len(words) > 3 and words[3].isdigit() and int(words[3]) > 255
+
+
+def _jpeg_2000_is_deep(file: bytes) -> bool:
+    """Whether a component has more than 8 bits: after SOC and SIZ, of 36 bytes and the number of components."""
+    start = file.find(b"\xff\x4f\xff\x51")
+    if start < 0 or len(file) < start + 42:
+        return False
+    (components,) = struct.unpack_from(">H", file, start + 40)
+    return any((bits & 127) + 1 > 8 for bits in file[start + 42 : start + 42 + 3 * components : 3])
+
+
+def _avif_is_deep(file: bytes) -> bool:
+    """Whether the configuration of its codec, av1C, has the bit of high depth."""
+    start = file.find(b"av1C")
+    return 0 <= start < len(file) - 7 and bool(file[start + 6] & 0x40)
+
+
+# By Pillow's words for kinds of which it gives 8 bits of each colour, whatever they have: whether it is more.
+_DEEP = {
+    "PPM": _ppm_is_deep,
+    "JPEG2000": _jpeg_2000_is_deep,
+    "SGI": lambda file: file[3:4] == b"\2",  # bytes of a channel
+    "AVIF": _avif_is_deep,
+}
 
 
 def _grey_16_bit(image: Image.Image) -> np.ndarray:
@@ -140,18 +225,23 @@ def check_keeps(path: Path, photo: Photo) -> None:
     """UserError where a file of this name can't hold what the photograph has."""
     suffix = path.suffix.lower()
     lost = ""
+    described = [kind for kind, content in photo.png_chunks if content not in _SRGB.get(kind, (content,))]
+    if photo.icc_profile:  # it goes before all but cICP
+        described = [kind for kind in described if kind == b"cICP"]
     if suffix != ".png" and photo.pixels.dtype == np.uint16:
         lost = "16 bits a channel"
     elif suffix in (".jpg", ".jpeg") and photo.has_alpha:
         lost = "an alpha channel"
     elif suffix == ".webp" and photo.pixels.shape[2] <= 2 and photo.icc_profile:
         lost = "a grey colour profile"
+    elif suffix != ".png" and described:
+        lost = f"colours that PNG's chunk {described[0].decode()} describes"
     if lost:
         raise UserError(f"--output {path}: the image has {lost}, which {suffix} can't keep; name it .png")
 
 
 def write_photo(photo: Photo, path: Path) -> None:
-    """Write the photograph, lossless but for JPEG, with its profile and orientation; of EXIF the orientation alone.
+    """Write the photograph, lossless but for JPEG, with its profile, resolution and orientation; of EXIF that alone.
 
     The rest of EXIF often holds a small copy of the picture before its repair. Missing folders are made, an old file
     is replaced whole. UserError where it can't be written.
@@ -176,8 +266,27 @@ def encode_photo(photo: Photo, suffix: str) -> bytes:
     kind, options = OUTPUT_FORMATS[suffix]
     image = Image.fromarray(photo.pixels[..., 0] if photo.pixels.shape[2] == 1 else photo.pixels)
     file = io.BytesIO()
-    image.save(file, format=kind, icc_profile=photo.icc_profile, exif=exif, **options)
+    if photo.dpi and kind == "WEBP":  # it has no other place for it
+        exif[ExifTags.Base.XResolution], exif[ExifTags.Base.YResolution] = photo.dpi
+        exif[ExifTags.Base.ResolutionUnit] = 2  # of an inch
+    elif photo.dpi:
+        options = {**options, "dpi": photo.dpi}
+    if exif:
+        options = {**options, "exif": exif}
+    image.save(file, format=kind, icc_profile=photo.icc_profile, **options)
     return file.getvalue()
+
+
+def _chunks_to_write(photo: Photo) -> list[tuple[bytes, bytes]]:
+    """PNG's chunks about colours and pixels: as they were read, or with the resolution of another kind of file."""
+    chunks = list(photo.png_chunks)
+    if photo.dpi and not any(kind == b"pHYs" for kind, _ in chunks):
+        chunks.append((b"pHYs", struct.pack(">IIB", *(round(value * _METRE) for value in photo.dpi), 1)))
+    return chunks
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def _encode_png(photo: Photo, exif: Image.Exif) -> bytes:
@@ -194,12 +303,10 @@ def _encode_png(photo: Photo, exif: Image.Exif) -> bytes:
     filtered[0, 1:] = rows[0]
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])  # modulo 256
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, _PNG_COLOURS[channels], 0, 0, 0))]
+    chunks += _chunks_to_write(photo)
     if photo.icc_profile:
         chunks.append((b"iCCP", b"ICC Profile\0\0" + zlib.compress(photo.icc_profile)))
     if exif:
         chunks.append((b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")))
     chunks += [(b"IDAT", zlib.compress(filtered.data, 1)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-        for kind, content in chunks
-    )
+    return _PNG_SIGNATURE + b"".join(_chunk(*chunk) for chunk in chunks)

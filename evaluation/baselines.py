@@ -1,20 +1,21 @@
 """Classical methods to compare with. Each fills the hole of a picture from what lies around it.
 
-A function with `@baseline` is all that a method needs: predict.py and evaluate.py take their choices from FILLS. Their
-libraries are imported when one fills, as --help needs the names alone.
+A function with `@baseline` is all that a method needs: predict.py and evaluate.py take their choices from FILLS. It
+gets its library as the first argument, imported when the method first fills: --help needs the names alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
 
 # A picture (H,W,3), float32 in [0,1], and its mask (H,W), uint8, 0 = hole; to a picture that is filled there.
 Fill: TypeAlias = "Callable[[np.ndarray, np.ndarray], np.ndarray]"
+FillWith: TypeAlias = "Callable[[Any, np.ndarray, np.ndarray], np.ndarray]"  # of a library, a picture, its mask
 
 FILLS: dict[str, Fill] = {}  # by the name that the command line has for them
 
@@ -22,12 +23,15 @@ _LIBRARIES: dict[str, tuple[str, str]] = {}  # title and module, by the same nam
 _RADIUS = 3  # px around a pixel that cv2.inpaint looks at
 
 
-def baseline(name: str, title: str, module: str) -> Callable[[Fill], Fill]:
-    """Make a function the method of this name. title, module: of the library that it is of."""
+def baseline(name: str, title: str, module: str) -> Callable[[FillWith], Fill]:
+    """Make a function of (library, image, mask) the method of this name. title, module: of the library."""
 
-    def register(fill: Fill) -> Fill:
+    def register(function: FillWith) -> Fill:
+        def fill(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+            return function(import_module(module), image, mask)
+
         FILLS[name] = fill
-        _LIBRARIES[name] = title, module
+        _LIBRARIES[name] = title, module.partition(".")[0]
         return fill
 
     return register
@@ -35,40 +39,32 @@ def baseline(name: str, title: str, module: str) -> Callable[[Fill], Fill]:
 
 def version_of(name: str) -> str:
     """The library that a baseline is of, and its version: with another, its scores may differ."""
-    title, module = _LIBRARIES[name]
-    return f"{title} {import_module(module).__version__}"
+    title, package = _LIBRARIES[name]
+    return f"{title} {import_module(package).__version__}"
 
 
 @baseline("telea", "OpenCV", "cv2")
-def telea(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def telea(cv2: Any, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Fast marching (Telea 2004), by OpenCV."""
-    import cv2
-
-    return _opencv(image, mask, cv2.INPAINT_TELEA)
+    return _opencv(cv2, image, mask, cv2.INPAINT_TELEA)
 
 
 @baseline("navier-stokes", "OpenCV", "cv2")
-def navier_stokes(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def navier_stokes(cv2: Any, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Fluid dynamics (Bertalmio et al. 2001), by OpenCV."""
-    import cv2
-
-    return _opencv(image, mask, cv2.INPAINT_NS)
+    return _opencv(cv2, image, mask, cv2.INPAINT_NS)
 
 
-@baseline("biharmonic", "scikit-image", "skimage")
-def biharmonic(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+@baseline("biharmonic", "scikit-image", "skimage.restoration")
+def biharmonic(restoration: Any, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The biharmonic equation (Damelin and Hoang 2018), by scikit-image."""
-    import numpy as np
-    from skimage.restoration import inpaint_biharmonic  # a second to import, which a prediction need not wait for
-
-    return inpaint_biharmonic(image, mask == 0, channel_axis=2).astype(np.float32)  # stays in the range of what it sees
+    # It stays in the range of what it sees.
+    return restoration.inpaint_biharmonic(image, mask == 0, channel_axis=2).astype("float32")
 
 
 @baseline("push-pull", "torch", "torch")
-def push_pull(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def push_pull(torch: Any, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """A pyramid of masked means: the base that a network can stand on (model.base)."""
-    import torch
-
     from model.base import push_pull as fill
 
     tensor = torch.from_numpy(image).permute(2, 0, 1)[None]  # (1,3,H,W)
@@ -76,16 +72,11 @@ def push_pull(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 @baseline("mean", "NumPy", "numpy")
-def mean_colour(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def mean_colour(np: Any, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The mean colour of the valid part."""
-    import numpy as np
-
     return np.where(mask[..., None] > 0, image, image[mask > 0].mean(0, dtype=np.float64).astype(np.float32))
 
 
-def _opencv(image: np.ndarray, mask: np.ndarray, method: int) -> np.ndarray:
-    import cv2
-    import numpy as np
-
-    pixels = np.rint(image * 255).astype(np.uint8)  # OpenCV fills colour pictures of 8 bits alone
-    return np.divide(cv2.inpaint(pixels, (mask == 0).astype(np.uint8), _RADIUS, method), 255, dtype=np.float32)
+def _opencv(cv2: Any, image: np.ndarray, mask: np.ndarray, method: int) -> np.ndarray:
+    pixels = (image * 255).round().astype("uint8")  # OpenCV fills colour pictures of 8 bits alone
+    return cv2.inpaint(pixels, (mask == 0).astype("uint8"), _RADIUS, method).astype("float32") / 255

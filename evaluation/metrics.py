@@ -59,7 +59,7 @@ def l1_percent(composite: np.ndarray, truth: np.ndarray) -> float:
 def psnr(composite: np.ndarray, truth: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB for a range of 1; at most PSNR_CEILING."""
     mse = float(np.mean(np.square(composite - truth), dtype=np.float64))
-    return min(PSNR_CEILING, -10 * float(np.log10(max(mse, 1e-30))))
+    return float(np.minimum(PSNR_CEILING, -10 * np.log10(np.maximum(mse, 1e-30))))  # numpy's, as NaN stays NaN
 
 
 def ssim(composite: np.ndarray, truth: np.ndarray) -> float:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Sequence
+import sys
+import unicodedata
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,11 +16,22 @@ from tqdm import tqdm
 
 from data.augment import centre_crop, fit_mask
 from data.images import open_image, to_rgb
-from data.mask_files import BORDERS, HOLE_BINS, INDEX, bin_name, hole_bin, hole_ratio, keeps_border, read_mask
+from data.mask_files import (
+    BORDERS,
+    HOLE_BINS,
+    INDEX,
+    alpha_note,
+    bin_name,
+    hole_bin,
+    hole_ratio,
+    keeps_border,
+    read_mask,
+)
 from data.names import list_images
 from data.order import EVALUATION_MASKS, shuffled
 from utils.errors import UserError
 
+RATIO_TOLERANCE = 0.01
 SMALLEST = 16  # px: below, SSIM's window of 11 px finds no place to stand
 
 
@@ -41,22 +54,54 @@ class EvaluationPair(NamedTuple):
     ratio: float  # share of hole
 
 
-def survey_masks(folder: Path, hole: str, size: int | None, quiet: bool = False) -> list[MaskFile]:
+def survey_masks(
+    folder: Path, hole: str, size: int | None, quiet: bool = False, names: Set[str] | None = None
+) -> list[MaskFile]:
     """All masks of a folder, in order of their names. UserError where there are none, or one can't be used.
 
     Whether a mask is border-free, the folder's index.csv says, as a benchmark of masks.py has one; without it, the
-    mask itself. size: as of read_pair.
+    mask itself. size: as of read_pair. names: of those to look at (all).
     """
     paths = list_images(folder)
     if not paths:
         raise UserError(f"--masks: no masks in the folder {folder}; `python masks.py --benchmark DIR` makes a test set")
     borders = _indexed_borders(folder / INDEX)
-    found = []
+    found, by_alpha = [], 0
+    if names is not None:
+        paths = [path for path in paths if path.name in names]
     for path in tqdm(paths, desc="masks", unit="mask", leave=False, disable=quiet):
-        mask = _read_fitted(path, hole, size)
+        mask, of_alpha = _read_fitted(path, hole, size)
+        by_alpha += of_alpha
         border = borders.get(path.name) or ("free" if keeps_border(mask) else "any")
         found.append(MaskFile(path.name, hole_ratio(mask), border))
+    if by_alpha:
+        print(f"{folder}: {by_alpha} of {len(found)} masks have an alpha channel; {alpha_note(hole)}", file=sys.stderr)
     return found
+
+
+def check_pairs(pairs: Sequence[EvaluationPair], masks: Sequence[MaskFile], source: Path) -> None:
+    """UserError where a pair's ratio, bin or border is not its mask's. source: the file that they come from.
+
+    A ratio may differ by RATIO_TOLERANCE: at another --size a mask has a few pixels more or less.
+    """
+    by_name = {mask.name: mask for mask in masks}
+    for pair in pairs:
+        mask = by_name.get(pair.mask)
+        if mask is None:
+            raise UserError(f"--pairs: {source} names the mask {pair.mask}, which --masks lacks")
+        index = hole_bin(pair.ratio)
+        said = pair.ratio, pair.bin, pair.border
+        its_own = mask.ratio, "" if index is None else bin_name(index), mask.border
+        if not abs(pair.ratio - mask.ratio) <= RATIO_TOLERANCE or said[1:] != its_own[1:]:  # so that NaN fails, too
+            raise UserError(
+                f"--pairs: {source} says of {pair.mask} ratio, bin, border {said[0]:.4f}, {said[1]}, {said[2]}; the"
+                f" mask has {mask.ratio:.4f}, {_bin_of(mask.ratio)}, {mask.border}: other masks, --hole or --size?"
+            )
+
+
+def _bin_of(ratio: float) -> str:
+    index = hole_bin(ratio)
+    return "no bin" if index is None else bin_name(index)
 
 
 def _indexed_borders(path: Path) -> dict[str, str]:
@@ -130,6 +175,18 @@ def read_pairs(path: Path) -> list[EvaluationPair]:
     return pairs
 
 
+def as_listed(pairs: Iterable[EvaluationPair], images: Iterable[str], masks: Iterable[str]) -> list[EvaluationPair]:
+    """The pairs with names as images and masks have them, where they look the same: é may be one character or two."""
+    image_names, mask_names = (
+        {unicodedata.normalize("NFC", name): name for name in names} for names in (images, masks)
+    )
+
+    def listed(name: str, names: dict[str, str]) -> str:
+        return names.get(unicodedata.normalize("NFC", name), name)
+
+    return [pair._replace(image=listed(pair.image, image_names), mask=listed(pair.mask, mask_names)) for pair in pairs]
+
+
 def names_of(images: Sequence[str], root: Path) -> dict[str, str]:
     """Paths of images by the names that pairs.csv gives them: relative to a folder where they lie below it."""
     names = {}
@@ -145,7 +202,7 @@ def read_pair(image: str, mask: Path, hole: str, size: int | None) -> tuple[np.n
     Both are resized and cropped about their centres to size×size px; without a size the mask stays as it is and
     the image is made as large. UserError where a file can't be read.
     """
-    valid = _read_fitted(mask, hole, size)
+    valid, _ = _read_fitted(mask, hole, size)
     if valid.all():
         raise UserError(f"mask {mask} has no {hole} pixel, so no hole to measure; is --hole the right colour?")
     height, width = valid.shape
@@ -153,12 +210,13 @@ def read_pair(image: str, mask: Path, hole: str, size: int | None) -> tuple[np.n
     return np.divide(pixels, 255, dtype=np.float32), valid
 
 
-def _read_fitted(path: Path, hole: str, size: int | None) -> np.ndarray:
-    mask = read_mask(path, hole).valid
+def _read_fitted(path: Path, hole: str, size: int | None) -> tuple[np.ndarray, bool]:
+    """The mask as read_pair has it, and whether it is the alpha channel of its file."""
+    mask, _, by_alpha = read_mask(path, hole)
     if size:
         mask = fit_mask(mask, size)
     if min(mask.shape) < SMALLEST:
         raise UserError(
             f"mask {path} has {mask.shape[1]}×{mask.shape[0]} px; at least {SMALLEST} are needed: see --size"
         )
-    return mask
+    return mask, by_alpha

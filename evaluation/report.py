@@ -145,7 +145,7 @@ def _markdown_table(summary: Summary, metric: str, methods: Sequence[str], borde
         lines.append([_escaped(method), *cells])
     lines.append(["pairs", *_counts(grid)])
     if quoted := _quoted(metric, columns):
-        lines.append(["*PConv, QUOTED from the paper*", *quoted])
+        lines.append(["*PConv, QUOTED from the paper; the other cells: its Table 1, arXiv 1804.07723*", *quoted])
     heads = [bin_ if border == ALL else f"{bin_}<br>{_LETTERS[border]}" for bin_, border in columns]
     return _table(["method", *heads], lines)
 
@@ -189,9 +189,10 @@ def _grid(summary: Summary, metric: str, methods: Sequence[str], borders: Sequen
 def _best(metric: str, column: Sequence[Estimate | None]) -> str | None:
     """The best mean of a column as it is shown; None where there is nothing to compare."""
     means = [estimate.mean for estimate in column if estimate]
-    if len(means) < 2:
+    finite = [mean for mean in means if not math.isnan(mean)]
+    if len(means) < 2 or not finite:
         return None
-    return _rounded(metric, max(means) if METRICS[metric].higher_is_better else min(means))
+    return _rounded(metric, max(finite) if METRICS[metric].higher_is_better else min(finite))
 
 
 def _counts(grid: Grid) -> list[str]:

@@ -10,6 +10,7 @@ summary.json, summary.md, *.png, gallery/
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from data.locking import locked
 from evaluation.metrics import METRICS
 from evaluation.summary import Row
 from utils.errors import UserError
@@ -37,6 +39,12 @@ class ResultsFolder:
         self.summary_json = self.path / "summary.json"
         self.summary_markdown = self.path / "summary.md"
         self.gallery = self.path / "gallery"
+
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Keep other evaluations from the folder. UserError where it is a file, or one is there."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--out: a file, where a folder is needed: {self.path}")
+        return locked(self.path)
 
     def open(self, pairs: str, settings: Mapping[str, Any], methods: Mapping[str, str]) -> list[str]:
         """Begin an evaluation, or go on with it; returns the methods whose rows were dropped, as they have changed.
@@ -95,8 +103,6 @@ class ResultsFolder:
 
     def _read_record(self) -> dict[str, Any] | None:
         """What evaluation.json says; None where the folder is new or empty. UserError where it is another's."""
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--out: a file, where a folder is needed: {self.path}")
         if not self.path.exists() or not any(self.path.iterdir()):
             return None
         try:
@@ -153,8 +159,12 @@ def _row(values: Mapping[str, str]) -> Row:
 def _differences(record: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """In words, what differs between a record and what is asked for now."""
     before = record["settings"]
+    if before.get("files") != settings.get("files") and {**before, "files": 0} == {**settings, "files": 0}:
+        return "files of the same names with other contents, or of another folder"
     changed = [
-        f"{key} was {before.get(key)}, is {value}" for key, value in settings.items() if before.get(key) != value
+        f"{key} was {before.get(key)}, is {value}"
+        for key, value in settings.items()
+        if before.get(key) != value and key != "files"
     ]
     return "; ".join(changed) or "its pairs.csv differs: other images, masks, --seed or --limit"
 

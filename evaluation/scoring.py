@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import shlex
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,10 +20,21 @@ from tqdm import tqdm
 
 from data.listing import root_of
 from data.mask_files import hole_bin
+from data.names import list_images
 from evaluation.baselines import FILLS, Fill, version_of
 from evaluation.gallery import Case, choose, write_gallery
 from evaluation.metrics import hole_metrics, picture_metrics
-from evaluation.pairing import EvaluationPair, format_pairs, make_pairs, names_of, read_pair, read_pairs, survey_masks
+from evaluation.pairing import (
+    EvaluationPair,
+    as_listed,
+    check_pairs,
+    format_pairs,
+    make_pairs,
+    names_of,
+    read_pair,
+    read_pairs,
+    survey_masks,
+)
 from evaluation.pictures import masked
 from evaluation.plots import draw_plots
 from evaluation.report import summary_json, summary_markdown, terminal_table
@@ -30,7 +43,7 @@ from evaluation.summary import Estimate, Key, Row, differences, summarise
 from loss import perceptual
 from model import VGG16Features, inpaint, load_for_prediction
 from utils.errors import UserError
-from utils.files import write_atomically
+from utils.files import as_stored, write_atomically
 from utils.processes import device_of_rank, processes, wait_for_all
 
 if TYPE_CHECKING:
@@ -52,13 +65,15 @@ def evaluate(args: argparse.Namespace, paths: Sequence[str], models: Mapping[str
     names = [*models, *args.baseline]
     images = names_of(paths, root_of(args.images))
     out = ResultsFolder(args.out)
-    with processes(LONGEST_WAIT) as (process, count):
+    with processes(LONGEST_WAIT) as (process, count), contextlib.ExitStack() as held:
+        if process == 0:
+            held.enter_context(out.lock())
         device = device_of_rank(args.device)
         fills = load_fills(models, args.baseline, device)
 
         # The pairs: the first process makes them, or takes those of --pairs, and all read them from its file.
         if process == 0:
-            begin(out, list(images), models, args)
+            begin(out, images, models, args)
         wait_for_all()
         pairs = read_pairs(out.pairs)
 
@@ -73,6 +88,7 @@ def evaluate(args: argparse.Namespace, paths: Sequence[str], models: Mapping[str
         if process == 0:
             rows = out.rows()
             out.write_rows(rows)
+            check_complete(rows, pairs, names)
             report(out, rows, of_sets, names, settings_of(args, pairs))
             show(out, rows, names, pairs, read, fills)
 
@@ -80,16 +96,23 @@ def evaluate(args: argparse.Namespace, paths: Sequence[str], models: Mapping[str
 # --- what is measured ------------------------------------------------------------------------------------------
 
 
-def begin(out: ResultsFolder, images: Sequence[str], models: Mapping[str, Path], args: argparse.Namespace) -> None:
-    """Make the pairs and take up the folder of results. UserError where the folder holds another evaluation."""
+def begin(out: ResultsFolder, images: Mapping[str, str], models: Mapping[str, Path], args: argparse.Namespace) -> None:
+    """Make the pairs and take up the folder of results. UserError where the folder holds another evaluation.
+
+    images: paths by the names that pairs.csv gives them.
+    """
+    if Path(args.images).is_dir() and args.masks.is_dir() and args.masks.samefile(args.images):
+        raise UserError(f"--masks: {args.masks} is the folder of the images; name that of the masks")
     if args.pairs:
-        pairs = read_pairs(args.pairs)
-        unknown = [pair for pair in pairs if pair.image not in set(images)]
+        pairs = as_listed(read_pairs(args.pairs), images, [path.name for path in list_images(args.masks)])
+        unknown = [pair for pair in pairs if pair.image not in images]
         if unknown:
             raise UserError(f"--pairs: {args.pairs} names the image {unknown[0].image}, which {args.images} lacks")
+        named = {pair.mask for pair in pairs}
+        check_pairs(pairs, survey_masks(args.masks, args.hole, args.size, names=named), args.pairs)
     else:
         masks = survey_masks(args.masks, args.hole, args.size)
-        pairs = make_pairs(images, masks, args.seed)
+        pairs = make_pairs(list(images), masks, args.seed)
         outside = sum(hole_bin(mask.ratio) is None for mask in masks)
         if outside:
             colour = "; are the holes another colour (--hole)?" if outside > len(masks) / 2 else ""
@@ -98,9 +121,33 @@ def begin(out: ResultsFolder, images: Sequence[str], models: Mapping[str, Path],
         **{name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in models.items()},
         **{name: version_of(name) for name in args.baseline},
     }
-    for name in out.open(format_pairs(pairs), {"size": args.size, "hole": args.hole}, identities):
+    files = [*(images[name] for name in dict.fromkeys(pair.image for pair in pairs))]
+    files += [str(args.masks / name) for name in dict.fromkeys(pair.mask for pair in pairs)]
+    settings = {"size": args.size, "hole": args.hole, "files": digest(files)}
+    for name in out.open(format_pairs(pairs), settings, identities):
         print(f"{name}: its file or library has changed, so it is measured anew")
     print(f"{len(pairs)} pairs of {len({pair.image for pair in pairs})} images, {len(identities)} methods")
+
+
+def digest(paths: Sequence[str]) -> str:
+    """What tells the contents of these files from others: SHA-256."""
+    whole = hashlib.sha256()
+    for path in tqdm(paths, desc="files", unit="file", leave=False, delay=1):
+        try:
+            whole.update(hashlib.sha256(Path(as_stored(path)).read_bytes()).digest())
+        except FileNotFoundError:
+            raise UserError(f"no such file: {path}") from None
+    return whole.hexdigest()
+
+
+def check_complete(rows: Sequence[Row], pairs: Sequence[EvaluationPair], names: Sequence[str]) -> None:
+    """UserError where a row is missing: a mean over the others would be one of other pairs."""
+    there = {(row.pair, row.method) for row in rows}
+    missing = sum((pair.pair, name) not in there for pair in pairs for name in names)
+    if missing:
+        raise UserError(
+            f"{missing} of {len(pairs) * len(names)} rows of scores are missing; start the evaluation again"
+        )
 
 
 def load_fills(models: Mapping[str, Path], baselines: Sequence[str], device: torch.device) -> dict[str, Fill]:
@@ -110,7 +157,10 @@ def load_fills(models: Mapping[str, Path], baselines: Sequence[str], device: tor
 
 
 def fill_of_network(name: str, path: Path, device: torch.device) -> Fill:
-    net = load_for_prediction(path, device)
+    try:
+        net = load_for_prediction(path, device)
+    except UserError as error:
+        raise UserError(f"--model {name}: {error}") from None
 
     def fill(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         mask_tensor = torch.from_numpy(mask).float()[None, None]  # (1,1,H,W)
@@ -173,12 +223,18 @@ def score_pairs(
 
 def load_set_metrics(out: ResultsFolder, device: torch.device) -> SetMetrics:
     """FID and Inception score, with what an earlier run has seen."""
-    from evaluation.learned import SetMetrics, load_inception
-
-    sets = SetMetrics(load_inception(device))
+    learned = _learned()
+    sets = learned.SetMetrics(learned.load_inception(device))
     for path in out.all_features():
         sets.load(path)
     return sets
+
+
+def _learned() -> ModuleType:
+    """evaluation.learned, whose packages are needed for extras alone. UserError where one is missing."""
+    from evaluation import learned
+
+    return learned
 
 
 def to_tensor(picture: np.ndarray) -> torch.Tensor:
@@ -189,11 +245,7 @@ def to_tensor(picture: np.ndarray) -> torch.Tensor:
 def load_distances(extras: Sequence[str], device: torch.device) -> Callable[[np.ndarray], Distances]:
     """What networks see between a composite and the truth: VGG-16's distance and, if asked for, LPIPS."""
     vgg = VGG16Features().to(device)
-    lpips = None
-    if "lpips" in extras:
-        from evaluation.learned import load_lpips
-
-        lpips = load_lpips(device)
+    lpips = _learned().load_lpips(device) if "lpips" in extras else None
 
     @torch.inference_mode()
     def distances_to(truth: np.ndarray) -> Distances:
@@ -228,7 +280,7 @@ def report(
     compared = differences(rows, names[0])
     markdown = summary_markdown(summary, compared, names, settings)
     text = json.dumps(summary_json(summary, compared, names, settings), indent=2) + "\n"
-    write_atomically(out.summary_markdown, lambda part: part.write_text(markdown, encoding="utf-8"))
+    write_atomically(out.summary_markdown, lambda part: part.write_text(markdown, encoding="utf-8", errors="replace"))
     write_atomically(out.summary_json, lambda part: part.write_text(text, encoding="utf-8"))
     draw_plots(out.path, summary, names)
     print(terminal_table({key: value for key, value in summary.items() if not key.metric.startswith("hole_")}, names))

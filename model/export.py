@@ -8,6 +8,7 @@ hole never matters.
 from __future__ import annotations
 
 import copy
+import io
 from pathlib import Path
 
 import torch
@@ -81,13 +82,10 @@ def export_onnx(net: PConvUNet, path: Path) -> None:
 
 def export_program(net: PConvUNet, path: Path) -> None:
     """Write the network as a .pt2 file, for `torch.export.load(path).module()`. UserError where torch is too old."""
-    program = to_program(net)
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # of a name torch would want that it ends in .pt2
-            torch.export.save(program, file)
-
-    write_atomically(path, write)
+    # Into memory first: on a full disk torch would end the process.
+    file = io.BytesIO()
+    torch.export.save(to_program(net), file)
+    write_atomically(path, lambda temporary: temporary.write_bytes(file.getbuffer()))
 
 
 def to_program(net: PConvUNet) -> ExportedProgram:

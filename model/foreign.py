@@ -124,15 +124,32 @@ def in_our_form(state_dict: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor],
 
     ValueError where a project's key is missing, unexpected or of another shape.
     """
-    # What torch's DataParallel and mmagic put in front of the network's names.
-    theirs = {key.removeprefix("module.").removeprefix("generator."): tensor for key, tensor in state_dict.items()}
+    theirs = dict(_unwrapped(state_dict))
     project = next((project for project in PROJECTS if project.depth(theirs)), None)
     if project is None:
-        return state_dict, None
+        return theirs, None
     try:
         return _convert(theirs, project), project.name
     except ValueError as error:
         raise ValueError(f"its keys are those of {project.name}, but {error}") from None
+
+
+def _unwrapped(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors of the network alone, without what others put in front of their names.
+
+    DataParallel and AveragedModel put `module.` there, torch.compile `_orig_mod.`, mmagic `generator.`, Lightning the
+    attribute that the network is. Of several networks it is the average, `…ema.`. ValueError where there is none.
+    """
+    firsts = ["encoder.0.conv.weight", *(project.key("enc", 1, "conv", "weight") for project in PROJECTS)]
+    prefixes = {key.removesuffix(first) for key in state_dict for first in firsts if f".{key}".endswith(f".{first}")}
+    if "" in prefixes:
+        return state_dict
+    if not prefixes:  # a damaged file: what it lacks is said by the names that its project has
+        return {key.removeprefix("module.").removeprefix("generator."): state_dict[key] for key in state_dict}
+    chosen = sorted(prefix for prefix in prefixes if "ema" in prefix or len(prefixes) == 1)
+    if len(chosen) != 1:
+        raise ValueError(f"it holds several networks, {', '.join(sorted(prefixes))}; save one of them alone")
+    return {key.removeprefix(chosen[0]): state_dict[key] for key in state_dict if key.startswith(chosen[0])}
 
 
 def _convert(theirs: dict[str, Tensor], project: Project) -> dict[str, Tensor]:

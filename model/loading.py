@@ -12,7 +12,7 @@ from torch import Tensor
 from model.foreign import in_our_form, network_for
 from model.network import PConvUNet
 from model.tensors_only import load_tensors_only
-from utils.checkpoint import PickledObjects, network_tensors, read_tensors
+from utils.checkpoint import PickledObjects, network_tensors, not_finite, read_tensors
 from utils.errors import UserError
 
 
@@ -57,6 +57,9 @@ def network_of(tensors: Mapping[str, Tensor], path: str | Path, copies: bool = T
     except (ValueError, RuntimeError) as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[:3])
         raise UserError(f"not the weights of a PConvUNet: {path}: {reason[:300]}") from None
+    broken = not_finite(state)
+    if broken:
+        raise UserError(f"{path}: the weights {broken} are not finite: their training diverged; use others")
     if project:
         print(f"{path}: weights of {project}, converted on load", file=sys.stderr)
     return net.float().eval()  # what is assigned keeps its type

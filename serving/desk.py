@@ -27,6 +27,9 @@ LONGEST_NAME = 255  # characters
 _LARGEST_PLACE = 2**20  # px
 MOST_EDITS = 500
 
+# A photograph may have twice as many pixels: Pillow warns from here on, and refuses from there on.
+_MANY_PIXELS = 60 * 10**6
+
 # What every browser shows as Photo.rgb() has it: Pillow's words for the format and the mode.
 _SHOWN_BY_BROWSERS = ("JPEG", "PNG", "WEBP"), ("L", "LA", "P", "RGB", "RGBA")
 
@@ -39,6 +42,7 @@ class Desk:
     """
 
     def __init__(self, models: Mapping[str, Path], device: str) -> None:
+        Image.MAX_IMAGE_PIXELS = _MANY_PIXELS
         self.methods = load_methods(models, device)
         self.formats = tuple(suffix for suffix in OUTPUT_FORMATS if suffix not in (".tiff", ".jpeg"))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
@@ -111,6 +112,14 @@ class Worker:
     def stop(self) -> None:
         self._process.kill()
         self._process.join()
+
+
+def serve(server: Starlette, listening: socket.socket) -> None:
+    """Answer what comes to a listening socket, until Ctrl-C."""
+    config = uvicorn.Config(
+        server, log_level="warning", lifespan="off", ws="none", timeout_graceful_shutdown=1, server_header=False
+    )
+    uvicorn.Server(config).run(sockets=[listening])
 
 
 def make_server(worker: Worker, hosts: Callable[[str], bool]) -> Starlette:

@@ -21,9 +21,6 @@ from serving.message import MalformedMessage, pack, unpack
 from utils.errors import UserError
 from utils.startup import import_torch
 
-# A photograph may have twice as many pixels: Pillow warns from here on, and refuses from there on.
-_MANY_PIXELS = 60 * 10**6
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -83,9 +80,6 @@ def _task(desk: Any, header: Mapping[str, Any]) -> Callable[[Mapping[str, Any], 
 def _desk(settings: Settings) -> Any:
     """A Desk, whose module imports torch and so takes its time."""
     import_torch()
-    from PIL import Image
-
     from serving.desk import Desk
 
-    Image.MAX_IMAGE_PIXELS = _MANY_PIXELS
     return Desk(settings.models, settings.device)

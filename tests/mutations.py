@@ -16,7 +16,9 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 PROJECT = Path(__file__).resolve().parent.parent
-LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "runs", "datasets", "site", "node_modules", "__pycache__", ".*_cache")
+LEFT_OUT = shutil.ignore_patterns(
+    ".git", ".venv", "runs", "datasets", "site", "node_modules", "__pycache__", ".*_cache"
+)
 
 
 class Mutation(NamedTuple):
@@ -70,10 +72,10 @@ MUTATIONS = [
     Mutation("model/vgg.py", "(image - self.mean) / self.std", "image", "test_loss.py test_reference.py"),
     Mutation("model/vgg.py", "self.requires_grad_(False)", "pass", "test_loss.py"),
     # --- schedule, state
-    Mutation("utils/schedule.py", "(done + 1) / self.warmup", "done / self.warmup", TRAINING),
-    Mutation("utils/schedule.py", "(1 + math.cos(math.pi * progress)) / 2", "(1 - progress)", TRAINING),
-    Mutation("utils/schedule.py", "sample += phase.steps * size", "sample += phase.steps * config.train.batch_size", TRAINING),
-    Mutation("utils/schedule.py", "if phase.first_sample <= sample)", "if phase.first_sample < sample)", TRAINING),
+    Mutation("data/schedule.py", "(done + 1) / self.warmup", "done / self.warmup", TRAINING),
+    Mutation("data/schedule.py", "(1 + math.cos(math.pi * progress)) / 2", "(1 - progress)", TRAINING),
+    Mutation("data/schedule.py", "sample += phase.steps * size", "sample += phase.steps * config.train.batch_size", TRAINING),
+    Mutation("data/schedule.py", "if phase.first_sample <= sample)", "if phase.first_sample < sample)", TRAINING),
     Mutation("training/state.py", "(~finite).float()", "torch.zeros_like(finite).float()", TRAINING),
     Mutation("training/state.py", "elif finite:", "else:", TRAINING),
     Mutation("training/state.py", 'metrics["l1_percent"] < self.best', 'metrics["l1_percent"] > self.best', "test_faults.py test_training.py"),

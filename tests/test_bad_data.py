@@ -23,12 +23,12 @@ from data.check import check_pictures
 from data.faults import BadFiles, Fault, read_picture
 from data.loader import as_floats, reports_killed_workers, training_batches
 from data.mask_files import write_mask
+from data.parallel import in_processes
 from data.samples import Sample, training_samples
 from tests.test_training import arguments, assert_same_weights, fails, records, run_main
 from training.run_folder import RunFolder
 from utils.config import load_config
 from utils.errors import UserError
-from utils.parallel import in_processes
 
 PROJECT = Path(__file__).resolve().parent.parent
 COUNT = 12  # images of a folder below

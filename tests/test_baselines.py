@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-import evaluate
 from evaluation.baselines import FILLS, biharmonic, mean_colour, version_of
 from evaluation.scoring import composite_of
 
@@ -18,10 +17,6 @@ def hole():
     mask = np.ones((32, 40), np.uint8)
     mask[8:20, 10:24] = 0
     return mask
-
-
-def test_the_command_line_knows_every_baseline():
-    assert tuple(FILLS) == evaluate.BASELINES
 
 
 @pytest.mark.parametrize(

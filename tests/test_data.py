@@ -26,9 +26,9 @@ from data.loader import StepBatches, as_floats, training_batches, validation_bat
 from data.mask_files import write_mask
 from data.order import CROPS, generator, shuffled
 from data.samples import resized, training_samples, validation_pairs
+from data.schedule import Schedule
 from utils.config import load_config
 from utils.errors import UserError, message_of
-from utils.schedule import Schedule
 
 PROJECT = Path(__file__).resolve().parent.parent
 COLOURS = [(20 * i + 10, 240 - 20 * i, 7 * i) for i in range(11)]  # of the images of `world`: each has its own

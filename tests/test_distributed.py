@@ -23,6 +23,7 @@ import main as training
 from data.loader import StepBatches, validation_batches
 from data.mask_files import write_mask
 from data.samples import validation_pairs
+from data.schedule import Schedule
 from model import PConvUNet, settle_encoder_batch_norm, synchronise_batch_norm
 from training.run_folder import RunFolder
 from training.setup import check_batches
@@ -38,7 +39,6 @@ from utils.processes import (
     rank_and_world_size,
     wait_for_all,
 )
-from utils.schedule import Schedule
 
 PROJECT = Path(__file__).resolve().parent.parent
 STEPS = 20

@@ -16,9 +16,10 @@ from PIL import Image
 import evaluate
 import predict
 from data.loader import validation_batches
-from data.mask_files import bin_name, hole_bin, hole_ratio, write_mask
+from data.mask_files import bin_name, hole_bin, hole_ratio, keeps_border, write_mask
 from data.samples import validation_pairs
 from evaluation import scoring
+from evaluation.baselines import FILLS
 from evaluation.pairing import EvaluationPair, format_pairs, read_pair, read_pairs
 from evaluation.results import ResultsFolder
 from evaluation.summary import ALL, Key, Row, summarise
@@ -253,9 +254,10 @@ def test_validation_of_training_gives_the_same_numbers(folder, tmp_path):
     pairs = []
     for index in range(5):
         image, mask = held_out.paths(index)
-        ratio = hole_ratio(held_out[index].mask[0].numpy())
+        fitted = held_out[index].mask[0].numpy()
+        ratio, border = hole_ratio(fitted), "free" if keeps_border(fitted) else "any"
         names = os.path.relpath(image, folder / "images"), mask.name
-        pairs.append(EvaluationPair(index, *names, bin_name(hole_bin(ratio)), "any", ratio))
+        pairs.append(EvaluationPair(index, *names, bin_name(hole_bin(ratio)), border, ratio))
     (tmp_path / "pairs.csv").write_text(format_pairs(pairs))
     out = tmp_path / "out"
     model = ["--model", f"net={folder / 'one.safetensors'}", "--pairs", tmp_path / "pairs.csv", "--size", 32]
@@ -493,7 +495,7 @@ def test_a_wrong_command_line(words, message, capsys):
 
 def test_all_baselines_once(capsys):
     words = ["--images", "x", "--masks", "y", "--out", "z", "--baseline", "telea", "all", "--baseline", "mean"]
-    assert sorted(evaluate.parse_arguments(words).baseline) == sorted(evaluate.BASELINES)
+    assert sorted(evaluate.parse_arguments(words).baseline) == sorted(FILLS)
 
 
 def test_help_needs_no_torch():

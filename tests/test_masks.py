@@ -22,7 +22,7 @@ from data import holes
 from data.holes import STYLES, draw_mask, spread_ratio
 from data.mask_files import HOLE_BINS, hole_bin, hole_ratio, read_mask, write_mask
 from data.mask_stats import count_holes, inscribed_radius
-from utils.parallel import in_processes
+from data.parallel import in_processes
 
 PROJECT = Path(__file__).resolve().parent.parent
 ALL_STYLES = (*STYLES, "mixed")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import main as training
+from data.schedule import Schedule
 from loss import InpaintingLoss
 from model import VGG16Features
 from tests.test_training import arguments, assert_same_weights, at_step, fails, folder, records, run_main, weights
@@ -17,7 +18,6 @@ from training.run_folder import RunFolder
 from training.state import TrainState, make_network
 from utils.checkpoint import load_checkpoint
 from utils.config import load_config
-from utils.schedule import Schedule
 
 __all__ = ["folder"]  # a fixture
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 import predict
 from evaluation.baselines import FILLS
 from model import PConvUNet, load_for_prediction
-from predict import grow, inpaint
+from repair import grown, inpaint
 from utils.arguments import DEFAULT_WEIGHTS
 from utils.checkpoint import save_weights
 
@@ -111,7 +111,7 @@ def test_growing_in_python_is_what_the_option_does(tmp_path, run):
     result = inpaint(load_for_prediction("w.safetensors"), image, mask, grow_by=3)
     wanted = (result[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
     assert np.array_equal(Image.open("p_inpainted.png"), wanted)
-    both = grow(torch.cat([mask, torch.ones_like(mask)]), 3)
+    both = grown(torch.cat([mask, torch.ones_like(mask)]), 3)
     assert both.dtype == mask.dtype
     assert both[1].all()
     assert (both[0, 0] == 0).sum() > HOLE.sum() + 3 * 2 * (12 + 20)

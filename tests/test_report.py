@@ -133,7 +133,13 @@ def test_tables_of_the_paper_s_layout(markdown):
     ]
     heads, ours, telea, pairs, _ = found[0][1]
     assert heads == ["method", *(f"{bin_}<br>{letter}" for bin_ in (*BINS, ALL) for letter in "NB")]
-    assert [row[0] for row in found[0][1]] == ["method", "ours", "telea", "pairs", "*PConv, QUOTED from the paper*"]
+    assert [row[0] for row in found[0][1]] == [
+        "method",
+        "ours",
+        "telea",
+        "pairs",
+        "*PConv, QUOTED from the paper; the other cells: its Table 1, arXiv 1804.07723*",
+    ]
     at = heads.index("0.2-0.3<br>B")
     assert ours[at] == f"**2.11**<br>[2.10,{NBSP}2.12]"  # of 2.10 and 2.12, twice each
     assert telea[at] == f"3.11<br>[3.10,{NBSP}3.12]"

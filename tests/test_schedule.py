@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.schedule import Schedule
 from utils.config import DEFAULT_CONFIG, load_config
-from utils.schedule import Schedule
 
 CONFIGS = [DEFAULT_CONFIG, *sorted((DEFAULT_CONFIG.parent / "configs").glob("*.yml"))]
 

@@ -1,5 +1,6 @@
 """What the training loop in main.py is made of."""
 
+from data.schedule import Schedule
 from training.meter import Meter
 from training.setup import (
     begin_phase,
@@ -18,7 +19,6 @@ from training.state import TrainState, make_network
 from training.stopping import StopRequest
 from training.validation import validate
 from utils.processes import all_reduce_max, no_sync
-from utils.schedule import Schedule
 
 __all__ = [
     "Meter",

@@ -35,7 +35,7 @@ from training.events import image_event, scalar_events, start_event
 from utils.checkpoint import load_checkpoint, save_checkpoint, step_of
 from utils.config import CONFIG_NAME, Config, config_to_dict, save_config
 from utils.errors import UserError
-from utils.files import append, remove_temporaries, sync, write_atomically
+from utils.files import append, remove_temporaries, sync_folder, write_atomically
 
 # All that a start which was killed can leave before the run has begun: the next start may write over it.
 _UNBEGUN = re.compile(
@@ -146,7 +146,7 @@ class RunFolder:
         self.lock()
         self.check_new()  # another process may have been quicker
         self.checkpoints.mkdir(exist_ok=True)
-        sync(self.path.parent)
+        sync_folder(self.path.parent)
 
     def start(self, config: Config, step: int) -> None:
         """Save the config, and with it begin the run or go on with it behind `step`."""

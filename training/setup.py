@@ -21,6 +21,7 @@ from data.image_list import ImageList
 from data.kept_lists import images_of_run, is_kept, masks_of_run
 from data.loader import Batches, Pair, reports_killed_workers, training_batches, validation_batches
 from data.samples import training_samples, validation_pairs
+from data.schedule import Phase, Schedule
 from loss import InpaintingLoss, needs_features
 from model import VGG16Features, settle_encoder_batch_norm
 from training.checking import all_finite, check_checkpoint
@@ -41,7 +42,6 @@ from utils.processes import (
     restarted,
     wait_for_all,
 )
-from utils.schedule import Phase, Schedule
 from utils.startup import keep_freed_memory
 
 LONGEST_WAIT = timedelta(hours=1)  # of a rank for one that hangs
@@ -217,7 +217,7 @@ def begin_phase(
         rank, world_size = rank_and_world_size()
         samples = training_samples(config, data.lists.train_images, data.lists.train_masks, phase)
         last = state.step + phase.settle_batches
-        batches = training_batches(samples, config, state.step, last, None, rank, world_size, device)
+        batches = training_batches(samples, config, state.step, last, None, rank, world_size, device, beside=True)
         parts = (part for batch in batches for part in micro_batches(batch, config.train.accumulate))
         settle_encoder_batch_norm(state.net, parts)
     state.net.freeze_encoder_batch_norm(phase.freeze_encoder_batch_norm)

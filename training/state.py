@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from data.schedule import Phase
 from model import PConvUNet, load_model, network_of, synchronise_batch_norm
 from training.checking import all_finite
 from training.run_folder import RunFolder
@@ -17,7 +18,6 @@ from training.way_back import way_back
 from utils.config import Config
 from utils.errors import UserError
 from utils.processes import rank_and_world_size
-from utils.schedule import Phase
 
 SMALLEST_SCALE = 2.0**-16  # of the loss; it starts at 2**16 and is halved where float16 overflows
 

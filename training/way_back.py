@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from data.schedule import Phase
 from training.run_folder import RunFolder
-from utils.schedule import Phase
 
 # A loss so many times the first one: the weights have exploded, and no learning rate mends them.
 _EXPLODED = 10

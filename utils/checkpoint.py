@@ -10,7 +10,9 @@ import hashlib
 import os
 import pickle
 import struct
+import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,7 +28,10 @@ from utils.files import write_atomically
 CHECKPOINT_KEYS = ("model", "optimizer", "step", "config")
 
 # Where a checkpoint, ours or another project's, keeps the tensors of its network: of their average, if there is one.
-NETWORK_KEYS = ("ema", "model", "state_dict", "generator")
+NETWORK_KEYS = (
+    *("ema", "ema_state_dict", "model_ema", "params_ema", "model", "model_state_dict", "state_dict", "generator"),
+    *("net", "network", "params", "weights"),
+)
 
 _LAST_RECORD = b"PK\5\6"  # opens a zip archive's last record, of 18 bytes more and the comment
 _MARK = b"sha256:"
@@ -116,18 +121,48 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 def network_tensors(tensors: Any, path: str | Path) -> dict[str, Tensor]:
     """Of what a file holds, the tensors of the network by name. UserError, which names `path`, where there are none."""
-    for key in NETWORK_KEYS:
-        if isinstance(tensors, dict) and isinstance(tensors.get(key), dict):
-            tensors = tensors[key]
+    while isinstance(tensors, dict) and (inside := [tensors[key] for key in NETWORK_KEYS if _is_dict(tensors, key)]):
+        tensors = inside[0]
     if not _are_named_tensors(tensors) or not tensors:
         raise UserError(f"neither a training checkpoint nor a weights file: {path}")
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_complex() or tensor.is_quantized:
+            kind = "sparse" if tensor.layout != torch.strided else "without values" if tensor.is_meta else tensor.dtype
+            raise UserError(f"{path}: the tensor {name} is {kind}; weights must be dense real numbers")
     return tensors
+
+
+def _is_dict(values: dict[Any, Any], key: str) -> bool:
+    return isinstance(values.get(key), dict)
+
+
+def not_finite(state_dict: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor with a value that is no number or infinite."""
+    return next((name for name, tensor in state_dict.items() if not tensor.isfinite().all()), None)
 
 
 def _are_named_tensors(value: Any) -> bool:
     return isinstance(value, dict) and all(
         isinstance(name, str) and isinstance(item, Tensor) for name, item in value.items()
     )
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except OSError:  # some network and FUSE file systems map nothing
+        return safetensors.torch.load(path.read_bytes())
+
+
+def _load_torch(path: Path, mapped: bool) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of kinds of tensors that are refused here
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except (OSError, RuntimeError):
+            if not mapped:
+                raise
+            return torch.load(path, map_location="cpu", weights_only=True)  # as above, or it fails again
 
 
 def _load(path: Path, mapped: bool = False) -> Any:
@@ -140,11 +175,10 @@ def _load(path: Path, mapped: bool = False) -> Any:
     refused = f"damaged, or no file of tensors that can be loaded safely: {path}"
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
+            return _load_safetensors(path)
         if not _is_as_written(path):
             raise UserError(f"damaged: {path} (its checksum is another)")
-        mapped = mapped and zipfile.is_zipfile(path)  # torch can't map its older format
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        return _load_torch(path, mapped and zipfile.is_zipfile(path))  # torch can't map its older format
     except UserError:
         raise
     except pickle.UnpicklingError as error:  # torch's word for objects that it would have to make

@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import unicodedata
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_TEMPORARY = re.compile(r"\..*\.\d+\.tmp")  # the names that write_atomically gives
+# The names that write_atomically gives, and those that it gave. They are short: the file's own may be as long as any.
+_TEMPORARY = re.compile(r"\..*\.\d+\.tmp")
+
+
+def as_stored(path: str | Path) -> str:
+    """A path as the disk spells it, which may have é as one character or as two (NFC, NFD); as it is if neither is.
+
+    Lists and configs come from other systems than the disk, and look the same.
+    """
+    text = os.fspath(path)
+    if text.isascii() or os.path.lexists(text):
+        return text
+    found = "/" if text.startswith("/") else ""
+    for part in Path(text).parts[bool(found) :]:
+        forms = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
+        here = next((name for name in forms if os.path.lexists(os.path.join(found, name))), None)
+        if here is None:
+            return text
+        found = os.path.join(found, here)
+    return found
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a temporary file beside `path`, sync it, rename it to `path`, sync the folder."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.tmp")
     try:
         # One of a killed process that had the same number may be a link to another file: never write into it.
         temporary.unlink(missing_ok=True)
         write(temporary)
         sync(temporary)
         os.replace(temporary, path)
-        sync(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         if error.errno:
             error.filename, error.filename2 = str(path), None  # the name that the user knows
@@ -50,8 +72,17 @@ def append(path: Path, data: bytes) -> None:
             raise
 
 
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk, where that can be waited for.
+
+    Shared folders of virtual machines, Samba and WSL refuse it. The files are whole all the same.
+    """
+    with contextlib.suppress(OSError):
+        sync(path)
+
+
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Wait until a file is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

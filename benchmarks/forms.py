@@ -1,0 +1,151 @@
+"""What each faster form of the convolutions, and of memory, gains: at 256×256, seven levels and 64 base channels.
+
+Run from the project's folder: python -m benchmarks.forms
+A figure is the share of a training step's or a prediction's time that is saved: 1 - with all forms / without this one.
+CPU seconds of one thread are compared, as other work on the machine changes these the least.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import model.convolution
+import model.fixed
+import model.layer
+from benchmarks.network import WEIGHTS, inputs
+from loss import InpaintingLoss
+from model import PConvUNet, VGG16Features
+from utils.startup import keep_freed_memory
+
+BATCHES = {1: 5, 4: 3, 16: 1}  # and how often each is measured; of several the first does not count
+FORMS = ("nine products", "patches", "transposed convolution", "packed weights")
+MEMORY = ("freed memory", "large pages")
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@contextlib.contextmanager
+def without(form: str) -> Iterator[None]:
+    """The network computes without a form while this is entered; without none of them for another text."""
+    choose = model.layer.fastest_form
+
+    def no_nine_products(x: Tensor, out_channels: int) -> str:
+        return "transposed" if x.shape[0] * x.shape[2] * x.shape[3] >= 256 else "plain"
+
+    def never(*_: object) -> bool:
+        return False
+
+    def no_transposed(x: Tensor, out_channels: int) -> str:
+        form = choose(x, out_channels)
+        return "plain" if form == "transposed" else form
+
+    replaced: dict[str, tuple[str, Callable[..., Any]]] = {
+        "nine products": ("model.layer.fastest_form", no_nine_products),
+        "patches": ("model.convolution.patches_are_faster", never),
+        "transposed convolution": ("model.layer.fastest_form", no_transposed),
+        "packed weights": ("model.fixed._can_pack", never),
+    }
+    with contextlib.ExitStack() as stack:
+        if form in replaced:
+            stack.enter_context(mock.patch(*replaced[form]))
+        yield
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def measure(forms: list[str]) -> dict[str, list[float]]:
+    """CPU seconds of training steps and predictions by turns: with all forms (""), and without each of these."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    net = PConvUNet(7, 64).to(memory_format=torch.channels_last).train()
+    criterion = InpaintingLoss(VGG16Features(), WEIGHTS)
+    optimizer = torch.optim.Adam(net.parameters(), 2e-4, fused=True)
+    folded = net.folded()
+    plain = copy.deepcopy(net).eval()
+    with mock.patch("model.layer.UpPartialConv2d.fix", model.layer.PartialConv2d.fix):
+        plain = plain.folded()  # its decoder takes the upsampled map
+    times: dict[str, list[float]] = defaultdict(list)
+    for batch, turns in BATCHES.items():
+        image, mask = inputs(batch)
+        image = image.contiguous(memory_format=torch.channels_last)
+
+        def train(image: Tensor = image, mask: Tensor = mask) -> None:
+            optimizer.zero_grad(set_to_none=True)
+            criterion(net(image, mask), image, mask)[0].backward()
+            optimizer.step()
+
+        def predict(one: PConvUNet, image: Tensor = image, mask: Tensor = mask) -> Tensor:
+            with torch.no_grad():
+                return one(image, mask)
+
+        for turn in tqdm(range(turns), desc=f"batch of {batch}", leave=False):
+            for form in ("", *forms):
+                with without(form):
+                    found = {}
+                    if form != "packed weights":
+                        found["training step"] = seconds(train)
+                    if form not in ("nine products", "patches"):  # of which prediction has none
+                        one = plain if form == "transposed convolution" else folded
+                        with without("nine products" if one is plain else ""):
+                            if one is plain:
+                                with mock.patch("model.layer.fastest_form", return_value="plain"):
+                                    found["prediction"] = min(seconds(lambda: predict(plain)) for _ in range(2))
+                            else:
+                                found["prediction"] = min(seconds(lambda: predict(folded)) for _ in range(2))
+                for what, value in found.items():
+                    if turn or turns == 1:
+                        times[f"{form}|{what}|{batch}"].append(value)
+    return times
+
+
+def in_a_process(forms: list[str], freed: bool, pages: bool) -> dict[str, list[float]]:
+    environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": str(int(pages))}
+    command = [sys.executable, "-m", "benchmarks.forms", "--worker", json.dumps([forms, freed])]
+    done = subprocess.run(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    found = in_a_process(list(FORMS), True, True)
+    for form in ("both", *MEMORY):
+        times = in_a_process([], form != "freed memory", form != "large pages")
+        found |= {form + key: values for key, values in times.items()}
+    print("| form | of | batch of 1 | batch of 4 | batch of 16 |\n|---|---|---|---|---|")
+    for form in (*FORMS, *MEMORY):
+        base = "both" if form in MEMORY else ""
+        for what in ("training step", "prediction"):
+            if f"{form}|{what}|1" in found:
+                gains = []
+                for batch in BATCHES:
+                    every, but_one = (statistics.median(found[f"{name}|{what}|{batch}"]) for name in (base, form))
+                    gains.append(f"{1 - every / but_one:.1%}")
+                print(f"| {form} | {what} | {' | '.join(gains)} |", flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        wanted, freed = json.loads(sys.argv[2])
+        if freed:
+            keep_freed_memory()
+        print(json.dumps(measure(wanted)))
+    else:
+        main()
