@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.composite import composite
+from utils.config import LossWeights
 
-TERMS = ("valid", "hole", "perceptual", "style", "tv")
+TERMS = tuple(LossWeights.model_fields)
 
 
 class InpaintingLoss(nn.Module):
@@ -18,8 +19,7 @@ class InpaintingLoss(nn.Module):
 
     features: Ψ, any callable from images (N,3,H,W) in [0,1] to a sequence of feature maps, image by image. It may be
     None where perceptual and style have the weight 0.
-    weights: of each term: valid, hole, perceptual, style, tv. ValueError unless these five are given, and features
-    where they are needed.
+    weights: of each term of TERMS. ValueError unless all of them are given, and features where they are needed.
     """
 
     def __init__(self, features: Callable[[Tensor], Sequence[Tensor]] | None, weights: Mapping[str, float]) -> None:

@@ -171,6 +171,7 @@ async function loadMask(file) {
 async function saveMask() {
   const mask = view.mask?.isEmpty() ? page.masks.at(-1) : view.mask;
   if (mask) download(`${stem(page.photo.name)}_mask.png`, await maskFile(mask));
+  else showError("Nothing is painted yet: there is no mask to save.");
 }
 
 // --- what is said ------------------------------------------------------------------------------------------------

@@ -66,9 +66,9 @@ class TrainingSamples(Dataset[Sample]):
         return to_sample(image, self._mask(rng), faults)
 
     def hole_radius(self, count: int = 300) -> float:
-        """Px: the 99 % quantile of the largest circle in the holes of a sample. Measured on `count` masks."""
+        """Px, to a tenth: the 99 % quantile of the largest circle in the holes of a sample, of `count` masks."""
         masks = (self._mask(generator(HOLE_RADIUS, number, self.seed)) for number in range(count))
-        return float(np.quantile([inscribed_radius(mask) * min(mask.shape) for mask in masks], 0.99))
+        return round(float(np.quantile([inscribed_radius(mask) * min(mask.shape) for mask in masks], 0.99)), 1)
 
     def _mask(self, rng: np.random.Generator) -> np.ndarray:
         """The mask of a sample, uint8 (H,W), 1 = valid, 0 = hole."""

@@ -188,10 +188,11 @@ def _grid(summary: Summary, metric: str, methods: Sequence[str], borders: Sequen
 
 def _best(metric: str, column: Sequence[Estimate | None]) -> str | None:
     """The best mean of a column as it is shown; None where there is nothing to compare."""
-    means = [estimate.mean for estimate in column if estimate and not math.isnan(estimate.mean)]
-    if len(means) < 2:
+    means = [estimate.mean for estimate in column if estimate]
+    finite = [mean for mean in means if not math.isnan(mean)]
+    if len(means) < 2 or not finite:
         return None
-    return _rounded(metric, max(means) if METRICS[metric].higher_is_better else min(means))
+    return _rounded(metric, max(finite) if METRICS[metric].higher_is_better else min(finite))
 
 
 def _counts(grid: Grid) -> list[str]:

@@ -2,6 +2,7 @@
 
 `python -m evaluation.showcase FOLDER [CHECKPOINT]`, or `make figures`, writes into the folder
 - repaired.png: damaged or unwanted parts of photographs, filled by Telea's method and by a network;
+- large_holes.png: holes larger than those of the network's training, in a single pass and octave by octave;
 - levels.png: a mask on its way through the encoder's levels.
 """
 
@@ -75,6 +76,26 @@ def draw_cases(checkpoint: Path) -> np.ndarray:
     return sheet([[*left, *right] for left, right in zip(rows[::2], rows[1::2], strict=True)], TITLES)
 
 
+def draw_large_holes(checkpoint: Path) -> np.ndarray:
+    """Photographs of up to two megapixels with holes of 200 to 600 px, uint8 (H,W,3): a row each."""
+    net = load_for_prediction(checkpoint)
+    cat = cv2.resize(photographs.chelsea()[:, 60:360], (1400, 1400), interpolation=cv2.INTER_CUBIC)
+    astronaut = cv2.resize(photographs.astronaut(), (1024, 1024), interpolation=cv2.INTER_CUBIC)
+    rows = []
+    for pixels, centre, radii in ((cat, (1000, 900), (260, 210)), (astronaut, (770, 330), (140, 300))):
+        image, mask = pixels.astype(np.float32) / 255, np.ones(pixels.shape[:2], np.uint8)
+        cv2.ellipse(mask, centre, radii, 20, 0, 360, 0, -1)
+        valid = mask[..., None] > 0
+        hole_is_black = np.where(valid, image, np.float32(0))
+        image_tensor = torch.from_numpy(hole_is_black).permute(2, 0, 1)[None]  # (1,3,H,W)
+        mask_tensor = torch.from_numpy(mask).float()[None, None]  # (1,1,H,W)
+        fills = [inpaint(net, image_tensor, mask_tensor, scale)[0].permute(1, 2, 0).numpy() for scale in (1, 6)]
+        telea = np.where(valid, image, FILLS["telea"](hole_is_black, mask))
+        shown = [masked(image, mask[..., None]), telea, *fills]
+        rows.append([cv2.resize(picture, (SIZE, SIZE), interpolation=cv2.INTER_AREA) for picture in shown])
+    return sheet(rows, ("masked", "Telea", "a single pass", "octave by octave"))
+
+
 def draw_levels(depth: int = 6) -> np.ndarray:
     """A mask and what Eq. 2 makes of it at each level of the encoder, uint8 (H,W,3)."""
     mask = torch.from_numpy(draw_mask(np.random.default_rng(3), SIZE, "contours", 0.5)).float()[None, None]
@@ -90,7 +111,11 @@ def draw_levels(depth: int = 6) -> np.ndarray:
 
 
 def main(folder: Path, checkpoint: Path = DEFAULT_WEIGHTS) -> None:
-    for name, picture in (("repaired.png", draw_cases(checkpoint)), ("levels.png", draw_levels())):
+    for name, picture in (
+        ("repaired.png", draw_cases(checkpoint)),
+        ("large_holes.png", draw_large_holes(checkpoint)),
+        ("levels.png", draw_levels()),
+    ):
         Image.fromarray(picture).save(folder / name, optimize=True)
         print(folder / name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -117,4 +118,6 @@ def _intervals(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
         drawn = np.bincount(chosen.ravel(), minlength=_CHUNK * images).reshape(_CHUNK, images).astype(np.float64)
         with np.errstate(invalid="ignore"):  # a resample without any pair of a column has no mean
             means.append((drawn @ sums) / (drawn @ counts))
-    return np.nanpercentile(np.concatenate(means), _INTERVAL, axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a column whose scores are all NaN, as its ends are, too
+        return np.nanpercentile(np.concatenate(means), _INTERVAL, axis=0)

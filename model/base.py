@@ -51,4 +51,4 @@ def push(pyramid: list[tuple[Tensor, Tensor]], below: Tensor) -> Tensor:
 
 def _sums_of_2x2(x: Tensor) -> Tensor:
     """(N,C,H,W) → (N,C,⌈H/2⌉,⌈W/2⌉). Beyond the edge lies nothing."""
-    return F.avg_pool2d(F.pad(x, (0, 1, 0, 1)), 2, divisor_override=1)  # torch can't export ceil_mode for any size
+    return 4 * F.avg_pool2d(F.pad(x, (0, 1, 0, 1)), 2)  # neither ceil_mode nor divisor_override can be exported

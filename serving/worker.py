@@ -61,7 +61,8 @@ def answer(desk: Any, request: bytes) -> bytes:
     except Exception:
         traceback.print_exc()
         return pack({"error": "an unforeseen error; the terminal of app.py shows it"})
-    notes = [line for line in said.getvalue().splitlines() if line.strip()]
+    # Of what was said on stderr progress bars are left out, which the page has its own of.
+    notes = [line for line in said.getvalue().splitlines() if line.strip() and "%|" not in line]
     return pack({**result, "notes": notes, "seconds": time.perf_counter() - began}, files)
 
 

@@ -74,8 +74,11 @@ class Page:
         return np.asarray(Image.open(io.BytesIO(self.saved("#save-mask")))).astype(np.uint8)
 
     def pixels(self):
-        """What the stage shows, uint8 (H,W,3)."""
-        return np.asarray(Image.open(io.BytesIO(self.tab.locator("#stage").screenshot())).convert("RGB"))
+        """What the stage shows, uint8 (H,W,3), without the ring around it that tells where the keyboard is."""
+        drawn = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        self.tab.evaluate(drawn)
+        shot = Image.open(io.BytesIO(self.tab.locator("#stage").screenshot())).convert("RGB")
+        return np.asarray(shot)[6:-6, 6:-6]
 
 
 @contextlib.contextmanager

@@ -37,6 +37,11 @@ def by_predict(folder, image, *masks):
     return image
 
 
+def look_same(a, b):
+    """Of two pictures of the stage: the browser rounds edges of what it scales now one way, now the other."""
+    return a.shape == b.shape and np.abs(a.astype(int) - b).max() <= 4
+
+
 def test_open_paint_fill_compare_undo_save(tmp_path, visit):
     page = visit()
     page.open(CHELSEA)
@@ -46,7 +51,7 @@ def test_open_paint_fill_compare_undo_save(tmp_path, visit):
     painted = page.pixels()
     page.fill()
     filled = page.pixels()
-    assert (painted != filled).any()
+    assert not look_same(painted, filled)
     result = page.saved()
     assert result == by_predict(tmp_path, CHELSEA.read_bytes(), mask)
     page.tab.locator("#stage").focus()
@@ -54,21 +59,21 @@ def test_open_paint_fill_compare_undo_save(tmp_path, visit):
     page.tab.keyboard.down("c")
     before = page.pixels()
     page.tab.keyboard.up("c")
-    assert (before != filled).any()
-    assert np.array_equal(page.pixels(), filled)
+    assert not look_same(before, filled)
+    assert look_same(page.pixels(), filled)
     page.choose("slider")
     page.tab.locator("#stage").focus()
     half = filled.shape[1] // 2
     slider = page.pixels()[: int(filled.shape[0] * 0.9)]  # above the slider
-    assert np.array_equal(slider[:, : half - 9], before[: len(slider), : half - 9])
-    assert np.array_equal(slider[:, half + 9 :], filled[: len(slider), half + 9 :])
+    assert look_same(slider[:, : half - 9], before[: len(slider), : half - 9])
+    assert look_same(slider[:, half + 9 :], filled[: len(slider), half + 9 :])
     page.choose("side")
     page.pixels()
     page.choose("off")
     page.tab.locator("#stage").focus()
 
     page.tab.keyboard.press("Control+z")  # the fill
-    assert np.array_equal(page.pixels(), painted)
+    assert look_same(page.pixels(), painted)
     assert page.saved("#save-mask") == mask
     page.tab.keyboard.press("Control+Shift+z")
     assert page.saved() == result
@@ -183,12 +188,14 @@ def test_zoom_keeps_the_place_under_the_mouse_and_space_moves(visit):
     page.drag((0.4, 0.4), (0.4, 0.4))
     first = page.mask() == 0
     zoom = page.tab.inner_text("#zoom")
+    page.tab.mouse.move(*page.point(0.4, 0.4))
     page.tab.mouse.wheel(0, -400)
     page.expect(page.tab.locator("#zoom")).not_to_have_text(zoom)
     assert int(page.tab.inner_text("#zoom").rstrip(" %")) > int(zoom.rstrip(" %"))
     page.tab.mouse.down()
     page.tab.mouse.up()
     assert ((page.mask() == 0) == first).all()  # a finer dot within the first
+    page.tab.locator("#stage").focus()
     page.tab.keyboard.down(" ")
     page.drag((0.4, 0.4), (0.6, 0.6))
     page.tab.keyboard.up(" ")
@@ -196,7 +203,8 @@ def test_zoom_keeps_the_place_under_the_mouse_and_space_moves(visit):
     page.choose("eraser")
     page.tab.fill("#size", "200")
     page.drag((0.6, 0.6), (0.6, 0.6))  # what was under the mouse has moved with it
-    assert (page.mask() == 0).sum() < first.sum() / 2
+    page.tab.click("#save-mask")
+    page.complains("there is no mask to save")
 
 
 def test_masks_are_loaded_and_saved(tmp_path, visit):

@@ -491,7 +491,7 @@ def test_too_large_for_the_memory(run, pair, monkeypatch):
     def exhausted(*_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 10 bytes.\nError code 12")
 
-    monkeypatch.setattr("model.inpainting.unet_within", exhausted)
+    monkeypatch.setattr("model.filler.unet_within", exhausted)
     code, _, err = run()
     assert code == 1
     assert "not enough memory for image" in err

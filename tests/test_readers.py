@@ -11,7 +11,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from data.faults import read_part_of_picture, read_picture
+from data.faults import read_picture
+from data.images import open_picture
 from data.mask_files import read_mask, read_mask_alone, write_mask
 from data.photo import read_photo
 from evaluation.pairing import read_pair
@@ -48,11 +49,17 @@ def as_rgb(pixels):
 
 
 READERS = {
-    "training": lambda path: read_part_of_picture(path, lambda width, height: (0, 0, width, height), 10**6),
+    "training": lambda path: in_training(path),
     "check-data": lambda path: np.asarray(read_picture(path)),
     "predict": lambda path: read_photo(path).rgb() * 255,
     "evaluate": lambda path: evaluated(path) * 255,
 }
+
+
+def in_training(path):
+    """All of the picture as a training sample decodes a part of it."""
+    with open_picture(path) as picture:
+        return picture.decode((0, 0, *picture.size), 10**6)
 
 
 def evaluated(path):

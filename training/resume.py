@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from utils.config import Config, PhaseConfig, Section
+from utils.config import Config, LossWeights, PhaseConfig, Section
 from utils.errors import UserError
 
 # When another value takes effect.
@@ -53,11 +53,7 @@ RESUMABLE = {
     "model.base_channels": _WEIGHTS,
     "model.base": _WEIGHTS,
     "loss.vgg16": IN_STEPS_TO_COME,
-    "loss.weights.valid": IN_STEPS_TO_COME,
-    "loss.weights.hole": IN_STEPS_TO_COME,
-    "loss.weights.perceptual": IN_STEPS_TO_COME,
-    "loss.weights.style": IN_STEPS_TO_COME,
-    "loss.weights.tv": IN_STEPS_TO_COME,
+    **{f"loss.weights.{term}": IN_STEPS_TO_COME for term in LossWeights.model_fields},
     "optim.name": _MOMENTS,
     "optim.momentum": IN_STEPS_TO_COME,
     "optim.weight_decay": IN_STEPS_TO_COME,

@@ -10,6 +10,7 @@ import hashlib
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -154,12 +155,14 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _load_torch(path: Path, mapped: bool) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (OSError, RuntimeError):
-        if not mapped:
-            raise
-        return torch.load(path, map_location="cpu", weights_only=True)  # as above, or it fails again
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of kinds of tensors that are refused here
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except (OSError, RuntimeError):
+            if not mapped:
+                raise
+            return torch.load(path, map_location="cpu", weights_only=True)  # as above, or it fails again
 
 
 def _load(path: Path, mapped: bool = False) -> Any:

@@ -202,6 +202,13 @@ class LossWeights(Section):
     """L_tv"""
 
 
+def _loss_terms(weights: dict[str, float]) -> dict[str, float]:
+    for name in weights:
+        if name not in LossWeights.model_fields:
+            raise ValueError(f"must name terms of the loss: {', '.join(LossWeights.model_fields)}")
+    return weights
+
+
 class LossConfig(Section):
     vgg16: PathText
     """this file, another with torchvision's keys, or `torchvision` (downloads its own)"""
@@ -268,7 +275,7 @@ class PhaseConfig(Section):
     batch_size: BatchSize | None = None
     crop_scale: CropScale | None = None
     amp: Amp | None = None
-    loss_weights: dict[Literal["valid", "hole", "perceptual", "style", "tv"], NotNegative] | None = None
+    loss_weights: Annotated[dict[str, NotNegative], AfterValidator(_loss_terms)] | None = None
 
 
 class Config(Section):
@@ -490,6 +497,11 @@ def _fill_as_before(tree: dict[str, Any]) -> list[str]:
         second.update(freeze_encoder_batch_norm=True, settle_batches=old["train.settle_batches"])
         tree["phases"] = [{"steps": old["train.initial_steps"], "lr": old["optim.initial_lr"]}, second]
         lines.append(f"without phases, which are newer than the run; {', '.join(_TWO_PHASES)} became the two of them")
+    weights = sections.get("loss", {}).get("weights")
+    if isinstance(weights, dict):
+        for name in [name for name in LossWeights.model_fields if name not in weights]:
+            weights[name] = 0
+            lines.append(f"without loss.weights.{name}, which is newer than the run; it goes on with 0, as before")
     for name, value in AS_BEFORE.items():
         section, key = name.split(".")
         if key not in sections.get(section, {key: None}):
