@@ -26,7 +26,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 import model.convolution
-import model.fixed
 import model.layer
 from benchmarks.network import WEIGHTS, inputs
 from loss import InpaintingLoss
@@ -42,7 +41,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 @contextlib.contextmanager
 def without(form: str) -> Iterator[None]:
     """The network computes without a form while this is entered; without none of them for another text."""
-    choose = model.layer.fastest_form
+    choose = model.convolution.fastest_form
 
     def no_nine_products(x: Tensor, out_channels: int) -> str:
         return "transposed" if x.shape[0] * x.shape[2] * x.shape[3] >= 256 else "plain"
@@ -55,10 +54,10 @@ def without(form: str) -> Iterator[None]:
         return "plain" if form == "transposed" else form
 
     replaced: dict[str, tuple[str, Callable[..., Any]]] = {
-        "nine products": ("model.layer.fastest_form", no_nine_products),
+        "nine products": ("model.convolution.fastest_form", no_nine_products),
         "patches": ("model.convolution.patches_are_faster", never),
-        "transposed convolution": ("model.layer.fastest_form", no_transposed),
-        "packed weights": ("model.fixed._can_pack", never),
+        "transposed convolution": ("model.convolution.fastest_form", no_transposed),
+        "packed weights": ("model.convolution._can_pack", never),
     }
     with contextlib.ExitStack() as stack:
         if form in replaced:
@@ -107,7 +106,7 @@ def measure(forms: list[str]) -> dict[str, list[float]]:
                         one = plain if form == "transposed convolution" else folded
                         with without("nine products" if one is plain else ""):
                             if one is plain:
-                                with mock.patch("model.layer.fastest_form", return_value="plain"):
+                                with mock.patch("model.convolution.fastest_form", return_value="plain"):
                                     found["prediction"] = min(seconds(lambda: predict(plain)) for _ in range(2))
                             else:
                                 found["prediction"] = min(seconds(lambda: predict(folded)) for _ in range(2))

@@ -1,4 +1,7 @@
-"""The layers' convolutions in exact forms that take less time: each equals torch's own to rounding.
+"""The layers' convolutions in forms that take less time. Each equals torch's own to rounding.
+
+The layers use four names of this file: `conv2d`, `conv2d_of_upsampled`, and for prediction `FixedConvolution` and
+`FixedUpConvolution`. Each says what it equals; without the faster forms behind them the network is right, and slower.
 
 Which form is the fastest was measured on a CPU, forward and backward, for batches of 1 to 8 and 16 to 64 base channels.
 """
@@ -9,8 +12,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+# torch's own names for oneDNN's packed weights, which torch.compile uses; not all builds have them.
+_PACKING = (
+    "_reorder_convolution_weight",
+    "_reorder_convolution_transpose_weight",
+    "_convolution_pointwise",
+    "_convolution_transpose_pointwise",
+)
 
 
 def conv2d(
@@ -20,6 +31,26 @@ def conv2d(
     if patches_are_faster(x, weight, stride, padding, dilation):
         return of_patches(x, weight, stride, padding)
     return F.conv2d(x, weight, None, stride, padding, dilation)
+
+
+def conv2d_of_upsampled(x: Tensor, skip: Tensor, weight: Tensor) -> Tensor:
+    """conv2d(concat(upsample(x), skip), weight, padding=1), in the form that is the fastest for this size.
+
+    x: (N,C,H,W), skip: (N,S,2H,2W), weight: (C',C+S,3,3). Returns (N,C',2H,2W).
+    Wᵀ is linear: Wᵀ[up(X), S] = W_upᵀ up(X) + W_skipᵀ S. So the concat need not be made, and the first term has two
+    faster forms.
+    """
+    channels = x.shape[1]
+    form = fastest_form(x, weight.shape[0])
+    if form == "plain":
+        return conv2d(torch.cat([upsample(x), skip], 1), weight, (1, 1), (1, 1))
+    if form == "nine products":
+        skip_weight, *factors = FactorsAndRest.apply(weight, channels)
+        y = of_nine_products(x, factors)
+    else:
+        up_weight, skip_weight = weight.split([channels, skip.shape[1]], 1)
+        y = F.conv_transpose2d(x, upsampling_kernel(up_weight), stride=2, padding=1)
+    return y.add_(F.conv2d(skip, skip_weight, padding=1))
 
 
 def patches_are_faster(
@@ -228,3 +259,79 @@ class FactorsAndRest(torch.autograd.Function):
 def _measured(x: Tensor) -> bool:
     """Whether the forms that only a CPU gains by are meant for x."""
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+
+
+# --- for prediction: weights that stay as they are -------------------------------------------------------------------
+
+
+class FixedConvolution(nn.Module):
+    """conv2d(x, weight) without bias, or conv_transpose2d: with arguments as there, and no gradient.
+
+    On a CPU oneDNN wants weights in a layout of its own, and torch brings them into it at every call: for a small map
+    that takes longer than the convolution. Here it is done once, at the first call.
+    """
+
+    weight: Tensor
+
+    def __init__(
+        self,
+        weight: Tensor,
+        stride: tuple[int, ...] = (1, 1),
+        padding: tuple[int, ...] = (1, 1),
+        dilation: tuple[int, ...] = (1, 1),
+        transposed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.stride, self.padding, self.dilation, self.transposed = stride, padding, dilation, transposed
+        weight = weight.detach().clone(memory_format=torch.channels_last)
+        self.register_buffer("weight", weight, persistent=False)
+        self._packed: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _can_pack(x) or torch.compiler.is_compiling():
+            if self.transposed:
+                return F.conv_transpose2d(x, self.weight, None, self.stride, self.padding, 0, 1, self.dilation)
+            return F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation)
+        onednn: Any = torch.ops.mkldnn
+        between = ([0, 0],) if self.transposed else ()  # no padding of the output
+        if self._packed is None:
+            pack = (
+                onednn._reorder_convolution_transpose_weight if self.transposed else onednn._reorder_convolution_weight
+            )
+            self._packed = pack(self.weight, self.padding, *between, self.stride, self.dilation, 1)
+        run = onednn._convolution_transpose_pointwise if self.transposed else onednn._convolution_pointwise
+        # "none": nothing is done to the result; 1: groups.
+        return run(x, self._packed, None, self.padding, *between, self.stride, self.dilation, 1, "none", [], "")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": None}  # it can't be copied, but made again
+
+    def _apply(self, *arguments: Any, **options: Any) -> FixedConvolution:
+        self._packed = None  # of the weight as it was
+        return super()._apply(*arguments, **options)
+
+
+class FixedUpConvolution(nn.Module):
+    """conv2d_of_upsampled(x, skip, weight) of a constant weight (C',C+S,3,3), where x has C channels."""
+
+    def __init__(self, weight: Tensor, channels: int) -> None:
+        super().__init__()
+        up_weight, skip_weight = weight.split([channels, weight.shape[1] - channels], 1)
+        self.of_x = FixedConvolution(upsampling_kernel(up_weight), stride=(2, 2), transposed=True)
+        self.of_skip = FixedConvolution(skip_weight)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        y: Tensor = self.of_x(x)
+        return y.add_(self.of_skip(skip))
+
+
+def _can_pack(x: Tensor) -> bool:
+    onednn = torch.ops.mkldnn
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and not (torch.is_grad_enabled() and x.requires_grad)  # the packed forms know of no gradient
+        and torch.backends.mkldnn.is_available()
+        and bool(torch.backends.mkldnn.enabled)
+        and all(hasattr(onednn, name) for name in _PACKING)
+    )

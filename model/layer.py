@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.convolution import FactorsAndRest, conv2d, fastest_form, of_nine_products, upsample, upsampling_kernel
-from model.fixed import FixedConvolution
+from model.convolution import FixedConvolution, FixedUpConvolution, conv2d, conv2d_of_upsampled, upsample
 
 
 class PartialConv2d(nn.Conv2d):
@@ -129,15 +128,13 @@ class UpPartialConv2d(PartialConv2d):
     def __init__(self, up_channels: int, skip_channels: int, out_channels: int, bias: bool = True) -> None:
         super().__init__(up_channels + skip_channels, out_channels, 3, padding=1, bias=bias)
         self.part_channels = [up_channels, skip_channels]
-        self.fixed_parts: nn.ModuleList | None = None
+        self.fixed_up: FixedUpConvolution | None = None
 
     def of_upsampled(self, x: Tensor, mask: Tensor, skip: Tensor, skip_mask: Tensor) -> tuple[Tensor, Tensor]:
         """forward([upsample(x), skip], [upsample(mask), skip_mask]) of features that are 0 where their masks are.
 
         x: (N,C,H,W), mask: (N,1,H,W), float32 at least. skip and skip_mask: likewise, of 2H×2W.
-
-        Wᵀ is linear: Wᵀ[up(X), S] = W_upᵀ up(X) + W_skipᵀ S. So the concat need not be made, and the first term has two
-        faster forms, of model/convolution.py. sum(M) is still a box filter of one channel.
+        sum(M) is a box filter of one channel.
         """
         return self.scaled(self.convolved_upsampled(x, skip), self.ratio(self.valid_upsampled(mask, skip_mask)))
 
@@ -148,31 +145,12 @@ class UpPartialConv2d(PartialConv2d):
 
     def convolved_upsampled(self, x: Tensor, skip: Tensor) -> Tensor:
         """Wᵀ of the concat, (N,C',2H,2W). Arguments as of of_upsampled."""
-        if self.fixed_parts is not None:
-            of_x, of_skip = self.fixed_parts
-            return of_x(x).add_(of_skip(skip))
-        form = fastest_form(x, self.out_channels)
-        if form == "plain":
-            return self.convolved(torch.cat([upsample(x), skip], 1))
-        if form == "nine products":
-            skip_weight, *factors = FactorsAndRest.apply(self.weight, x.shape[1])
-            y = of_nine_products(x, factors)
-        else:
-            up_weight, skip_weight = self.weight.split(self.part_channels, 1)
-            y = F.conv_transpose2d(x, upsampling_kernel(up_weight), stride=2, padding=1)
-        y += F.conv2d(skip, skip_weight, padding=1)
-        return y
+        return conv2d_of_upsampled(x, skip, self.weight) if self.fixed_up is None else self.fixed_up(x, skip)
 
     def fix(self, scale: Tensor) -> None:
         """As of PartialConv2d, for `of_upsampled` alone."""
         weight = self.weight.detach() * scale.view(-1, 1, 1, 1)
-        up_weight, skip_weight = weight.split(self.part_channels, 1)
-        self.fixed_parts = nn.ModuleList(
-            [
-                FixedConvolution(upsampling_kernel(up_weight), stride=(2, 2), transposed=True),
-                FixedConvolution(skip_weight),
-            ]
-        )
+        self.fixed_up = FixedUpConvolution(weight, self.part_channels[0])
         self.register_parameter("weight", None)
 
 

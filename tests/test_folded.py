@@ -8,12 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import model.fixed
+import model.convolution
 import model.layer
 from benchmarks.reference import TextbookUNet
 from model import PartialConv2d, PConvUNet, inpaint, load_for_prediction, settle_encoder_batch_norm
-from model.convolution import upsample
-from model.fixed import FixedConvolution
+from model.convolution import FixedConvolution, upsample
 from model.foreign import in_our_form, network_for
 from model.layer import UpPartialConv2d
 from tests import foreign
@@ -31,7 +30,7 @@ HERE_PACKED = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn,
 def way(request, monkeypatch):
     """How FixedConvolution computes: as it likes, where oneDNN is switched off, where torch has no names for it."""
     if request.param == "plain":
-        monkeypatch.setattr(model.fixed, "_PACKING", ("no_such_function",))
+        monkeypatch.setattr(model.convolution, "_PACKING", ("no_such_function",))
     with torch.backends.mkldnn.flags(enabled=request.param != "switched off"):
         yield request.param
 

@@ -246,7 +246,7 @@ def all_close(ours, theirs, tolerance=1e-12):
 @pytest.fixture(params=FORMS)
 def form(request, monkeypatch):
     """Each form in turn, for every size."""
-    monkeypatch.setattr(model.layer, "fastest_form", lambda x, out_channels: request.param)
+    monkeypatch.setattr(model.convolution, "fastest_form", lambda x, out_channels: request.param)
     return request.param
 
 

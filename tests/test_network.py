@@ -64,7 +64,7 @@ FORMS = ("shipped", "nine products", "transposed", "plain", "patches")
 def take(form, monkeypatch):
     if form != "shipped":
         decoder = "plain" if form == "patches" else form
-        monkeypatch.setattr(model.layer, "fastest_form", lambda x, out_channels: decoder)
+        monkeypatch.setattr(model.convolution, "fastest_form", lambda x, out_channels: decoder)
         monkeypatch.setattr(model.convolution, "patches_are_faster", lambda *arguments: form == "patches")
 
 
@@ -113,7 +113,7 @@ def test_equals_the_textbook_network_at_its_real_size(monkeypatch):
     """With the forms as shipped, of which each takes part. (In float32 all forms, and the textbook too,
     are 6e-4 from this: a ReLU or two fall to the other side.)"""
     forms, small = [], []
-    fastest_form, of_patches = model.layer.fastest_form, model.convolution.of_patches
+    fastest_form, of_patches = model.convolution.fastest_form, model.convolution.of_patches
 
     def noted_form(x, out_channels):
         forms.append(fastest_form(x, out_channels))
@@ -123,7 +123,7 @@ def test_equals_the_textbook_network_at_its_real_size(monkeypatch):
         small.append(arguments)
         return of_patches(*arguments)
 
-    monkeypatch.setattr(model.layer, "fastest_form", noted_form)
+    monkeypatch.setattr(model.convolution, "fastest_form", noted_form)
     monkeypatch.setattr(model.convolution, "of_patches", noted_patches)
     torch.manual_seed(0)
     net = PConvUNet(7, 64).double().to(memory_format=torch.channels_last)
