@@ -1,7 +1,7 @@
 """Classical methods to compare with. Each fills the hole of a picture from what lies around it.
 
-A function with `@baseline` is all that a method needs: predict.py and evaluate.py take their choices from FILLS. It
-gets its library as the first argument, imported when the method first fills: --help needs the names alone.
+A function with `@baseline` is all that a method needs: predict.py and evaluate.py take their choices from FILLS. Its
+library is its first argument, imported when it fills: --help needs the names alone.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ holds the new pixels in the photograph's depth, transparent elsewhere. A browser
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ def apply_edits(photo: Photo, edits: Sequence[bytes], places: Sequence[tuple[int
     """The photograph after these edits, in order. places: left and top of each, px. UserError where one can't fit."""
     if not edits:
         return photo
-    edited = Photo(photo.pixels.copy(), photo.icc_profile, photo.orientation)
+    edited = replace(photo, pixels=photo.pixels.copy())
     shown = edited.shown_colour()  # a view
     for data, (left, top) in zip(edits, places, strict=True):
         edit = read_photo(Path("an earlier fill"), data)

@@ -395,7 +395,8 @@ def difference_of_weights(run, other, kind="model"):
     """The largest difference of two tensors of the same name, relative to the largest value there."""
     ours, theirs = weights(run, kind), weights(other, kind)
     assert ours.keys() == theirs.keys()
-    return max(float((ours[key] - theirs[key]).abs().max() / theirs[key].abs().max()) for key in ours)
+    largest = {key: value.abs().max().clamp(min=1e-30) for key, value in theirs.items()}  # hole_radius may be 0
+    return max(float((ours[key] - theirs[key]).abs().max() / largest[key]) for key in ours)
 
 
 def records(run):

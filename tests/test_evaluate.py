@@ -443,8 +443,8 @@ def test_a_folder_with_another_evaluation(folder, done, capsys):
     assert "size was None, is 48" in fails(capsys, *arguments(folder, done, "--baseline", "mean", "--size", 48))
     same_pairs = ["--baseline", "mean", "--pairs", done / "pairs.csv", "--size", 48]
     assert "--size" in fails(capsys, *arguments(folder, done, *same_pairs))
-    assert "--limit" in fails(capsys, *arguments(folder, done, "--baseline", "mean", "--limit", 2))
-    assert "--seed" in fails(capsys, *arguments(folder, done, "--baseline", "mean", "--seed", 5))
+    assert "--out" in fails(capsys, *arguments(folder, done, "--baseline", "mean", "--limit", 2))
+    assert "--out" in fails(capsys, *arguments(folder, done, "--baseline", "mean", "--seed", 5))
     assert {path: path.read_bytes() for path in done.rglob("*") if path.is_file()} == before
 
 

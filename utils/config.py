@@ -14,7 +14,7 @@ import reprlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -202,11 +202,10 @@ class LossWeights(Section):
     """L_tv"""
 
 
-def _loss_terms(weights: dict[str, float]) -> dict[str, float]:
-    for name in weights:
-        if name not in LossWeights.model_fields:
-            raise ValueError(f"must name terms of the loss: {', '.join(LossWeights.model_fields)}")
-    return weights
+if TYPE_CHECKING:
+    LossTerm = str
+else:
+    LossTerm = Literal[tuple(LossWeights.model_fields)]
 
 
 class LossConfig(Section):
@@ -275,7 +274,7 @@ class PhaseConfig(Section):
     batch_size: BatchSize | None = None
     crop_scale: CropScale | None = None
     amp: Amp | None = None
-    loss_weights: Annotated[dict[str, NotNegative], AfterValidator(_loss_terms)] | None = None
+    loss_weights: dict[LossTerm, NotNegative] | None = None
 
 
 class Config(Section):
@@ -497,15 +496,13 @@ def _fill_as_before(tree: dict[str, Any]) -> list[str]:
         second.update(freeze_encoder_batch_norm=True, settle_batches=old["train.settle_batches"])
         tree["phases"] = [{"steps": old["train.initial_steps"], "lr": old["optim.initial_lr"]}, second]
         lines.append(f"without phases, which are newer than the run; {', '.join(_TWO_PHASES)} became the two of them")
-    weights = sections.get("loss", {}).get("weights")
-    if isinstance(weights, dict):
-        for name in [name for name in LossWeights.model_fields if name not in weights]:
-            weights[name] = 0
-            lines.append(f"without loss.weights.{name}, which is newer than the run; it goes on with 0, as before")
     for name, value in AS_BEFORE.items():
-        section, key = name.split(".")
-        if key not in sections.get(section, {key: None}):
-            sections[section][key] = value
+        *path, key = name.split(".")
+        section: Any = tree
+        for part in path:
+            section = section.get(part) if isinstance(section, dict) else None
+        if isinstance(section, dict) and key not in section:
+            section[key] = value
             lines.append(f"without {name}, which is newer than the run; it goes on with {value}, as before")
     return lines
 
