@@ -1,4 +1,4 @@
-"""Every picture and every mask of a config read once: what is broken, and what the rest is like."""
+"""--check-data: reads every picture and mask of a config once, and reports broken files and statistics."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Mask(NamedTuple):
 def check_data(config: Config) -> int:
     """Read all that a run may read and print what it is like. Exit code 1 where something is broken.
 
-    Nothing is held of a file but what is counted, so any number of them will do.
+    Only counts are kept, so the number of files does not matter.
     """
     data, masks = config.data, config.masks
     sources = {"data.train": data.train, "data.val": data.val}

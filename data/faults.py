@@ -1,4 +1,4 @@
-"""Broken pictures and masks: which they are, and how a run keeps account of the pictures that others stand in for."""
+"""Broken pictures and masks: checks, and the record of the pictures that a run replaced."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from utils.errors import UserError
 from utils.files import append, write_atomically
 
 SMALLEST = 16  # px of the shorter side, the least data.image_size: in less there is nothing to learn from
-LEAST_MET = 1000  # images; data.max_bad is a share of at least so many, or of all: few tell nothing about the rest
+LEAST_MET = 1000  # images; data.max_bad is a share of at least so many, or of all: a share of fewer would say little
 
 _LINE = re.compile(rb"\d+\t[^\t]+\t[^\t]+")
 
 
 def read_picture(path: str) -> Image.Image:
-    """An image file as 8-bit RGB, upright; of an animation the first picture, which is as whole as any other's.
+    """An image file as 8-bit RGB, upright; of an animation the first picture.
 
     UserError where it can't be read, or is too small.
     """
@@ -41,7 +41,7 @@ def check_size(path: str, width: int, height: int) -> None:
 
 
 def not_all_hole(mask: np.ndarray, path: str | Path, hole: HoleColour) -> np.ndarray:
-    """The mask itself, cropped to the training's size. UserError where it has no valid pixel: nothing to fill from."""
+    """Return the mask, cropped to the size of training. UserError where it has no valid pixel."""
     if not mask.any():
         size = f"{mask.shape[1]}×{mask.shape[0]} px"
         raise UserError(f"mask {path}: cropped to {size} it is all hole; remove it, or change masks.hole ({hole} now)")
@@ -57,10 +57,10 @@ class Fault(NamedTuple):
 
 
 class BadFiles:
-    """bad_files.txt of a run: a line for each broken picture, with the step that met it first, its path, the reason.
+    """bad_files.txt of a run: for each broken picture the first step that met it, its path, the reason; between tabs.
 
-    Tabs stand between. All processes of a run append to the one file and read what the others appended: so each
-    picture is named once, and all count the same at the same step.
+    All ranks append to the one file and read what the others appended. So each picture is named once, and all ranks
+    count the same at the same step.
     """
 
     def __init__(self, path: Path, config: Config, images: int) -> None:
@@ -74,7 +74,7 @@ class BadFiles:
         self._warned = False  # that it can't be written
 
     def rewind(self, step: int) -> None:
-        """Drop the lines behind `step`, which a resumed run will write again, and a line that was cut off."""
+        """Drop the lines of later steps, which a resumed run writes again, and a line that was cut off."""
         if not self.path.exists():
             return
         lines = self.path.read_bytes().split(b"\n")
@@ -82,7 +82,7 @@ class BadFiles:
         write_atomically(self.path, lambda temporary: temporary.write_bytes(b"".join(kept)))
 
     def note(self, fault: Fault) -> None:
-        """Write a line for a picture that has none yet, here and to stderr; without room for it to stderr alone."""
+        """Record a picture that has no line yet, in the file and on stderr; with a full disk on stderr alone."""
         self._read_on()
         name, reason = one_line(fault.path), one_line(fault.reason)
         if name in self._names:
@@ -91,15 +91,15 @@ class BadFiles:
         try:
             append(self.path, f"{step}\t{name}\t{reason}\n".encode())
         except OSError as error:
-            self._take_up(step, name)  # in this process alone
+            self._take_up(step, name)  # on this rank alone
             if not self._warned:
                 self._warned = True
-                told = f"{error.strerror or error}: {error.filename or self.path}"
-                tqdm.write(f"warning: {self.path.name} can't be written, the run goes on: {told}", file=sys.stderr)
+                disk = f"{error.strerror or error}: {error.filename or self.path}"
+                tqdm.write(f"warning: {self.path.name} can't be written, the run goes on: {disk}", file=sys.stderr)
         tqdm.write(f"warning: {reason}; another picture stands in for it", file=sys.stderr)
 
     def count(self, step: int) -> int:
-        """How many broken pictures the run has met up to `step`, in all its processes."""
+        """How many broken pictures the run has met up to `step`, on all ranks."""
         self._read_on()
         return bisect.bisect_right(self._steps, step)
 
@@ -114,7 +114,7 @@ class BadFiles:
             )
 
     def _read_on(self) -> None:
-        """Take up the lines that this and other processes have written since."""
+        """Read the lines that this and other ranks have appended."""
         if not self.path.exists():
             return
         with open(self.path, "rb") as file:
@@ -133,6 +133,6 @@ class BadFiles:
 
 
 def one_line(text: str) -> str:
-    """A text as one line of UTF-8: the names of files in it may hold anything."""
+    """A text as one line of UTF-8. File names in it may hold any byte."""
     plain = text.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
     return plain.encode("utf-8", "backslashreplace").decode()

@@ -18,7 +18,7 @@ from utils.errors import UserError
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, px
 
-_JPEG_FORMATS = ("JPEG", "MPO")  # Pillow's words; MPO is a JPEG with further pictures behind it, as cameras write it
+_JPEG_FORMATS = ("JPEG", "MPO")  # Pillow's names; MPO is a JPEG followed by further pictures, as cameras write it
 
 _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262  # tags
 

@@ -26,10 +26,10 @@ from data.shared_memory import BESIDE, TRAINING, tell_of_fewer, workers_that_fit
 from utils.config import Config
 from utils.errors import UserError, message_of
 
-# How long a worker still serves after SIGTERM: as long as torchrun, and Slurm, give the main process.
+# Seconds that a worker goes on after SIGTERM: as long as torchrun and Slurm wait for the main process.
 _LAST_SECONDS = 30
 
-# data.workers is the user's choice, and slower at worst: no warning where the machine has fewer cores.
+# More workers than cores are at worst slower: no warning of them.
 warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
 
 Pair = tuple[Tensor, Tensor]  # images (N,3,H,W) in [0,1] and masks (N,1,H,W), 1 = valid, 0 = hole: float32
@@ -38,7 +38,7 @@ Pair = tuple[Tensor, Tensor]  # images (N,3,H,W) in [0,1] and masks (N,1,H,W), 1
 def as_floats(image: Tensor, mask: Tensor, device: torch.device | str = "cpu") -> Pair:
     """The image and the mask of a sample, or of a batch, on a device: float32, contiguous, the image in [0,1]."""
     image, mask = (tensor.to(device, non_blocking=True) for tensor in (image, mask))
-    # By a tensor of the device: on a GPU torch would multiply by a rounded 1/255 instead of dividing by a number.
+    # The divisor is a tensor: with a number, torch on a GPU multiplies by a rounded 1/255 instead.
     return image.to(torch.float32).div_(torch.full((), 255.0, device=device)), mask.to(torch.float32)
 
 
@@ -91,7 +91,7 @@ class Batches(DataLoader[Sample]):
             return
         except UserError as error:
             message = message_of(error)
-            # By the frames of its traceback the error holds itself, and the iterator, whose workers would stay.
+            # The traceback refers to the iterator, and so would keep its workers alive.
             error.__traceback__ = None
         raise UserError(message)
 
@@ -164,36 +164,36 @@ def _collate(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, list[Fault]]:
 
 @contextlib.contextmanager
 def reports_killed_workers() -> Iterator[None]:
-    """A UserError where a data worker is killed: torch raises then, by a signal, wherever this process just is."""
+    """UserError where a data worker is killed. torch then raises from a signal handler, anywhere in this process."""
     try:
         try:
             yield
-        except (ConnectionError, EOFError):  # from a worker that was killed while it handed over a batch
-            time.sleep(1)  # torch's signal is still to come, and must not come later
+        except (ConnectionError, EOFError):  # a worker was killed while it handed over a batch
+            time.sleep(1)  # torch's signal is still to come: it must come here
             raise
     except (ConnectionError, EOFError, RuntimeError) as error:
-        # Of two errors the cause is the one that knows the signal.
+        # The signal is in the message of the error or of its cause.
         texts = f"{error.__cause__}\n{error}"
-        told = re.search(
+        found = re.search(
             r"^DataLoader worker \(pid.*?\) (is killed by signal: [\w ]+|exited unexpectedly)", texts, re.M
         )
-        if not told and isinstance(error, RuntimeError):
+        if not found and isinstance(error, RuntimeError):
             raise
-        how = told[1] if told else "ended"
+        how = found[1] if found else "ended"
         lacking = "memory short, or /dev/shm full" if "Bus error" in how else "memory short"
         raise UserError(f"a data worker {how}; was {lacking}? Fewer data.workers need less") from None
 
 
 def _start_worker(_: int) -> None:
-    # Ctrl-C reaches all processes of a terminal, and SIGTERM often all of a job. The main one decides.
+    # Ctrl-C goes to all processes of a terminal, and SIGTERM often to all of a job. The main process decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave_soon)
     cv2.setNumThreads(0)  # one thread a worker
-    # What hands over batches, a thread of multiprocessing, shows a traceback where the main process ends meanwhile.
+    # The thread that hands over batches would print a traceback if the main process ended meanwhile.
     sys.excepthook = lambda *_: None
 
 
 def _leave_soon(*_: object) -> None:
-    """End this process, but not before the main one has its last batch: it finishes its step and saves."""
+    """End this process after a while: until then the main one needs batches to finish its step and save."""
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))  # torch takes any other exit for a crash
     signal.alarm(_LAST_SECONDS)

@@ -1,28 +1,28 @@
-"""Randomness as a function: of (what for, number, seed), never of what was drawn before."""
+"""Random numbers as a function of (purpose, number, seed). They never depend on what was drawn before."""
 
 from __future__ import annotations
 
 import numpy as np
 
-# What a random stream is for. A number once given stays, or old runs can't be repeated.
+# Purposes of the random streams. A number never changes: old runs could not be repeated.
 CROPS, SHUFFLE, VALIDATION_MASKS, EVALUATION_MASKS, SUBSTITUTES, HOLE_RADIUS = 1, 2, 3, 4, 5, 6
 TRAIN_MASKS, VAL_MASKS = 101, 102
 BENCHMARK_MASKS = 110  # and on to 121: one for each bin and border
 
-# Four would do for many items; with four, the orders of ten images and fewer are not equally likely.
+# Four rounds are enough for many items, but with four the orders of ten or fewer images are not equally likely.
 _ROUNDS = 8
 
 
 def generator(purpose: int, number: int, seed: int) -> np.random.Generator:
-    """The random generator of one sample: the same whoever asks, in whatever order."""
+    """The random generator of one sample. It depends on the arguments alone."""
     return np.random.default_rng([purpose, number, seed])
 
 
 def shuffled(position: int, count: int, key: tuple[int, ...]) -> int:
-    """The item at `position` of a random order of range(count); another `key`, another order.
+    """The item at `position` of a random permutation of range(count). `key` chooses the permutation.
 
-    A Feistel cipher on the smallest even number of bits that holds `count`, walked on while it leaves the
-    range. So any place of the order of eight million items costs the same and no memory.
+    A Feistel cipher on the smallest even number of bits that holds `count`, applied again while the result is out of
+    range. Each position of eight million costs the same, and nothing is kept in memory.
     """
     if not 0 <= position < count:
         raise ValueError(f"position must lie in 0 … {count - 1}, got {position}")

@@ -1,4 +1,4 @@
-"""Work spread over processes, with a progress bar, that Ctrl-C and SIGTERM end cleanly."""
+"""A process pool with a progress bar, which Ctrl-C and SIGTERM end cleanly."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from utils.errors import UserError
 from utils.startup import keep_freed_memory
 
 CHUNK = 16  # jobs that a process takes at a time
-AHEAD = 4  # chunks for each process that are handed out and not yet taken back: no more is held in memory
-WORTH_A_PROCESS = 64  # jobs; for fewer, another process takes longer to start than it saves
+AHEAD = 4  # chunks per process that are in flight: bounds the memory
+WORTH_A_PROCESS = 64  # jobs; for fewer, the start of another process costs more than it saves
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -31,14 +31,14 @@ Result = TypeVar("Result")
 def in_processes(
     work: Callable[[Job], Result], jobs: Sequence[Job], processes: int | None, name: str, unit: str
 ) -> Iterator[Result]:
-    """work(job) of each job, in order, by several processes and with a progress bar; None = one process per core.
+    """Yield work(job) of each job, in order, computed by several processes (None: one per core), with a progress bar.
 
-    Jobs are taken and results kept only as they are needed. name, unit: of the progress bar.
+    Jobs are read and results kept only as needed. name, unit: of the progress bar.
     """
     keep_freed_memory()
     processes = processes or min(cores(), math.ceil(len(jobs) / WORTH_A_PROCESS))
     with contextlib.ExitStack() as stack:
-        # Ctrl-C and SIGTERM stop this process, which lets the others finish what they are at and ends them.
+        # Ctrl-C and SIGTERM stop this process, which lets the others finish their chunk and ends them.
         stack.enter_context(_on_signal(signal.SIGTERM, signal.default_int_handler))
         bar = stack.enter_context(tqdm(total=len(jobs), desc=name, unit=f" {unit}", disable=None))
         coming: Iterator[Result] = map(work, jobs)
@@ -56,7 +56,7 @@ def cores() -> int:
 def _spread(
     work: Callable[[Job], Result], jobs: Sequence[Job], pool: ProcessPoolExecutor, ahead: int
 ) -> Iterator[Result]:
-    """The results in order, with at most so many chunks of jobs ahead of the one that is waited for."""
+    """The results in order, with at most `ahead` chunks in flight."""
     starts = range(0, len(jobs), CHUNK)
 
     def hand_out(start: int) -> Future[list[Result]]:
@@ -77,7 +77,7 @@ def _work_off(work: Callable[[Job], Result], jobs: Sequence[Job]) -> list[Result
 
 @contextlib.contextmanager
 def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that start afresh (a fork would copy cv2's threads in any state) and end with this block."""
+    """A pool of spawned processes, which ends with the block. A fork would copy cv2's threads in any state."""
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_start_process)
     try:
         yield pool
@@ -89,13 +89,13 @@ def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
 
 def _start_process() -> None:
     keep_freed_memory()
-    cv2.setNumThreads(1)  # one process per core: more threads would only wait for each other
+    cv2.setNumThreads(1)  # there is one process per core
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def _on_signal(number: signal.Signals, handler: Any) -> Iterator[None]:
-    """A signal is handled so within this block. Only the main thread can set that; in others nothing changes."""
+    """Set a signal's handler within the block. Only the main thread can; in others nothing happens."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

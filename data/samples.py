@@ -28,12 +28,12 @@ from data.schedule import Phase, Schedule
 from utils.config import Config, HoleColour
 from utils.errors import UserError
 
-# How many other pictures are tried where one is broken: if all are, it is not the pictures, but the disk.
+# Other pictures that are tried in place of a broken one. If all are broken too, the disk is at fault.
 _TRIES = 30
 
 
 class Sample(NamedTuple):
-    """An image and its mask as bytes, a quarter of what a worker would hand over as floats."""
+    """An image and its mask as uint8: a worker hands over a quarter of the bytes of float32."""
 
     image: Tensor  # uint8 (3,H,W), 0 to 255, contiguous
     mask: Tensor  # uint8 (1,H,W), 1 = valid, 0 = hole
@@ -81,9 +81,9 @@ class TrainingSamples(Dataset[Sample]):
         return not_all_hole(mask, mask_path, self.hole)
 
     def _part(self, number: int) -> tuple[np.ndarray, np.random.Generator, list[Fault]]:
-        """The part of a picture that a sample shows, and the generator that drew it, for what is to be drawn still.
+        """The crop of a sample, the generator that drew it, from which the rest of the sample is drawn, and the faults.
 
-        Where the file is broken, it is a part of another: of one that is a function of the sample too.
+        A broken file is replaced by another picture, which is a function of seed and number too.
         """
         count = len(self.images)
         faults: list[Fault] = []
@@ -107,9 +107,9 @@ class TrainingSamples(Dataset[Sample]):
 
 
 class ValidationPairs(Dataset[Sample]):
-    """data.val_pairs pairs of an image and its mask, the same at every evaluation and on every machine.
+    """data.val_pairs pairs of an image and a mask, the same in every validation and on every machine.
 
-    Of more images some are taken, evenly spread; fewer are met by several masks each.
+    Of more images, data.val_pairs are taken at even distances. Fewer images meet several masks each.
     """
 
     def __init__(self, images: Sequence[str], masks: Paths, config: Config) -> None:
@@ -133,14 +133,14 @@ class ValidationPairs(Dataset[Sample]):
         """The files of the image and of the mask of a pair."""
         count = len(self.images)
         image = self.images[index * count // self.count if count > self.count else index % count]
-        # Mask folders are often sorted by hole ratio: shuffled, a few images meet all ratios.
+        # Mask folders are often sorted by hole ratio. Shuffled, a few images meet all ratios.
         turn, position = divmod(index, len(self.masks))
         return image, self.masks[shuffled(position, len(self.masks), (VALIDATION_MASKS, turn))]
 
 
 def resized(image: np.ndarray, size: int) -> np.ndarray:
     """An image, uint8 (H,W,3), at size×size px: bicubic, with a wider kernel where it shrinks, as Pillow's."""
-    # Colours side by side, and torch's own strides for the batch of one: so it takes its fast way.
+    # Channels-last, with the strides that torch itself gives a batch of one: its fast path needs both.
     batch = torch.from_numpy(image).unsqueeze(0).permute(0, 3, 1, 2)
     batch = interpolate(batch, (size, size), mode="bicubic", antialias=True)
     return batch.permute(0, 2, 3, 1)[0].numpy()
@@ -149,7 +149,7 @@ def resized(image: np.ndarray, size: int) -> np.ndarray:
 def to_sample(image: np.ndarray, mask: np.ndarray, faults: Sequence[Fault] = ()) -> Sample:
     """A sample of an RGB image, uint8 (H,W,3), and a mask (H,W) of 0 and 1."""
     planes = np.empty((3, *image.shape[:2]), np.uint8)
-    cv2.split(image, list(planes))  # torch takes ten times as long for it, here or among floats
+    cv2.split(image, list(planes))  # torch takes ten times as long to split channels
     return Sample(torch.from_numpy(planes), torch.from_numpy(mask).unsqueeze(0), list(faults))
 
 

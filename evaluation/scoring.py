@@ -1,4 +1,4 @@
-"""An evaluation: every pair of an image and a mask, filled by every method, scored, and told in tables and pictures."""
+"""An evaluation: every method fills every pair of an image and a mask; scores, tables, plots and a gallery."""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 The layers use four names of this file: `conv2d`, `conv2d_of_upsampled`, and for prediction `FixedConvolution` and
 `FixedUpConvolution`. Each says what it equals; without the faster forms behind them the network is right, and slower.
 
-Which form is the fastest was measured on a CPU, forward and backward, for batches of 1 to 8 and 16 to 64 base channels.
+Thresholds were measured on a CPU, forward and backward, for batches of 1 to 8 and 16 to 64 base channels.
+`python -m benchmarks.forms` measures what each form gains.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ _PACKING = (
 def conv2d(
     x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...] = (1, 1)
 ) -> Tensor:
-    """torch's conv2d without bias: by patches where the map is small and the weight large."""
+    """F.conv2d(x, weight, None, stride, padding, dilation); by patches where the map is small and the weight large."""
     if patches_are_faster(x, weight, stride, padding, dilation):
-        return of_patches(x, weight, stride, padding)
+        return conv2d_by_patches(x, weight, stride, padding)
     return F.conv2d(x, weight, None, stride, padding, dilation)
 
 
@@ -46,7 +47,7 @@ def conv2d_of_upsampled(x: Tensor, skip: Tensor, weight: Tensor) -> Tensor:
         return conv2d(torch.cat([upsample(x), skip], 1), weight, (1, 1), (1, 1))
     if form == "nine products":
         skip_weight, *factors = FactorsAndRest.apply(weight, channels)
-        y = of_nine_products(x, factors)
+        y = conv2d_by_nine_products(x, factors)
     else:
         up_weight, skip_weight = weight.split([channels, skip.shape[1]], 1)
         y = F.conv_transpose2d(x, upsampling_kernel(up_weight), stride=2, padding=1)
@@ -56,7 +57,7 @@ def conv2d_of_upsampled(x: Tensor, skip: Tensor, weight: Tensor) -> Tensor:
 def patches_are_faster(
     x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...]
 ) -> bool:
-    """Whether to take of_patches. It knows of no dilation, and would copy a weight that is not in channels-last."""
+    """Whether to take conv2d_by_patches, which has no dilation and would copy a weight that is not channels-last."""
     if not _measured(x) or weight.numel() < 2_000_000 or any(step > 1 for step in dilation):
         return False
     if not weight.is_contiguous(memory_format=torch.channels_last):
@@ -65,13 +66,12 @@ def patches_are_faster(
     return 8 <= x.shape[0] * height * width <= 64
 
 
-def of_patches(x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
+def conv2d_by_patches(x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
     """conv2d as the product of the weight, (C', 9·C) for 3×3, and the map's patches, (P, 9·C) for P pixels.
 
-    For few pixels nearly all the time goes into reading the weight. oneDNN brings the weight of a convolution into a
-    layout of its own at every call, and its gradient back, but it takes a picture in channels-last as it is. So the
-    two change places: the weight is a picture of C' pixels with 9·C channels, the patches are the weight of a 1×1
-    convolution with P output channels.
+    With few pixels nearly all time goes into reading the weight. oneDNN reorders a weight into a layout of its own at
+    every call, and its gradient back, but takes a channels-last image as it is. So the two swap roles: the weight is
+    an image of C' pixels and 9·C channels, the patches are the weight of a 1×1 convolution with P output channels.
     """
     height, width = size_after(x, weight, stride, padding)
     patches: Tensor = Patches.apply(x, weight.shape[2:], stride, padding)  # (N·H'·W', 9·C)
@@ -84,7 +84,7 @@ def of_patches(x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tupl
 class Patches(torch.autograd.Function):
     """What each pixel of a convolution's result sees of x, (N,C,H,W): (N·H'·W', kh·kw·C).
 
-    A Function, as torch's own unfold takes some times as long backward.
+    An autograd Function: the backward of torch's unfold takes several times as long.
     """
 
     @staticmethod
@@ -116,10 +116,10 @@ def size_after(x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tupl
 
 
 def fastest_form(x: Tensor, out_channels: int) -> str:
-    """How to convolve the upsampled x, (N,C,H,W): by "nine products", a "transposed" convolution, or "plain"ly.
+    """The form for the upsampled x, (N,C,H,W): "nine products", "transposed" or "plain".
 
-    The nine products have sums before and after, which pay where there are many channels; the transposed convolution
-    has a larger weight. For few pixels to make these weights costs more than it saves.
+    The nine products need sums before and after, which pay with many channels. The transposed convolution has a larger
+    weight. With few pixels it costs more to make these weights than they save.
     """
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
     if _measured(x) and min(x.shape[1], out_channels) >= 256:
@@ -149,7 +149,7 @@ def upsampling_kernel(weight: Tensor) -> Tensor:
     return taps.permute(0, 3, 1, 2)  # in memory it is channels-last, as the convolution wants it
 
 
-def of_nine_products(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
+def conv2d_by_nine_products(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
     """conv2d(upsample(x), weight, padding=1) by 9 products, not 36, for 2×2 pixels and a pair of channels.
 
     x: (N,C,H,W). factors: nine, (C',C,1,1) each, of FactorsAndRest. Returns (N,C',2H,2W).
@@ -176,7 +176,7 @@ def _three(x: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
 class Differences(torch.autograd.Function):
     """x − before and behind − x along an axis of x; outside of it are zeros.
 
-    A Function, as torch would pad, and fill with zeros once for each of them backward.
+    An autograd Function: torch would pad, and its backward would fill with zeros once for each difference.
     """
 
     @staticmethod
@@ -199,7 +199,7 @@ class Differences(torch.autograd.Function):
 
 class Sums(torch.autograd.Function):
     """The map (N,C',2H,2W) that the nine products, (N,C',H,W) each, add up to: along both axes `middle − before` and
-    `middle + behind`. A Function, as torch would pass over each of them some times more."""
+    `middle + behind`. An autograd Function: torch would pass over each product several times more."""
 
     @staticmethod
     def forward(ctx: Any, *products: Tensor) -> Tensor:
@@ -227,9 +227,10 @@ class Sums(torch.autograd.Function):
 
 class FactorsAndRest(torch.autograd.Function):
     """The weight (C',C+S,3,3) as its parts for the other S channels and for the first C: (C',S,3,3), and the nine
-    factors (C',C,1,1) of of_nine_products, row by row.
+    factors (C',C,1,1) of conv2d_by_nine_products, row by row.
 
-    A Function, as the deep layers' weights are larger than their features: each way passes over them once or twice.
+    An autograd Function: the deep layers' weights are larger than their features, and this passes over them only once
+    or twice each way.
     """
 
     @staticmethod
@@ -257,7 +258,7 @@ class FactorsAndRest(torch.autograd.Function):
 
 
 def _measured(x: Tensor) -> bool:
-    """Whether the forms that only a CPU gains by are meant for x."""
+    """Whether x is on a CPU and of a dtype for which the forms were measured."""
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
@@ -265,10 +266,10 @@ def _measured(x: Tensor) -> bool:
 
 
 class FixedConvolution(nn.Module):
-    """conv2d(x, weight) without bias, or conv_transpose2d: with arguments as there, and no gradient.
+    """conv2d(x, weight) without bias, or conv_transpose2d, with a constant weight and no gradient.
 
-    On a CPU oneDNN wants weights in a layout of its own, and torch brings them into it at every call: for a small map
-    that takes longer than the convolution. Here it is done once, at the first call.
+    On a CPU torch reorders a weight into oneDNN's layout at every call, which for a small map takes longer than the
+    convolution. Here it is reordered once, at the first call.
     """
 
     weight: Tensor
@@ -304,7 +305,7 @@ class FixedConvolution(nn.Module):
         return run(x, self._packed, None, self.padding, *between, self.stride, self.dilation, 1, "none", [], "")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packed": None}  # it can't be copied, but made again
+        return {**self.__dict__, "_packed": None}  # it can't be copied; the copy makes its own
 
     def _apply(self, *arguments: Any, **options: Any) -> FixedConvolution:
         self._packed = None  # of the weight as it was

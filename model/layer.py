@@ -1,4 +1,4 @@
-"""The partial convolution: Eq. 1 and 2 of the paper, and the form of it that the decoder uses."""
+"""The partial convolution, Eq. 1 and 2 of the paper, and the decoder's layer."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from model.convolution import FixedConvolution, FixedUpConvolution, conv2d, conv
 
 
 class PartialConv2d(nn.Conv2d):
-    """A convolution that sees valid pixels alone and scales by how many it saw.
+    """A convolution over the valid pixels alone, scaled by how many there are in the window.
 
     x' = Wᵀ(X ⊙ M) · sum(1)/sum(M) + b  where sum(M) > 0, else 0     (Eq. 1)
     m' = 1                              where sum(M) > 0, else 0     (Eq. 2)
 
-    Both sums run over the window and over all input channels. Outside the image counts as hole, so an
-    all-valid mask still has the ratio 1.5 on an edge and 2.25 in a corner (3×3, padding 1).
+    Both sums run over the window and over all input channels. Padding counts as hole: with an all-valid mask the
+    ratio is 1.5 on an edge and 2.25 in a corner (3×3, padding 1).
     Parameters and initialisation are those of `torch.nn.Conv2d`: `weight` and `bias`, nothing else.
     """
 
@@ -57,9 +57,9 @@ class PartialConv2d(nn.Conv2d):
             counted(m).sum(1, keepdim=True) * (part.shape[1] // m.shape[1])
             for part, m in zip(parts, masks, strict=True)
         ]
-        return self.of_masked(torch.cat(masked, 1), torch.stack(counts).sum(0))
+        return self.forward_masked(torch.cat(masked, 1), torch.stack(counts).sum(0))
 
-    def of_masked(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_masked(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """`forward` for X ⊙ M, features (N,C,H,W) that are 0 already where their mask is.
 
         valid: how many channels are valid at each pixel, (N,1,H,W), at least float32.
@@ -74,8 +74,10 @@ class PartialConv2d(nn.Conv2d):
         return conv2d(x, self.weight, self.stride, self.padding, self.dilation)
 
     def fix(self, scale: Tensor) -> None:
-        """Multiply the weight by a number for each output channel, (C',), and make it a constant, not to be trained or
-        saved any more: `of_masked` is faster then."""
+        """Multiply the weight by `scale`, (C',), and make it a constant, which can't be trained or saved any more.
+
+        `forward_masked` is faster then.
+        """
         weight = self.weight.detach() * scale.view(-1, 1, 1, 1)
         assert not isinstance(self.padding, str)  # as nn.Conv2d would allow
         self.fixed = FixedConvolution(weight, self.stride, self.padding, self.dilation)
@@ -91,7 +93,7 @@ class PartialConv2d(nn.Conv2d):
 
     @torch.no_grad()
     def ratio(self, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """(sum(1)/sum(M) or 0, m'), both (N,1,H',W'); valid: as of of_masked.
+        """(sum(1)/sum(M) or 0, m'), both (N,1,H',W'); valid: as of forward_masked.
 
         sum(M) is the same for all features, so a window of ones over one channel is enough. Never autocast: float16
         and bfloat16 can't count to 9·1024.
@@ -122,7 +124,7 @@ class PartialConv2d(nn.Conv2d):
 class UpPartialConv2d(PartialConv2d):
     """The decoder's layer: a 3×3 partial convolution of features upsampled ×2 and features of that size.
 
-    Parameters, arguments and results are those of PartialConv2d. `of_upsampled` computes the same from the small map.
+    Parameters, arguments and results are those of PartialConv2d. `forward_upsampled` takes the small map instead.
     """
 
     def __init__(self, up_channels: int, skip_channels: int, out_channels: int, bias: bool = True) -> None:
@@ -130,7 +132,7 @@ class UpPartialConv2d(PartialConv2d):
         self.part_channels = [up_channels, skip_channels]
         self.fixed_up: FixedUpConvolution | None = None
 
-    def of_upsampled(self, x: Tensor, mask: Tensor, skip: Tensor, skip_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_upsampled(self, x: Tensor, mask: Tensor, skip: Tensor, skip_mask: Tensor) -> tuple[Tensor, Tensor]:
         """forward([upsample(x), skip], [upsample(mask), skip_mask]) of features that are 0 where their masks are.
 
         x: (N,C,H,W), mask: (N,1,H,W), float32 at least. skip and skip_mask: likewise, of 2H×2W.
@@ -139,21 +141,21 @@ class UpPartialConv2d(PartialConv2d):
         return self.scaled(self.convolved_upsampled(x, skip), self.ratio(self.valid_upsampled(mask, skip_mask)))
 
     def valid_upsampled(self, mask: Tensor, skip_mask: Tensor) -> Tensor:
-        """How many channels are valid at each pixel, (N,1,2H,2W). Arguments as of of_upsampled."""
+        """How many channels are valid at each pixel, (N,1,2H,2W). Arguments as of forward_upsampled."""
         up_channels, skip_channels = self.part_channels
         return upsample(mask) * up_channels + skip_mask * skip_channels
 
     def convolved_upsampled(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Wᵀ of the concat, (N,C',2H,2W). Arguments as of of_upsampled."""
+        """Wᵀ of the concat, (N,C',2H,2W). Arguments as of forward_upsampled."""
         return conv2d_of_upsampled(x, skip, self.weight) if self.fixed_up is None else self.fixed_up(x, skip)
 
     def fix(self, scale: Tensor) -> None:
-        """As of PartialConv2d, for `of_upsampled` alone."""
+        """As of PartialConv2d, for `forward_upsampled` alone."""
         weight = self.weight.detach() * scale.view(-1, 1, 1, 1)
         self.fixed_up = FixedUpConvolution(weight, self.part_channels[0])
         self.register_parameter("weight", None)
 
 
 def counted(mask: Tensor) -> Tensor:
-    """A mask in a type that it can be counted in: float32, or float64 if it is that."""
+    """A mask in a dtype that can count its pixels: float32, or float64 if it is that."""
     return mask.to(torch.promote_types(mask.dtype, torch.float32))

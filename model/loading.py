@@ -47,8 +47,8 @@ def read_network(path: Path) -> Mapping[str, Tensor]:
 def network_of(tensors: Mapping[str, Tensor], path: str | Path, copies: bool = True) -> PConvUNet:
     """The network of these tensors by name, in evaluation mode, on the CPU. Errors as of load_model, naming `path`.
 
-    Without `copies` it may consist of the tensors themselves, and these be the bytes of a file that is mapped: whoever
-    writes to the file then changes the network.
+    copies: False lets the network consist of the tensors themselves. If these are mapped from a file, later writes to
+    the file change the network.
     """
     try:
         state, project = in_our_form(tensors)
@@ -62,4 +62,4 @@ def network_of(tensors: Mapping[str, Tensor], path: str | Path, copies: bool = T
         raise UserError(f"{path}: the weights {broken} are not finite: their training diverged; use others")
     if project:
         print(f"{path}: weights of {project}, converted on load", file=sys.stderr)
-    return net.float().eval()  # what is assigned keeps its type
+    return net.float().eval()  # assigned tensors keep their dtype

@@ -12,8 +12,8 @@ from model.convolution import (
     Sums,
     conv2d,
     fastest_form,
-    of_nine_products,
-    of_patches,
+    conv2d_by_nine_products,
+    conv2d_by_patches,
     patches_are_faster,
     upsample,
     upsampling_kernel,
@@ -49,7 +49,7 @@ def test_by_patches_equals_conv2d(n, c, out, size, kernel, stride, padding, memo
     torch.manual_seed(0)
     x = torch.randn(n, c, *size, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
     weight = torch.randn(out, c, *kernel, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
-    y = of_patches(x, weight, stride, padding)
+    y = conv2d_by_patches(x, weight, stride, padding)
     expected = F.conv2d(x, weight, None, stride, padding)
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert all_close([y], [expected])
@@ -70,7 +70,7 @@ def test_patches_have_all_their_derivatives(n, c, out, size, kernel, stride, pad
 def test_the_weights_gradient_has_its_memory_format():
     """Else torch would copy it, which takes as long as the convolution."""
     weight = torch.randn(6, 5, 3, 3).to(memory_format=torch.channels_last).requires_grad_()
-    of_patches(torch.randn(2, 5, 4, 4), weight, (1, 1), (1, 1)).sum().backward()
+    conv2d_by_patches(torch.randn(2, 5, 4, 4), weight, (1, 1), (1, 1)).sum().backward()
     assert weight.grad.stride() == weight.stride()
 
 
@@ -102,7 +102,7 @@ def test_conv2d_takes_them_there(monkeypatch):
     expected = F.conv2d(x, weight, None, (2, 1), (1, 0), (1, 2))
     assert torch.equal(conv2d(x, weight, (2, 1), (1, 0), (1, 2)), expected)
     monkeypatch.setattr(model.convolution, "patches_are_faster", lambda *arguments: True)
-    monkeypatch.setattr(model.convolution, "of_patches", lambda *arguments: arguments)
+    monkeypatch.setattr(model.convolution, "conv2d_by_patches", lambda *arguments: arguments)
     assert conv2d(x, weight, (2, 1), (1, 0)) == (x, weight, (2, 1), (1, 0))
 
 
@@ -131,9 +131,9 @@ def test_the_form_follows_from_channels_and_pixels(n, c, out, side, form):
 
 
 def by_nine(x, weight):
-    """of_nine_products of the first channels of the weight, as many as x has."""
+    """conv2d_by_nine_products of the first channels of the weight, as many as x has."""
     _rest, *factors = FactorsAndRest.apply(weight, x.shape[1])
-    return of_nine_products(x, factors)
+    return conv2d_by_nine_products(x, factors)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4), (5, 3), (4, 4)])

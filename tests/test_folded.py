@@ -278,10 +278,10 @@ def test_a_fixed_layer_is_the_layer_times_the_scale(way, kernel, stride, padding
     layer = PartialConv2d(3, 5, kernel, stride, padding, dilation)
     x, mask = inputs(2, 17, 14)
     x, scale = x * mask, torch.linspace(-1, 2, 5)
-    wanted, wanted_mask = copy.deepcopy(layer).of_masked(x, mask * 3)
+    wanted, wanted_mask = copy.deepcopy(layer).forward_masked(x, mask * 3)
     bias = layer.bias.view(1, -1, 1, 1) * wanted_mask
     layer.fix(scale)
-    y, updated = layer.of_masked(x, mask * 3)
+    y, updated = layer.forward_masked(x, mask * 3)
     assert torch.allclose(y, (wanted - bias) * scale.view(1, -1, 1, 1) + bias, atol=1e-5)
     assert torch.equal(updated, wanted_mask)
     assert set(layer.state_dict()) == {"bias"}
@@ -296,7 +296,7 @@ def test_a_fixed_decoder_layer_is_the_layer_times_the_scale(way, size):
     wanted, wanted_mask = layer([upsample(x), skip], [upsample(mask), skip_mask])
     bias = layer.bias.view(1, -1, 1, 1) * wanted_mask
     layer.fix(scale)
-    y, updated = layer.of_upsampled(x, mask, skip, skip_mask)
+    y, updated = layer.forward_upsampled(x, mask, skip, skip_mask)
     assert torch.allclose(y, (wanted - bias) * scale.view(1, -1, 1, 1) + bias, atol=1e-5)
     assert torch.equal(updated, wanted_mask)
     assert set(layer.state_dict()) == {"bias"}

@@ -218,7 +218,7 @@ FORMS = ("nine products", "transposed", "plain")
 
 
 def up_inputs(n, height, width, dtype=torch.float64):
-    """What of_upsampled takes, of 5 and 3 channels: x, mask, skip, skip_mask. A corner is all hole in both."""
+    """What forward_upsampled takes, of 5 and 3 channels: x, mask, skip, skip_mask. A corner is all hole in both."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n, 5, height, width, generator=generator, dtype=dtype)
     skip = torch.randn(n, 3, 2 * height, 2 * width, generator=generator, dtype=dtype)
@@ -229,9 +229,9 @@ def up_inputs(n, height, width, dtype=torch.float64):
     return x, mask, skip, skip_mask
 
 
-def of_upsampled(layer, x, mask, skip, skip_mask):
+def forward_upsampled(layer, x, mask, skip, skip_mask):
     """The layer's, of features that are made 0 where their masks are: what lies there has no gradient."""
-    return layer.of_upsampled(x * mask.to(x), mask, skip * skip_mask.to(x), skip_mask)
+    return layer.forward_upsampled(x * mask.to(x), mask, skip * skip_mask.to(x), skip_mask)
 
 
 def gradients(y, tensors):
@@ -260,7 +260,7 @@ def test_of_upsampled_equals_the_layer_on_the_large_map(form, bias, size, memory
         torch.nn.init.uniform_(layer.bias, 1, 2)
     x, mask, skip, skip_mask = up_inputs(*size)
     leaves = [x.requires_grad_(), skip.requires_grad_(), *layer.parameters()]
-    y, updated = of_upsampled(layer, x, mask, skip, skip_mask)
+    y, updated = forward_upsampled(layer, x, mask, skip, skip_mask)
 
     parts, masks = [upsample(x), skip], [upsample(mask), skip_mask]
     plain, plain_mask = layer(parts, masks)
@@ -278,7 +278,7 @@ def test_of_upsampled_where_nothing_is_valid_is_zero_without_bias(form):
     layer = UpPartialConv2d(5, 3, 4)
     torch.nn.init.ones_(layer.bias)
     x, mask, skip, skip_mask = up_inputs(2, 4, 4, torch.float32)
-    y, updated = of_upsampled(layer, x, mask.zero_(), skip, skip_mask.zero_())
+    y, updated = forward_upsampled(layer, x, mask.zero_(), skip, skip_mask.zero_())
     assert y.eq(0).all()
     assert updated.eq(0).all()
 
@@ -290,8 +290,8 @@ def test_of_upsampled_in_half_types_is_finite_and_right(form, dtype, tolerance):
     layer = UpPartialConv2d(512, 1, 4)
     x, mask, skip, skip_mask = up_inputs(1, 6, 8, torch.float32)
     x, skip = torch.randn(1, 512, 6, 8), skip[:, :1]
-    expected, expected_mask = of_upsampled(layer, x, mask, skip, skip_mask)
-    y, updated = of_upsampled(layer.to(dtype), x.to(dtype), mask, skip.to(dtype), skip_mask)
+    expected, expected_mask = forward_upsampled(layer, x, mask, skip, skip_mask)
+    y, updated = forward_upsampled(layer.to(dtype), x.to(dtype), mask, skip.to(dtype), skip_mask)
     assert y.dtype == dtype
     assert torch.isfinite(y).all()
     assert (y.float() - expected).abs().max() < tolerance * expected.abs().max()
@@ -303,9 +303,9 @@ def test_of_upsampled_under_autocast_is_finite_and_near(form):
     layer = UpPartialConv2d(5, 3, 4)
     x, mask, skip, skip_mask = up_inputs(2, 6, 4, torch.float32)
     leaves = [x.requires_grad_(), skip.requires_grad_(), *layer.parameters()]
-    expected, _ = of_upsampled(layer, x, mask, skip, skip_mask)
+    expected, _ = forward_upsampled(layer, x, mask, skip, skip_mask)
     with torch.autocast("cpu", torch.bfloat16):
-        y, updated = of_upsampled(layer, x, mask, skip, skip_mask)
+        y, updated = forward_upsampled(layer, x, mask, skip, skip_mask)
     assert y.dtype == torch.bfloat16
     assert updated.dtype == torch.float32
     for ours, theirs in zip([y.float(), *gradients(y.float(), leaves)], [expected, *gradients(expected, leaves)]):
@@ -318,9 +318,9 @@ def test_a_decoder_layer_is_left_as_it_was_by_a_call(form):
     layer, given = UpPartialConv2d(5, 3, 4), up_inputs(1, 4, 4, torch.float32)
     before, kept = dict(vars(layer)), [tensor.clone() for tensor in given]
     x, mask, skip, skip_mask = given
-    first, _ = layer.of_upsampled(x, mask, skip, skip_mask)
+    first, _ = layer.forward_upsampled(x, mask, skip, skip_mask)
     assert set(layer.state_dict()) == {"weight", "bias"}
     assert vars(layer) == before
     assert all(torch.equal(a, b) for a, b in zip(given, kept))  # nothing is done in place to what is given
-    layer.of_upsampled(*up_inputs(2, 5, 3, torch.float32))
-    assert torch.equal(layer.of_upsampled(x, mask, skip, skip_mask)[0], first)
+    layer.forward_upsampled(*up_inputs(2, 5, 3, torch.float32))
+    assert torch.equal(layer.forward_upsampled(x, mask, skip, skip_mask)[0], first)

@@ -113,7 +113,7 @@ def test_equals_the_textbook_network_at_its_real_size(monkeypatch):
     """With the forms as shipped, of which each takes part. (In float32 all forms, and the textbook too,
     are 6e-4 from this: a ReLU or two fall to the other side.)"""
     forms, small = [], []
-    fastest_form, of_patches = model.convolution.fastest_form, model.convolution.of_patches
+    fastest_form, conv2d_by_patches = model.convolution.fastest_form, model.convolution.conv2d_by_patches
 
     def noted_form(x, out_channels):
         forms.append(fastest_form(x, out_channels))
@@ -121,10 +121,10 @@ def test_equals_the_textbook_network_at_its_real_size(monkeypatch):
 
     def noted_patches(*arguments):
         small.append(arguments)
-        return of_patches(*arguments)
+        return conv2d_by_patches(*arguments)
 
     monkeypatch.setattr(model.convolution, "fastest_form", noted_form)
-    monkeypatch.setattr(model.convolution, "of_patches", noted_patches)
+    monkeypatch.setattr(model.convolution, "conv2d_by_patches", noted_patches)
     torch.manual_seed(0)
     net = PConvUNet(7, 64).double().to(memory_format=torch.channels_last)
     image, mask = inputs(1, 256, dtype=torch.float64)

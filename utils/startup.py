@@ -1,4 +1,4 @@
-"""A quick start of the scripts that need torch, and how a process asks the system for memory."""
+"""A quick import of torch, and how the process allocates memory."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _NEVER = 2**31 - 1  # bytes, the most that mallopt takes
 
 
 def import_torch() -> None:
-    """`import torch` in two thirds of the time, and with larger pages of memory. Nothing where torch is there already.
+    """`import torch` in two thirds of the time, and with huge pages. Does nothing where torch is imported already.
 
-    The import makes a quarter of a million objects that live as long as the process. The collector would visit them
-    again and again meanwhile, and some times more at the end, to find nothing. So it rests, and the objects are frozen:
-    it passes over them for good. What is made later is collected as ever.
+    The import makes a quarter of a million objects that live as long as the process. The garbage collector would
+    traverse them many times and free nothing. So it is off during the import, and the objects are frozen afterwards.
+    Later objects are collected as usual.
 
-    Linux gives memory in pages of 4 kB, each on its first use. torch then asks for 2 MB where a tensor has as many,
-    unless THP_MEM_ALLOC_ENABLE is set to 0.
+    Linux maps pages of 4 kB on first use. With THP_MEM_ALLOC_ENABLE=1, which is set here unless the user set it, torch
+    asks for pages of 2 MB for large tensors.
     """
     if "torch" in sys.modules:
         return
@@ -37,10 +37,9 @@ def import_torch() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Keep what is freed for what is asked for next, in this process and those that it forks.
+    """Let malloc keep freed memory for later requests, in this process and in those that it forks (glibc only).
 
-    glibc gives large blocks back to the system at once, and the system clears each page that it hands out again: for
-    the tensors of a training step on a CPU that takes a fifth of the time. Elsewhere nothing happens.
+    By default glibc returns large blocks to the system at once, and the system clears each page that it maps again.
     """
     if sys.platform != "linux":
         return
