@@ -8,7 +8,6 @@ CPU seconds of one thread are compared, as other work on the machine changes the
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import os
 import statistics
@@ -17,16 +16,16 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import model.convolution
-import model.layer
 from benchmarks.network import WEIGHTS, inputs
 from loss import InpaintingLoss
 from model import PConvUNet, VGG16Features
@@ -65,6 +64,18 @@ def without(form: str) -> Iterator[None]:
         yield
 
 
+class PlainUpConvolution(nn.Module):
+    """FixedUpConvolution as its equation has it."""
+
+    def __init__(self, weight: Tensor, channels: int) -> None:
+        super().__init__()
+        self.conv = model.convolution.FixedConvolution(weight)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        y: Tensor = self.conv(torch.cat([model.convolution.upsample(x), skip], 1))
+        return y
+
+
 def seconds(run: Callable[[], object]) -> float:
     start = time.process_time()
     run()
@@ -79,9 +90,8 @@ def measure(forms: list[str]) -> dict[str, list[float]]:
     criterion = InpaintingLoss(VGG16Features(), WEIGHTS)
     optimizer = torch.optim.Adam(net.parameters(), 2e-4, fused=True)
     folded = net.folded()
-    plain = copy.deepcopy(net).eval()
-    with mock.patch("model.layer.UpPartialConv2d.fix", model.layer.PartialConv2d.fix):
-        plain = plain.folded()  # its decoder takes the upsampled map
+    with mock.patch("model.layer.FixedUpConvolution", PlainUpConvolution):
+        not_transposed = net.folded()
     times: dict[str, list[float]] = defaultdict(list)
     for batch, turns in BATCHES.items():
         image, mask = inputs(batch)
@@ -92,26 +102,20 @@ def measure(forms: list[str]) -> dict[str, list[float]]:
             criterion(net(image, mask), image, mask)[0].backward()
             optimizer.step()
 
-        def predict(one: PConvUNet, image: Tensor = image, mask: Tensor = mask) -> Tensor:
+        def predict(form: str, image: Tensor = image, mask: Tensor = mask) -> None:
             with torch.no_grad():
-                return one(image, mask)
+                (not_transposed if form == "transposed convolution" else folded)(image, mask)
 
         for turn in tqdm(range(turns), desc=f"batch of {batch}", leave=False):
             for form in ("", *forms):
+                found = {}
                 with without(form):
-                    found = {}
-                    if form != "packed weights":
+                    if form != "packed weights":  # which training has none of, as prediction none of these two
                         found["training step"] = seconds(train)
-                    if form not in ("nine products", "patches"):  # of which prediction has none
-                        one = plain if form == "transposed convolution" else folded
-                        with without("nine products" if one is plain else ""):
-                            if one is plain:
-                                with mock.patch("model.convolution.fastest_form", return_value="plain"):
-                                    found["prediction"] = min(seconds(lambda: predict(plain)) for _ in range(2))
-                            else:
-                                found["prediction"] = min(seconds(lambda: predict(folded)) for _ in range(2))
-                for what, value in found.items():
-                    if turn or turns == 1:
+                    if form not in ("nine products", "patches"):
+                        found["prediction"] = min(seconds(partial(predict, form)) for _ in range(2))
+                if turn or turns == 1:
+                    for what, value in found.items():
                         times[f"{form}|{what}|{batch}"].append(value)
     return times
 

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
+from data.names import as_stored
 from utils.errors import UserError
-from utils.files import as_stored
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, px
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from data.image_list import ImageList
 from data.listing import changed_folders, find_masks, list_of_images, root_of, stamp_of
+from data.names import as_stored
 from utils.errors import UserError
-from utils.files import as_stored
 
 # Of a list that was read from a text file: so many of its images are looked for, evenly spread.
 _LOOKED_FOR = 10_000

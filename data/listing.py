@@ -16,6 +16,7 @@ from tqdm import tqdm
 from data.image_list import ImageList
 from data.names import (
     IMAGE_SUFFIXES,
+    as_stored,
     is_image_name,
     is_other_picture,
     list_images,
@@ -23,7 +24,6 @@ from data.names import (
     tell_left_out,
 )
 from utils.errors import UserError
-from utils.files import as_stored
 
 # Photographs that the scikit-image wheel carries, so that a first run needs no data set.
 SAMPLE = {

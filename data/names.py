@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,3 +62,21 @@ def list_images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}")
     return sorted(path for path in folder.iterdir() if is_image_name(path.name) and path.is_file())
+
+
+def as_stored(path: str | Path) -> str:
+    """A path as the disk spells it, which may have é as one character or as two (NFC, NFD); as it is if neither is.
+
+    Lists and configs come from other systems than the disk, and look the same.
+    """
+    text = os.fspath(path)
+    if text.isascii() or os.path.lexists(text):
+        return text
+    found = "/" if text.startswith("/") else ""
+    for part in Path(text).parts[bool(found) :]:
+        forms = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
+        here = next((name for name in forms if os.path.lexists(os.path.join(found, name))), None)
+        if here is None:
+            return text
+        found = os.path.join(found, here)
+    return found

@@ -16,9 +16,9 @@ from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from data.images import exif_orientation, open_image
-from data.names import OUTPUT_FORMATS
+from data.names import OUTPUT_FORMATS, as_stored
 from utils.errors import UserError
-from utils.files import as_stored, write_atomically
+from utils.files import write_atomically
 
 # From pixels as stored to pixels as shown, by EXIF orientation. All are views.
 _SHOW = {

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from data.listing import root_of
 from data.mask_files import hole_bin
-from data.names import list_images
+from data.names import as_stored, list_images
 from evaluation.baselines import FILLS, Fill, version_of
 from evaluation.gallery import Case, choose, write_gallery
 from evaluation.metrics import hole_metrics, picture_metrics
@@ -43,7 +43,7 @@ from evaluation.summary import Estimate, Key, Row, differences, summarise
 from loss import perceptual
 from model import VGG16Features, inpaint, load_for_prediction
 from utils.errors import UserError
-from utils.files import as_stored, write_atomically
+from utils.files import write_atomically
 from utils.processes import device_of_rank, processes, wait_for_all
 
 if TYPE_CHECKING:

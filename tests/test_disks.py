@@ -14,19 +14,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from utils.locking import locked
 
 import convert
 import main
 import masks
 import predict
 from data.listing import find_images, find_masks
+from data.locking import locked
 from data.mask_files import read_mask_alone, write_mask
+from data.names import as_stored
 from data.photo import read_photo
 from model import PConvUNet
 from utils.checkpoint import save_weights
 from utils.errors import UserError, reports_user_errors
-from utils.files import as_stored, write_atomically
+from utils.files import write_atomically
 from utils.processes import processes
 
 PROJECT = Path(__file__).resolve().parent.parent

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import unicodedata
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,24 +12,6 @@ from typing import Any
 
 # The names that write_atomically gives, and those that it gave. They are short: the file's own may be as long as any.
 _TEMPORARY = re.compile(r"\..*\.\d+\.tmp")
-
-
-def as_stored(path: str | Path) -> str:
-    """A path as the disk spells it, which may have é as one character or as two (NFC, NFD); as it is if neither is.
-
-    Lists and configs come from other systems than the disk, and look the same.
-    """
-    text = os.fspath(path)
-    if text.isascii() or os.path.lexists(text):
-        return text
-    found = "/" if text.startswith("/") else ""
-    for part in Path(text).parts[bool(found) :]:
-        forms = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
-        here = next((name for name in forms if os.path.lexists(os.path.join(found, name))), None)
-        if here is None:
-            return text
-        found = os.path.join(found, here)
-    return found
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
