@@ -32,11 +32,11 @@ SAMPLE = {
     "--images": ("chelsea.png", "motorcycle_left.png", "hubble_deep_field.jpg", "retina.jpg"),  # none trained on
 }
 
-# More than there are cores: they wait for the disk, above all for one in the network.
+# More threads than cores: they wait for the disk, above all for a network disk.
 _THREADS = 16
 # Folders that systems make beside people's own: previews of a Synology, wastebaskets, macOS's halves of files.
 _NO_PICTURES = {"@eadir", "$recycle.bin", "#recycle", "__macosx", "system volume information", "lost+found"}
-_TOLD_EVERY = 10_000  # files, so that a single large folder shows progress too
+_UPDATE_EVERY = 10_000  # files, so that a single large folder shows progress too
 
 
 def find_images(source: str, key: str) -> list[str]:
@@ -51,21 +51,21 @@ def find_images(source: str, key: str) -> list[str]:
 
 
 def list_of_images(source: str, key: str) -> ImageList:
-    """The same paths packed, with stamps of what was searched: see `is_unchanged`. For millions of images."""
+    """The same paths as a packed list, for millions of images, with stamps of the folders: see `changed_folders`."""
     names, stamps = _search(source, key)
     return ImageList.of(names, source, str(root_of(source)), stamps)
 
 
 def is_unchanged(images: ImageList) -> bool:
-    """Whether nothing came or went since the list was made: see `changed_folders`."""
+    """Whether no image came or went since the list was made: see `changed_folders`."""
     return not changed_folders(images)
 
 
 def changed_folders(images: ImageList) -> set[str]:
-    """The folders of a list, or its text file, that have changed since it was made, judged by their times.
+    """The folders of a list, or its text file, whose modification time differs from that in the list.
 
-    That is one look at each folder, none at the images: one that was overwritten is not noticed, nor is anything on
-    file systems that keep no time of change for folders.
+    Images are not looked at. So an image that was overwritten is not noticed, nor is any change on file systems that
+    keep no modification time of folders.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
         now = pool.map(lambda name: stamp_of(os.path.join(images.root, name)), images.stamps)
@@ -92,7 +92,7 @@ def root_of(source: str) -> Path:
 
 
 def _search(source: str, key: str) -> tuple[Iterable[str], dict[str, Any]]:
-    """The names of a source's images, relative to its root and lazily made, and the stamps of where they stand."""
+    """Names of a source's images relative to its root, lazily made, and the stamps of its folders or its list."""
     path = Path(source)
     try:
         if source == "sample":
@@ -108,7 +108,7 @@ def _search(source: str, key: str) -> tuple[Iterable[str], dict[str, Any]]:
 
 
 def stamp_of(path: str | Path) -> list[int] | None:
-    """What changes with a folder's names or a file's text. None where there is nothing."""
+    """Modification time, and of a file the size. None where there is no file or folder."""
     try:
         status = os.stat(path)
     except OSError:
@@ -120,7 +120,7 @@ def stamp_of(path: str | Path) -> list[int] | None:
 
 
 class _Folder(NamedTuple):
-    files: str  # names of its images, sorted, joined by \0: a fifth of the memory that as many strings take
+    files: str  # names of its images, sorted, joined by \0: a fifth of the memory of a list
     folders: list[tuple[str, str]]  # names of the folders in it, and where each really is
     stamp: list[int] | None
     others: list[str]  # names of its pictures of other kinds, which are left out
@@ -138,7 +138,7 @@ def _search_folder(root: Path, key: str) -> tuple[Iterator[str], dict[str, Any]]
         if real not in seen:
             seen.add(real)
             visited[name] = found[real]
-            # Sorted, for the order of the disk would decide by which of its names a linked folder is found.
+            # Sorted: otherwise the order on disk would decide under which of its names a linked folder is found.
             waiting += [(f"{name}{below}/", place) for below, place in sorted(found[real].folders, reverse=True)]
     if not any(folder.files for folder in visited.values()):
         kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
@@ -148,7 +148,7 @@ def _search_folder(root: Path, key: str) -> tuple[Iterator[str], dict[str, Any]]
 
 
 def _read_folders(root: str, bar: tqdm) -> dict[str, _Folder]:
-    """What is in a folder and in all folders below it, by their real paths. Several are read at once."""
+    """The contents of a folder and of all folders below it, by their real paths, read by several threads."""
     found: dict[str, _Folder] = {}
     known: set[str] = set()
     done: SimpleQueue[tuple[str, str, Future[_Folder]]] = SimpleQueue()
@@ -176,9 +176,9 @@ def _read_folder(path: str, real: str, bar: tqdm) -> _Folder:
     files: list[str] = []
     others: list[str] = []
     folders: list[tuple[str, str]] = []
-    stamp = stamp_of(path)  # before the names: what comes while they are read shows later
+    stamp = stamp_of(path)  # before the names are read: a file that comes meanwhile then counts as a change
 
-    def tell(count: int) -> None:
+    def progress(count: int) -> None:
         with bar.get_lock():
             bar.update(count)
 
@@ -189,11 +189,11 @@ def _read_folder(path: str, real: str, bar: tqdm) -> _Folder:
                 folders.append((entry.name, os.path.realpath(place) if entry.is_symlink() else place))
             elif is_image_name(entry.name) and entry.is_file():
                 files.append(entry.name)
-                if len(files) % _TOLD_EVERY == 0:
-                    tell(_TOLD_EVERY)
+                if len(files) % _UPDATE_EVERY == 0:
+                    progress(_UPDATE_EVERY)
             elif is_other_picture(entry.name):
                 others.append(entry.name)
-    tell(len(files) % _TOLD_EVERY)
+    progress(len(files) % _UPDATE_EVERY)
     return _Folder("\0".join(sorted(files)), folders, stamp, sorted(others))
 
 
@@ -217,9 +217,9 @@ def _in_order(visited: dict[str, _Folder]) -> Iterator[str]:
 
 
 def _read_list(path: Path, key: str) -> Iterator[str]:
-    """The names in a list, relative to its folder. A class number behind one is dropped, as in the lists of Places365.
+    """The names in a list, relative to its folder. Class numbers behind names, as in Places365, are dropped.
 
-    The first of them is looked for, so that a wrong folder shows early.
+    Only the first is looked for on disk, which finds a wrong folder early.
     """
     rooted, below = None, ""
     try:

@@ -28,15 +28,15 @@ from utils.files import write_atomically
 
 _OWN_MARK = ("Software", "masks.py --stats")  # a text in a histogram, which alone is overwritten
 
-RECORD = "masks.json"  # lies in every folder that masks.py fills: how the masks were made, and that it was masks.py
-OWN_NAME = re.compile(r"\d{6,}\.png|\.\d{6,}\.png\.part")  # masks, and what a killed run left of one
+RECORD = "masks.json"  # in every folder that masks.py fills: says so, and how the masks were made
+OWN_NAME = re.compile(r"\d{6,}\.png|\.\d{6,}\.png\.part")  # masks, and what a killed run left of them
 
 
 # --- making masks ----------------------------------------------------------------------------------------------
 
 
 class MaskJob(NamedTuple):
-    """All that one mask file is a function of."""
+    """Everything that one mask file depends on."""
 
     path: Path
     seed: int
@@ -49,7 +49,7 @@ class MaskJob(NamedTuple):
 
 
 def make_masks(config: Config, force: bool, processes: int | None) -> None:
-    """Fill the training and the validation folder. Neither is touched where one of them may not be."""
+    """Fill the training and the validation folder. Both stay untouched where one of them must."""
     masks, size, seed = config.masks, config.masks.size or config.data.image_size, config.run.seed
     sets = [
         (TRAIN_MASKS, Path(masks.train_dir), masks.train_count, "masks.train_dir"),
@@ -68,7 +68,7 @@ def make_masks(config: Config, force: bool, processes: int | None) -> None:
 
 
 def make_benchmark(folder: Path, config: Config, per_bin: int, size: int, force: bool, processes: int | None) -> None:
-    """Make a test set as the paper's (§4.1), with `per_bin` masks for each bin with a border and as many without."""
+    """Make a test set like the paper's (§4.1): for each bin `per_bin` masks with a border and as many without."""
     wide = border_width(size)
     room = (size - 2 * wide) ** 2 / size**2
     jobs: list[MaskJob] = []
@@ -76,7 +76,7 @@ def make_benchmark(folder: Path, config: Config, per_bin: int, size: int, force:
     for index, (low, high) in enumerate(HOLE_BINS):
         for border in (wide, 0):
             purpose = BENCHMARK_MASKS + 2 * index + (border == 0)
-            # Small images have a wide border: there the last bin ends where a mask still has a shape.
+            # Of a small image the border takes much: the last bin ends where a hole with a shape still fits.
             high_here = min(high, 0.97 * room) if border else high
             for i in range(per_bin):
                 ratio = spread_ratio(i, low, high_here, size)
@@ -84,7 +84,7 @@ def make_benchmark(folder: Path, config: Config, per_bin: int, size: int, force:
                 jobs.append(MaskJob(path, config.run.seed, purpose, i, size, config.masks.style, ratio, border))
                 rows.append((path.name, bin_name(index), border))
     with opened_folder(folder, force, "name another", (RECORD, INDEX)):
-        (folder / INDEX).unlink(missing_ok=True)  # of the masks that go
+        (folder / INDEX).unlink(missing_ok=True)  # of the masks that are replaced
         ratios = fill_folder(folder, jobs, {"set": "benchmark", "per_bin": per_bin, "border": wide}, processes)
         lines = [
             f"{name},{ratio:.6f},{bin_text},{border}"
@@ -164,7 +164,7 @@ def fill_folder(folder: Path, jobs: Sequence[MaskJob], settings: dict[str, Any],
 def write_job(job: MaskJob) -> float:
     """Draw a mask and write its file, which has its name only when it is whole. Returns the hole ratio.
 
-    Not by `write_atomically`: it waits for the disk, which takes longer than to draw a mask anew.
+    Not by `write_atomically`, which waits for the disk: to draw a mask again takes less time.
     """
     mask = draw_mask(generator(job.purpose, job.number, job.seed), job.size, job.style, job.ratio, job.border)
     part = job.path.with_name(f".{job.path.name}.part")

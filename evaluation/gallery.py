@@ -70,7 +70,7 @@ def write_gallery(folder: Path, cases: Iterable[Case], methods: Sequence[str], t
     earlier gallery are overwritten or, when the new page stands, removed; other files are left alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # By map: a loop's variable would hold a case until the next one is there.
+    # map, as a loop's variable would keep a case in memory until the next one is made.
     shown = list(map(partial(_write_case, folder, methods), cases))
     shown.sort(key=lambda entry: (_BINS.index(entry["bin"]), RANKS.index(entry["rank"])))
     index = folder / "index.html"
@@ -85,7 +85,7 @@ def write_gallery(folder: Path, cases: Iterable[Case], methods: Sequence[str], t
 
 
 def _write_case(folder: Path, methods: Sequence[str], case: Case) -> dict[str, Any]:
-    """Write the pictures and the sheet of a case; what the page needs to know of it."""
+    """Write the pictures and the sheet of a case. Returns what the page needs to know of it."""
     name = f"{case.bin or 'outside'}_{case.rank}"
     pictures = {f"{name}_masked.png": case.masked}
     pictures |= {f"{name}_{i}{_slug(method)}.png": case.composites[method] for i, method in enumerate(methods, 1)}
@@ -116,7 +116,7 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
 
 
 def _slug(method: str) -> str:
-    """What of a method's name is safe in a file name everywhere, after a hyphen; nothing where nothing is."""
+    """A hyphen and those letters of a method's name that are safe in any file name; "" without any."""
     return "".join(f"-{word}" for word in re.findall("[A-Za-z0-9]+", method))[:40].rstrip("-")
 
 

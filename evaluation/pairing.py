@@ -32,11 +32,11 @@ from data.order import EVALUATION_MASKS, shuffled
 from utils.errors import UserError
 
 RATIO_TOLERANCE = 0.01
-SMALLEST = 16  # px: below, SSIM's window of 11 px finds no place to stand
+SMALLEST = 16  # px: SSIM's window of 11 px needs it
 
 
 class MaskFile(NamedTuple):
-    """A mask of a test set, as it is met: fitted to the evaluation's size."""
+    """A mask of a test set, fitted to the size of the evaluation."""
 
     name: str  # within its folder
     ratio: float  # share of hole
@@ -142,7 +142,7 @@ def make_pairs(images: Sequence[str], masks: Sequence[MaskFile], seed: int) -> l
 
 
 def format_pairs(pairs: Sequence[EvaluationPair]) -> str:
-    """The pairs as the text of pairs.csv. A ratio has as many digits as give it back exactly."""
+    """The pairs as the text of pairs.csv. Ratios have enough digits to be read back exactly."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(EvaluationPair._fields)

@@ -76,7 +76,7 @@ def summary_markdown(
         borders = {border for _, border in _grid(summary, metric, methods, BORDERS)[0]}
         if borders:
             parts.append(_markdown_table(summary, metric, methods, BORDERS))
-        if len(borders) != 1:  # else it were the same table again
+        if len(borders) != 1:  # with one it would be the same table
             parts += ["N and B together:", _markdown_table(summary, metric, methods, [ALL])]
     if _metrics(differences, methods):
         parts += [
@@ -128,7 +128,7 @@ def _records(summary: Summary, methods: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _finite(value: Any) -> Any:
-    """None for a number that JSON does not know."""
+    """None for NaN and infinity, which JSON lacks."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

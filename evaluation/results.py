@@ -1,4 +1,4 @@
-"""The folder of an evaluation: what lies where, and the rows of scores, of which none is lost or computed twice.
+"""The folder of an evaluation: its files, and the rows of scores. No row is lost or computed twice.
 
 evaluation.json   how it was made: settings, methods
 pairs.csv         which image met which mask
@@ -115,7 +115,7 @@ class ResultsFolder:
 
 
 class RowFile:
-    """Rows, written one by one as they come: what a killed run leaves is whole up to its last line."""
+    """Appends rows one by one. After a kill the file is whole up to its last line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

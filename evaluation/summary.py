@@ -101,7 +101,7 @@ def _bootstrap(rows: Sequence[Row], columns: Sequence[tuple[str, str]]) -> Itera
     counts = np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
     low, high = _intervals(sums, counts)
     for c, count in enumerate(counts.sum(0)):
-        # A single image says nothing of others; nor does an interval of values of which one is none.
+        # No interval from a single image, nor where one of the values is NaN.
         several = np.isfinite(sums[:, c]).all() and np.count_nonzero(counts[:, c]) > 1
         mean = float(sums[:, c].sum() / count)
         yield Estimate(mean, float(low[c]) if several else None, float(high[c]) if several else None, int(count))
@@ -116,7 +116,7 @@ def _intervals(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
     for _ in range(RESAMPLES // _CHUNK):
         chosen = rng.integers(images, size=(_CHUNK, images)) + rows
         drawn = np.bincount(chosen.ravel(), minlength=_CHUNK * images).reshape(_CHUNK, images).astype(np.float64)
-        with np.errstate(invalid="ignore"):  # a resample without any pair of a column has no mean
+        with np.errstate(invalid="ignore"):  # a resample without a pair of a column has no mean
             means.append((drawn @ sums) / (drawn @ counts))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a column whose scores are all NaN, as its ends are, too

@@ -16,7 +16,7 @@ from model.vgg import IMAGENET_MEAN, IMAGENET_STD
 
 @dataclass(frozen=True)
 class Project:
-    """How a project names its tensors, and how its network differs from the paper's."""
+    """How a project names its tensors, and how its network differs from the paper."""
 
     name: str
     conv: str  # a convolution's key: side is enc or dec, level 1 the largest picture's

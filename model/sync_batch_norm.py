@@ -1,4 +1,4 @@
-"""Batch norm over the batches of several processes, as if they were one batch."""
+"""Batch norm with statistics over the batches of all ranks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from utils.processes import all_reduce_mean, rank_and_world_size
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d` whose statistics, in training, are those of all processes' inputs together.
+    """`torch.nn.BatchNorm2d` with statistics over the inputs of all ranks in training.
 
-    Parameters, buffers and keys are the same, and so is what evaluation mode does. torch's own SyncBatchNorm refuses
-    tensors on a CPU. All processes must call it with inputs of the same shape. As there the result is of the input's
-    type; statistics are in float32 at least, for half types can't add up so many values.
+    Parameters, buffers, keys and evaluation mode are the same. torch's own SyncBatchNorm refuses tensors on a CPU. All
+    ranks must call it with inputs of the same shape. The result has the input's dtype; statistics are in float32 at
+    least, as half types can't add up so many values.
     """
 
     running_mean: Tensor
@@ -34,7 +34,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        """Running statistics as nn.BatchNorm2d has them, of `count` values a channel: the variance is the unbiased."""
+        """Update the running statistics as nn.BatchNorm2d does: with the unbiased variance of `count` values."""
         self.num_batches_tracked += 1
         share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, share)
@@ -42,16 +42,16 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 class _Normalise(torch.autograd.Function):
-    """(x − mean) / sqrt(variance + eps), mean and variance; x (N,C,H,W), the others (C,), over all processes.
+    """(x − mean) / sqrt(variance + eps), mean and variance; x (N,C,H,W), the others (C,), over all ranks.
 
-    Gradients go through mean and variance, too, and from the losses of all processes.
+    Gradients pass through mean and variance too, and come from the losses of all ranks.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         mean = all_reduce_mean(x.mean((0, 2, 3)))
         centred = x - mean.view(1, -1, 1, 1)
-        # Squares of what is centred already: their mean minus a square would lose digits.
+        # The mean of centred squares: E[x²] − E[x]² would lose digits.
         variance = all_reduce_mean(centred.square().mean((0, 2, 3)))
         scale = (variance + eps).rsqrt().view(1, -1, 1, 1)
         normal = centred.mul_(scale)

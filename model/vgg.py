@@ -39,10 +39,9 @@ class VGG16Features(nn.Module):
             for width in block:
                 layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
                 channels = width
-            # The pool comes before the block's last ReLU, which has a quarter of the work then: the larger of two
-            # numbers is the same before and after it.
+            # The pool comes before the block's last ReLU, which then has a quarter of the work: max and ReLU commute.
             layers.insert(-1, nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers)  # the convolutions have torchvision's numbers, so its keys fit
+        self.features = nn.Sequential(*layers)  # the indices are torchvision's, so its keys fit
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         self._load(weights)

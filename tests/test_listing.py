@@ -102,7 +102,7 @@ def test_folders_are_read_several_at_once(tmp_path, monkeypatch):
 
 
 def test_progress_counts_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(listing, "_TOLD_EVERY", 4)
+    monkeypatch.setattr(listing, "_UPDATE_EVERY", 4)
     bars = []
 
     class Bar(listing.tqdm):
