@@ -23,6 +23,7 @@ import app as script
 import predict
 from data.mask_files import write_mask
 from data.photo import read_photo
+from evaluation.baselines import FILLS
 from serving import server
 from serving.desk import Desk
 from serving.message import MalformedMessage, pack, unpack
