@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -30,10 +31,13 @@ from data.mask_files import write_mask
 from data.samples import training_samples
 from loss import InpaintingLoss
 from model import PConvUNet, VGG16Features
+from model.convolution import conv2d_of_upsampled
+from model.network import encoder_channels
 from utils.config import Config, load_config
 
 MODES = {"float32": None, "TF32": None, "bf16": torch.bfloat16}
 WORKERS = (1, 4, 8, 16)
+FORMS = ("plain", "transposed", "nine products")  # of the decoder's convolution
 LISTED = 0.03  # kernels with a larger share of a step's time are listed
 PAPER_512 = Path(__file__).resolve().parent.parent / "configs" / "paper_512.yml"
 
@@ -53,6 +57,7 @@ def rows(setting: Setting) -> Iterator[Row]:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = mode == "TF32"
         goals = mode == "bf16"
         yield from network_rows(setting, mode, dtype, goals)
+        yield from form_rows(setting, mode, dtype)
     yield from step_rows(setting)
     yield from memory_rows(setting)
     yield from loader_rows(setting)
@@ -86,6 +91,29 @@ def network_rows(setting: Setting, mode: str, dtype: torch.dtype | None, goals: 
 
     ours, ordinary = medians(setting, [predict(nets[0].folded()), predict(nets[1].eval())])
     yield f"{mode}: prediction: ours / ordinary", f"{ours / ordinary:.2f}", "0.75" if goals else ""
+
+
+def form_rows(setting: Setting, mode: str, dtype: torch.dtype | None) -> Iterator[Row]:
+    """Forward and backward of each decoder level's convolution in every form, in this mode.
+
+    `fastest_form` in model/convolution.py has the table that these rows are to decide.
+    """
+    widths = [3, *encoder_channels(setting.depth, setting.channels)]
+    for level in range(setting.depth, 0, -1):
+        side = setting.size >> level
+        x = torch.rand(setting.batch, widths[level], side, side, device=setting.device)
+        skip = torch.rand(setting.batch, widths[level - 1], 2 * side, 2 * side, device=setting.device)
+        x, skip = (tensor.to(memory_format=torch.channels_last) for tensor in (x, skip))
+        weight = torch.rand(widths[level - 1], x.shape[1] + skip.shape[1], 3, 3, device=setting.device)
+        weight = weight.to(memory_format=torch.channels_last).requires_grad_()
+
+        def run(form: str, x: Tensor = x, skip: Tensor = skip, weight: Tensor = weight) -> None:
+            with mock.patch("model.convolution.fastest_form", return_value=form), autocast(setting, dtype):
+                conv2d_of_upsampled(x.requires_grad_(), skip, weight).float().sum().backward()
+
+        times = medians(setting, [lambda form=form: run(form) for form in FORMS])  # type: ignore[misc]
+        figures = ", ".join(f"{form} {1e3 * seconds:.2f} ms" for form, seconds in zip(FORMS, times, strict=True))
+        yield f"{mode}: decoder level {level}, {x.shape[1]} channels of {side}×{side}", figures, ""
 
 
 def step_rows(setting: Setting) -> Iterator[Row]:

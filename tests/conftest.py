@@ -1,4 +1,4 @@
-"""Programs that several test files talk to: a server of app.py, Debian's Chromium."""
+"""What several test files share: a server of app.py, Debian's Chromium; and each test leaves the process as it was."""
 
 import contextlib
 import os
@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 PROJECT = Path(__file__).resolve().parent.parent
 CHROMIUM_FLAGS = [
@@ -22,6 +23,15 @@ CHROMIUM_FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+
+@pytest.fixture(autouse=True)
+def process_as_it_was():
+    """The current folder, and Pillow's limit, which the page's worker lowers."""
+    folder, limit = os.getcwd(), Image.MAX_IMAGE_PIXELS
+    yield
+    os.chdir(folder)
+    Image.MAX_IMAGE_PIXELS = limit
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from tests.small_runs import STEPS, arguments, copy_of, fails, make_data, run_ma
 from training.meter import FORECAST_AT, forecast
 from training.run_folder import RunFolder
 from utils.checkpoint import load_checkpoint
-from utils.config import load_config
+from utils.config import DEFAULT_CONFIG, load_config
 
 # The second phase ruins what the first has learnt.
 WORSE = ("train.eval_every=2", "phases.0.lr=2e-3", "phases.1.lr=0.3")
@@ -60,7 +60,7 @@ def test_without_the_best_the_last_is_taken_and_told(folder, tmp_path, capsys):
 
 @pytest.mark.parametrize(("config", "export"), [("demo", "best"), ("photos", "best"), ("paper_512", "last")])
 def test_what_each_config_ends_with(config, export):
-    assert load_config(f"configs/{config}.yml").train.export == export
+    assert load_config(DEFAULT_CONFIG.parent / "configs" / f"{config}.yml").train.export == export
 
 
 def test_a_learning_rate_that_float32_does_not_hold_is_refused(folder, tmp_path, capsys):

@@ -56,8 +56,9 @@ def copy_until(run, path, step):
 
 
 def assert_same_run(run, other):
-    assert run.weights.read_bytes() == other.weights.read_bytes()
     assert records(run) == records(other)
+    assert_same_weights(run, other)
+    assert run.weights.read_bytes() == other.weights.read_bytes()
     ours, theirs = load_checkpoint(run.last), load_checkpoint(other.last)
     assert ours.keys() == theirs.keys()
     for key in ("model", "ema"):

@@ -269,7 +269,7 @@ def test_every_odd_value(place, path):
         for words in ([f"{path}={value}"], ["--config", "any.yml"]):
             code, err = run(training, *words)
             assert code == 1
-            assert err.startswith("error: ")
+            assert any(line.startswith("error: ") for line in err.splitlines())  # after what was left out, maybe
     (place / "any.yml").unlink()
     assert inputs(place) == before
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 # The network that predict.py, app.py, hubconf.py and `evaluate.py --model shipped` take.
-DEFAULT_WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "pconv_photos_128.safetensors"
+DEFAULT_WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "pconv_photos.safetensors"
 
 
 def path_argument(text: str) -> Path:
