@@ -31,10 +31,13 @@ from loss import InpaintingLoss
 from model import PConvUNet, VGG16Features
 from utils.startup import keep_freed_memory
 
-BATCHES = {1: 5, 4: 3, 16: 1}  # and how often each is measured; of several the first does not count
+BATCHES = {1: 4, 4: 3, 16: 1}  # and how often each is measured; of several the first does not count
 FORMS = ("nine products", "patches", "transposed convolution", "packed weights")
 MEMORY = ("freed memory", "large pages")
+TRAINING, PREDICTION = "training step", "prediction"
 PROJECT = Path(__file__).resolve().parent.parent
+
+Times = dict[tuple[str, str, int], list[float]]  # by form, what and batch
 
 
 @contextlib.contextmanager
@@ -82,8 +85,11 @@ def seconds(run: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def measure(forms: list[str]) -> dict[str, list[float]]:
-    """CPU seconds of training steps and predictions by turns: with all forms (""), and without each of these."""
+def measure(forms: list[str]) -> Iterator[tuple[str, str, int, float]]:
+    """(form, what, batch, CPU seconds) with all forms ("") and without each of these, by turns.
+
+    The loss and the optimizer of a training step, which no form of the convolutions touches, are "the rest".
+    """
     torch.set_num_threads(1)
     torch.manual_seed(0)
     net = PConvUNet(7, 64).to(memory_format=torch.channels_last).train()
@@ -92,56 +98,73 @@ def measure(forms: list[str]) -> dict[str, list[float]]:
     folded = net.folded()
     with mock.patch("model.layer.FixedUpConvolution", PlainUpConvolution):
         not_transposed = net.folded()
-    times: dict[str, list[float]] = defaultdict(list)
     for batch, turns in BATCHES.items():
         image, mask = inputs(batch)
         image = image.contiguous(memory_format=torch.channels_last)
 
         def train(image: Tensor = image, mask: Tensor = mask) -> None:
             optimizer.zero_grad(set_to_none=True)
-            criterion(net(image, mask), image, mask)[0].backward()
-            optimizer.step()
+            net(image, mask).square().mean().backward()
 
         def predict(form: str, image: Tensor = image, mask: Tensor = mask) -> None:
             with torch.no_grad():
                 (not_transposed if form == "transposed convolution" else folded)(image, mask)
 
-        for turn in tqdm(range(turns), desc=f"batch of {batch}", leave=False):
+        def rest(image: Tensor = image, mask: Tensor = mask) -> None:
+            criterion(torch.rand_like(image).requires_grad_(), image, mask)[0].backward()
+            optimizer.step()
+
+        for turn in range(turns):
             for form in ("", *forms):
                 found = {}
                 with without(form):
                     if form != "packed weights":  # which training has none of, as prediction none of these two
-                        found["training step"] = seconds(train)
+                        found[TRAINING] = seconds(train)
                     if form not in ("nine products", "patches"):
-                        found["prediction"] = min(seconds(partial(predict, form)) for _ in range(2))
+                        found[PREDICTION] = min(seconds(partial(predict, form)) for _ in range(2))
                 if turn or turns == 1:
                     for what, value in found.items():
-                        times[f"{form}|{what}|{batch}"].append(value)
+                        yield form, what, batch, value
+        yield "", "the rest", batch, min(seconds(rest) for _ in range(2 if batch > 4 else 3))
+
+
+def in_a_process(forms: list[str], freed: bool, pages: bool) -> Times:
+    environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": str(int(pages))}
+    command = [sys.executable, "-m", "benchmarks.forms", "--worker", json.dumps([forms, freed])]
+    times: Times = defaultdict(list)
+    with subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        for line in tqdm(process.stdout, desc="measurements", leave=False):
+            form, what, batch, value = json.loads(line)
+            times[form, what, batch].append(value)
+    if process.returncode:
+        sys.exit(process.returncode)
     return times
 
 
-def in_a_process(forms: list[str], freed: bool, pages: bool) -> dict[str, list[float]]:
-    environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": str(int(pages))}
-    command = [sys.executable, "-m", "benchmarks.forms", "--worker", json.dumps([forms, freed])]
-    done = subprocess.run(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def show_gains(form: str, every: Times, but_one: Times, name: str) -> None:
+    """Print a row each for training and prediction. name: of the form in `but_one`."""
+    for what in (TRAINING, PREDICTION):
+        if not but_one[name, what, 1]:
+            continue
+        gains = []
+        for batch in BATCHES:
+            with_it, without_it = (
+                statistics.median(times[key, what, batch])
+                + (statistics.median(times["", "the rest", batch]) if what == TRAINING else 0.0)
+                for times, key in ((every, ""), (but_one, name))
+            )
+            gains.append(f"{1 - with_it / without_it:.1%}")
+        print(f"| {form} | {what} | {' | '.join(gains)} |", flush=True)
 
 
 def main() -> None:
-    found = in_a_process(list(FORMS), True, True)
-    for form in ("both", *MEMORY):
-        times = in_a_process([], form != "freed memory", form != "large pages")
-        found |= {form + key: values for key, values in times.items()}
-    print("| form | of | batch of 1 | batch of 4 | batch of 16 |\n|---|---|---|---|---|")
-    for form in (*FORMS, *MEMORY):
-        base = "both" if form in MEMORY else ""
-        for what in ("training step", "prediction"):
-            if f"{form}|{what}|1" in found:
-                gains = []
-                for batch in BATCHES:
-                    every, but_one = (statistics.median(found[f"{name}|{what}|{batch}"]) for name in (base, form))
-                    gains.append(f"{1 - every / but_one:.1%}")
-                print(f"| {form} | {what} | {' | '.join(gains)} |", flush=True)
+    print("| form | of a | batch of 1 | batch of 4 | batch of 16 |\n|---|---|---|---|---|")
+    times = in_a_process(list(FORMS), True, True)
+    for form in FORMS:
+        show_gains(form, times, times, form)
+    both = in_a_process([], True, True)
+    for form in MEMORY:
+        show_gains(form, both, in_a_process([], form != "freed memory", form != "large pages"), "")
 
 
 if __name__ == "__main__":
@@ -149,6 +172,7 @@ if __name__ == "__main__":
         wanted, freed = json.loads(sys.argv[2])
         if freed:
             keep_freed_memory()
-        print(json.dumps(measure(wanted)))
+        for found in measure(wanted):
+            print(json.dumps(found), flush=True)
     else:
         main()

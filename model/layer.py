@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.convolution import FixedConvolution, FixedUpConvolution, conv2d, conv2d_of_upsampled, upsample
+from model.convolution import FixedConvolution, FixedUpConvolution, conv2d_of_upsampled, upsample
 
 
 class PartialConv2d(nn.Conv2d):
@@ -71,7 +71,7 @@ class PartialConv2d(nn.Conv2d):
         if self.fixed is not None:
             return self.fixed(x)
         assert not isinstance(self.padding, str)  # as nn.Conv2d would allow
-        return conv2d(x, self.weight, self.stride, self.padding, self.dilation)
+        return F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation)
 
     def fix(self, scale: Tensor) -> None:
         """Multiply the weight by `scale`, (C',), and make it a constant, which can't be trained or saved any more.
