@@ -32,7 +32,7 @@ from model import PConvUNet, VGG16Features
 from utils.startup import keep_freed_memory
 
 BATCHES = {1: 4, 4: 3, 16: 1}  # and how often each is measured; of several the first does not count
-FORMS = ("nine products", "patches", "transposed convolution", "packed weights")
+FORMS = ("transposed convolution", "packed weights")
 MEMORY = ("freed memory", "large pages")
 TRAINING, PREDICTION = "training step", "prediction"
 PROJECT = Path(__file__).resolve().parent.parent
@@ -43,23 +43,9 @@ Times = dict[tuple[str, str, int], list[float]]  # by form, what and batch
 @contextlib.contextmanager
 def without(form: str) -> Iterator[None]:
     """The network computes without a form while this is entered; without none of them for another text."""
-    choose = model.convolution.fastest_form
-
-    def no_nine_products(x: Tensor, out_channels: int) -> str:
-        return "transposed" if x.shape[0] * x.shape[2] * x.shape[3] >= 256 else "plain"
-
-    def never(*_: object) -> bool:
-        return False
-
-    def no_transposed(x: Tensor, out_channels: int) -> str:
-        form = choose(x, out_channels)
-        return "plain" if form == "transposed" else form
-
     replaced: dict[str, tuple[str, Callable[..., Any]]] = {
-        "nine products": ("model.convolution.fastest_form", no_nine_products),
-        "patches": ("model.convolution.patches_are_faster", never),
-        "transposed convolution": ("model.convolution.fastest_form", no_transposed),
-        "packed weights": ("model.convolution._can_pack", never),
+        "transposed convolution": ("model.convolution.fastest_form", lambda x: "plain"),
+        "packed weights": ("model.convolution._can_pack", lambda x: False),
     }
     with contextlib.ExitStack() as stack:
         if form in replaced:
@@ -118,10 +104,9 @@ def measure(forms: list[str]) -> Iterator[tuple[str, str, int, float]]:
             for form in ("", *forms):
                 found = {}
                 with without(form):
-                    if form != "packed weights":  # which training has none of, as prediction none of these two
+                    if form != "packed weights":  # training has none
                         found[TRAINING] = seconds(train)
-                    if form not in ("nine products", "patches"):
-                        found[PREDICTION] = min(seconds(partial(predict, form)) for _ in range(2))
+                    found[PREDICTION] = min(seconds(partial(predict, form)) for _ in range(2))
                 if turn or turns == 1:
                     for what, value in found.items():
                         yield form, what, batch, value

@@ -37,7 +37,7 @@ from utils.config import Config, load_config
 
 MODES = {"float32": None, "TF32": None, "bf16": torch.bfloat16}
 WORKERS = (1, 4, 8, 16)
-FORMS = ("plain", "transposed", "nine products")  # of the decoder's convolution
+FORMS = ("plain", "transposed")  # of the decoder's convolution
 LISTED = 0.03  # kernels with a larger share of a step's time are listed
 PAPER_512 = Path(__file__).resolve().parent.parent / "configs" / "paper_512.yml"
 

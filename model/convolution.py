@@ -21,9 +21,6 @@ _PACKING = (
     "_convolution_transpose_pointwise",
 )
 
-# Below so many pixels of x the larger kernel costs more to make than it saves.
-_WORTH_A_KERNEL = 256
-
 
 def conv2d_of_upsampled(x: Tensor, skip: Tensor, weight: Tensor) -> Tensor:
     """conv2d(concat(upsample(x), skip), weight, padding=1), without the concat and the upsampled map where that pays.
@@ -32,11 +29,19 @@ def conv2d_of_upsampled(x: Tensor, skip: Tensor, weight: Tensor) -> Tensor:
 
     Wᵀ is linear: Wᵀ[up(X), S] = W_upᵀ up(X) + W_skipᵀ S. The first term is a transposed convolution of x.
     """
-    if x.shape[0] * x.shape[2] * x.shape[3] < _WORTH_A_KERNEL:
+    if fastest_form(x) == "plain":
         return F.conv2d(torch.cat([upsample(x), skip], 1), weight, padding=1)
     up_weight, skip_weight = weight.split([x.shape[1], skip.shape[1]], 1)
     y = F.conv_transpose2d(x, upsampling_kernel(up_weight), stride=2, padding=1)
     return y.add_(F.conv2d(skip, skip_weight, padding=1))
+
+
+def fastest_form(x: Tensor) -> str:
+    """The form of conv2d_of_upsampled for x, (N,C,H,W): "transposed", or "plain" for few pixels.
+
+    With few pixels it costs more to make the kernel of the transposed convolution than it saves.
+    """
+    return "transposed" if x.shape[0] * x.shape[2] * x.shape[3] >= 256 else "plain"
 
 
 def upsample(x: Tensor) -> Tensor:

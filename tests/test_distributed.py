@@ -441,7 +441,7 @@ def test_two_and_four_processes_compute_what_one_does(folder, tmp_path, change, 
     for count, run in zip((1, 2, 4), runs):
         out, _ = train(count, arguments(folder, run.path, *more), SAVED_BY + change)
         assert set(re.findall("saved by process (.)", out)) == {"0"}
-        assert out.count("step 0 to 20") == out.count("held-out l1_percent") / 2 == out.count("done.") == 1
+        assert out.count("step 0 to 20") == out.count("held-out l1_percent") / 2 == out.count("done: ") == 1
         assert len(list(run.path.glob("events.out.tfevents.*"))) == 1
     for run in runs[1:]:
         of_weights, of_records = difference_of_weights(run, runs[0]), difference_of_records(run, runs[0])
