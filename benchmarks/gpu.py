@@ -33,6 +33,7 @@ from loss import InpaintingLoss
 from model import PConvUNet, VGG16Features
 from model.convolution import conv2d_of_upsampled
 from model.network import encoder_channels
+from training import TrainState, make_network
 from utils.config import Config, load_config
 
 MODES = {"float32": None, "TF32": None, "bf16": torch.bfloat16}
@@ -219,6 +220,9 @@ def loader_rows(setting: Setting) -> Iterator[Row]:
         for workers in WORKERS[: 1 if setting.rounds < 5 else None]:
             speed = loader_speed(config_of(folder, workers, setting), setting)
             yield f"images a second from 500×375 JPEGs, {workers} workers", f"{speed:.0f}", ""
+            if workers in (1, 8):
+                share = waiting_share(config_of(folder, workers, setting), setting)
+                yield f"share of a step, bf16, that waits for {workers} workers", f"{share:.3f}", "0.02"
 
 
 def config_of(folder: Path, workers: int, setting: Setting) -> Config:
@@ -245,6 +249,32 @@ def loader_speed(config: Config, setting: Setting) -> float:
     images = sum(len(image) for image, _ in batches)
     synchronise(setting)
     return images / (time.perf_counter() - start)
+
+
+def waiting_share(config: Config, setting: Setting) -> float:
+    """How much longer a step takes when its batch comes from the loader than when it is there already."""
+    state = TrainState(config, make_network(config, None, None), setting.device)
+    criterion = InpaintingLoss(VGG16Features(), config.loss.weights.model_dump()).to(setting.device)
+
+    def step(image: Tensor, mask: Tensor) -> None:
+        state.optimizer.zero_grad(set_to_none=True)
+        with autocast(setting, torch.bfloat16):
+            loss = criterion(state.net(image, mask), image, mask)[0]
+        loss.backward()
+        state.take_step({"total": loss.detach()})
+
+    there = inputs(setting)
+    (alone,) = medians(setting, [lambda: step(*there)])
+    steps = 3 + 2 * setting.rounds
+    batches = training_batches(training_samples(config), config, 0, steps, device=setting.device)
+    for number, batch in enumerate(batches):
+        if number == 3:  # the workers and the optimizer have begun
+            synchronise(setting)
+            start = time.perf_counter()
+        step(*batch)
+    synchronise(setting)
+    fed = (time.perf_counter() - start) / (steps - 3)
+    return max(0.0, 1 - alone / fed)
 
 
 # --- what is measured ------------------------------------------------------------------------------------------------

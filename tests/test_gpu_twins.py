@@ -1,6 +1,9 @@
 """What is built for a GPU, as far as a CPU can show it. test_cuda.py tests the rest."""
 
 import copy
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,3 +92,13 @@ def test_batch_norm_is_ours_on_a_cpu_and_torchs_own_on_cuda():
     kinds = [{type(m) for m in net.modules() if "Norm" in type(m).__name__} for net in (on_cpu, on_cuda)]
     assert kinds == [{SyncBatchNorm2d}, {torch.nn.SyncBatchNorm}]
     assert on_cpu.state_dict().keys() == on_cuda.state_dict().keys()
+
+
+@pytest.mark.slow
+def test_the_benchmark_for_a_gpu_runs(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--quick", tmp_path / "gpu.md"]
+    project = Path(__file__).resolve().parent.parent
+    subprocess.run(list(map(str, command)), cwd=project, check=True, capture_output=True, timeout=600)
+    table = (tmp_path / "gpu.md").read_text()
+    for row in ("forward and backward", "decoder level 1", "training step with VGG-16", "that waits for"):
+        assert row in table
