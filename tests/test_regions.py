@@ -82,7 +82,7 @@ def test_six_levels_in_float32_and_folded():
     image, mask = image.float(), mask.float()
     with torch.no_grad():
         whole = composite(image, predict_padded(net, image, mask).clamp(0, 1), mask)
-    torch.testing.assert_close(inpaint(net, image, mask), whole, rtol=0, atol=1e-5)
+    torch.testing.assert_close(inpaint(net, image, mask), whole, rtol=0, atol=5e-5)
 
 
 def test_networks_that_compute_as_another_projects():
@@ -152,7 +152,8 @@ def test_surroundings_of_the_base_are_enough_and_no_more_than_the_holes_ask():
     box = Box(Span(100, 140), Span(90, 120))
     place = surroundings(mask[0, 0] > 0, box)
     filled = push_pull(image[place.slices], mask[place.slices])[box.relative_to(place)]
-    assert torch.equal(filled, push_pull(image, mask)[box.slices])
+    # To rounding: convolutions of other sizes sum in another order.
+    torch.testing.assert_close(filled, push_pull(image, mask)[box.slices], rtol=0, atol=1e-6)
     assert place.pixels < 0.6 * 257 * 300
     _, smaller_hole = picture(257, 300, [(100, 90, 4, 3)])
     assert surroundings(smaller_hole[0, 0] > 0, box).pixels < place.pixels
