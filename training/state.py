@@ -59,7 +59,7 @@ class TrainState:
         return improved
 
     def take_step(self, losses: dict[str, Tensor]) -> None:
-        """One step of the optimizer, and of the average. Without effect where a loss or a gradient is not finite.
+        """One step of the optimizer, and of the average. No weight changes where a loss or a gradient is not finite.
 
         Whether they are is judged on the device: nothing here waits for it, if the optimizer is fused.
         """
