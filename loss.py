@@ -1,4 +1,4 @@
-"""The training loss of the paper: Eq. 3 to 7."""
+"""The training loss of the paper, Eq. 3 to 7, and a squared term of the hole that the paper does not have."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ TERMS = tuple(LossWeights.model_fields)
 
 
 class InpaintingLoss(nn.Module):
-    """L_total of Eq. 7, the weighted sum of five terms. A term of weight 0 is not computed.
+    """L_total of Eq. 7, the weighted sum of its terms. A term of weight 0 is not computed.
 
     features: Ψ, any callable from images (N,3,H,W) in [0,1] to a sequence of feature maps, image by image. It may be
     None where perceptual and style have the weight 0.
-    weights: of each term of TERMS. ValueError unless all of them are given, and features where they are needed.
+    weights: of terms of TERMS; one that is left out has the weight 0. ValueError for any other name, and where features
+    are needed and not given.
     """
 
     def __init__(self, features: Callable[[Tensor], Sequence[Tensor]] | None, weights: Mapping[str, float]) -> None:
         super().__init__()
-        if set(weights) != set(TERMS):
-            raise ValueError(f"weights must name {', '.join(TERMS)}, got {', '.join(map(str, weights)) or 'none'}")
+        if unknown := set(weights) - set(TERMS):
+            raise ValueError(f"weights may name {', '.join(TERMS)}, got {', '.join(map(str, unknown))}")
         self.features = features
-        self.weights = {name: weights[name] for name in TERMS if weights[name]}
+        self.weights = {name: weights[name] for name in TERMS if weights.get(name)}
         if features is None and needs_features(weights):
             raise ValueError("features must be given where perceptual or style has a weight")
 
@@ -42,6 +43,8 @@ class InpaintingLoss(nn.Module):
             "valid": (mask * difference).mean(),  # Eq. 3: over all N = C·H·W, not over the valid part
             "hole": ((1 - mask) * difference).mean(),
         }
+        if "hole_l2" in self.weights:
+            terms["hole_l2"] = ((1 - mask) * (output - image).square()).mean()
         if self.features is not None and needs_features(self.weights):
             with torch.no_grad():
                 psi_gt = self.features(image)

@@ -8,7 +8,7 @@ import safetensors.torch
 from tests.small_runs import STEPS, arguments, contents, copy_of, fails, make_data, run_main, same_weights
 from training.resume import AT_ONCE, IN_STEPS_TO_COME, RESUMABLE, WITH_RESCAN, values_of
 from training.run_folder import RunFolder
-from utils.config import DEFAULT_CONFIG, load_config
+from utils.config import DEFAULT_CONFIG, LossWeights, load_config
 
 REACHED = 6  # steps: two of the second phase are done
 
@@ -60,11 +60,7 @@ OTHER_VALUES = {
     "model.base_channels": "8",
     "model.base": "push_pull",
     "loss.vgg16": "FOLDER/vgg.safetensors",
-    "loss.weights.valid": "2",
-    "loss.weights.hole": "1",
-    "loss.weights.perceptual": "1",
-    "loss.weights.style": "1",
-    "loss.weights.tv": "1",
+    **{f"loss.weights.{term}": "2" for term in LossWeights.model_fields},
     "optim.name": "SGD",
     "optim.momentum": "0.5",
     "optim.weight_decay": "0.5",

@@ -30,6 +30,7 @@ HoleColour = Literal["black", "white"]
 # What a key that did not exist when a run began means for it: that all stays as it was.
 AS_BEFORE = {
     "model.base": "none",
+    "loss.weights.hole_l2": 0,
     "data.crop_unit": "area",
     "masks.crop": "fit",
     "masks.size": 0,
@@ -194,6 +195,8 @@ class LossWeights(Section):
     """L_valid"""
     hole: NotNegative
     """L_hole"""
+    hole_l2: NotNegative
+    """L_hole with the square of the difference instead of its absolute value (paper: none)"""
     perceptual: NotNegative
     """L_perceptual (VGG-16)"""
     style: NotNegative
