@@ -76,13 +76,13 @@ def test_random_holes_sizes_and_edges(base, data):
 def test_six_levels_in_float32_and_folded():
     torch.manual_seed(0)
     net = PConvUNet(6, 8, base="push_pull")
-    torch.nn.init.normal_(net.decoder[-1].conv.weight, std=0.01)
+    torch.nn.init.normal_(net.decoder[-1].conv.weight, std=0.003)  # values of up to 20
     net = net.eval().folded()
     image, mask = picture(700, 1100, [(300, 500, 70, 40), (0, 1000, 30, 100), (690, 3, 10, 10), (60, 60, 260, 290)])
     image, mask = image.float(), mask.float()
     with torch.no_grad():
         whole = composite(image, predict_padded(net, image, mask).clamp(0, 1), mask)
-    torch.testing.assert_close(inpaint(net, image, mask), whole, rtol=0, atol=5e-5)
+    torch.testing.assert_close(inpaint(net, image, mask), whole, rtol=0, atol=1e-5)
 
 
 def test_networks_that_compute_as_another_projects():
