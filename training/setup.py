@@ -221,6 +221,7 @@ def begin_phase(
         parts = (part for batch in batches for part in micro_batches(batch, config.train.accumulate))
         settle_encoder_batch_norm(state.net, parts)
     state.net.freeze_encoder_batch_norm(phase.freeze_encoder_batch_norm)
+    state.note_hole_radius(training_samples(config, [], data.lists.train_masks, phase).hole_radius())
 
     model = data_parallel(state.net)  # anew in each phase: it counts on knowing which weights have gradients
     criterion = InpaintingLoss(data.features, phase.loss_weights).to(device)
@@ -281,9 +282,7 @@ def end_run(config: Config, schedule: Schedule, run: RunFolder, state: TrainStat
         step, weights, which = _trained(config, run, state)
         if not all_finite(weights.values()):
             raise UserError(f"step {step}: a weight of the network is not finite; {run.weights} is not written")
-        # So that prediction can tell which holes are larger than those of the training.
-        samples = training_samples(config, [], data.lists.train_masks, schedule.phases[-1])
-        save_weights(run.weights, {**weights, "hole_radius": torch.tensor(samples.hole_radius())})
+        save_weights(run.weights, weights)
         print(f"done: {run.weights} is the network of step {step}, {which}")
         print(f"To repair a picture: python predict.py --model {run.weights} --image IMAGE --mask MASK")
     return 0

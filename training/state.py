@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +41,14 @@ class TrainState:
         self.diverged = Diverged(device)
 
     @property
-    def eval_net(self) -> nn.Module:
+    def eval_net(self) -> PConvUNet:
         """The network that is validated and saved for prediction: the average, where there is one."""
-        return self.average.module if self.average else self.net
+        return cast(PConvUNet, self.average.module) if self.average else self.net
+
+    def note_hole_radius(self, radius: float) -> None:
+        """Keep in the weights which holes they are trained on, px: prediction fills larger ones in octaves."""
+        self.net.hole_radius.fill_(radius)
+        self.eval_net.hole_radius.fill_(radius)
 
     def set_lr(self, lr: float) -> float:
         """Set the learning rate of the next step, and return it."""
