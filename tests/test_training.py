@@ -397,6 +397,12 @@ def test_a_broken_picture_is_named_in_one_line(folder, tmp_path, capsys, workers
     assert "cut.png" in line
 
 
+def test_overrides_may_stand_anywhere():
+    args = training.parse_arguments(["run.seed=1", "--config", "a.yml", "run.device=cpu", "--rescan", "train.amp=none"])
+    assert args.overrides == ["run.seed=1", "run.device=cpu", "train.amp=none"]
+    assert (args.config, args.rescan) == ("a.yml", True)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(folder, tmp_path, capsys):
     run = RunFolder(tmp_path / "run")
     line = fails(capsys, *arguments(folder, run.path, "optim.name=SGD", "phases.0.lr=1e30"))
