@@ -20,6 +20,7 @@ from data.mask_files import bin_name, hole_bin, hole_ratio, keeps_border, write_
 from data.samples import validation_pairs
 from evaluation import scoring
 from evaluation.baselines import FILLS
+from evaluation.metrics import METRICS
 from evaluation.models import name_models
 from evaluation.pairing import EvaluationPair, format_pairs, read_pair, read_pairs
 from evaluation.results import ResultsFolder
@@ -522,3 +523,7 @@ def test_networks_are_called_by_their_name_or_by_folder_and_file(tmp_path, monke
     for wrong in ("", "mine=", "a"):
         with pytest.raises(UserError, match="no such file"):
             name_models([wrong])
+
+
+def test_the_extras_of_the_command_line_are_those_of_the_metrics():
+    assert {name for name, metric in METRICS.items() if metric.extra} == {*evaluate.EXTRAS}

@@ -27,6 +27,8 @@ CONFIG_NAME = "config.yml"  # of the resolved config in a run folder
 
 HoleColour = Literal["black", "white"]
 
+MASK_STYLES = ("shapes", "strokes", "contours")  # data/holes.py draws them
+
 # What a key that did not exist when a run began means for it: that all stays as it was.
 AS_BEFORE = {
     "model.base": "none",
@@ -94,12 +96,11 @@ def _expanded(path: str) -> str:
 
 def _styles(value: Any) -> Any:
     """A style's name, or the share of each style."""
-    names = ("shapes", "strokes", "contours")
-    shares = isinstance(value, dict) and value and set(value) <= set(names)
+    shares = isinstance(value, dict) and value and set(value) <= set(MASK_STYLES)
     if shares and all(type(share) in (int, float) and 0 < share < 1e9 for share in value.values()):
-        return {name: float(value[name]) for name in names if name in value}
-    if value not in (*names, "mixed"):
-        raise ValueError("must be shapes, strokes, contours or mixed, or shares as {contours: 0.7, strokes: 0.3}")
+        return {name: float(value[name]) for name in MASK_STYLES if name in value}
+    if value not in (*MASK_STYLES, "mixed"):
+        raise ValueError(f"must be {', '.join(MASK_STYLES)} or mixed, or shares as {{contours: 0.7, strokes: 0.3}}")
     return value
 
 
