@@ -160,6 +160,12 @@ def test_home_and_variables_are_expanded_in_every_path(monkeypatch):
             assert getattr(getattr(load_config(overrides=[f"{key}={text}"]), section), name) == expanded
 
 
+def test_holes_of_any_colour(load):
+    assert load(with_line("hole", "'#fF0000'")).masks.hole == load_config(overrides=["masks.hole=#fF0000"]).masks.hole
+    with pytest.raises(UserError, match="masks.hole: null must be black, white or a colour such as '#ff0000'"):
+        load(with_line("hole", "#ff0000"))  # without quotes YAML takes it for a comment
+
+
 def test_overrides_win_and_the_last_of_one_key_counts(load):
     config = load(DEFAULT_TEXT, "train.batch_size=3", "loss.weights.tv=2", "train.batch_size=5")
     assert (config.train.batch_size, config.loss.weights.tv) == (5, 2)
@@ -263,7 +269,8 @@ BAD_OVERRIDES = [
     ("phases.0.lr=0", ["phases.0.lr: 0 ", "greater than 0"]),
     ("optim.momentum=1", ["optim.momentum: 1 ", "less than 1"]),
     ("optim.name=adam", ["optim.name: 'adam' ", "Adam", "AdamW", "SGD", "did you mean Adam?"]),
-    ("masks.hole=grey", ["masks.hole: 'grey' ", "black", "white"]),
+    ("masks.hole=grey", ["masks.hole: 'grey' ", "black, white or a colour such as '#ff0000'"]),
+    ("masks.hole=#ff00", ["masks.hole: '#ff00' ", "'#ff0000'"]),
     ("masks.augment=yes", ["masks.augment: 'yes' "]),
     ("masks.augment=1", ["masks.augment: 1 "]),
     ("masks.style=shape", ["masks.style: 'shape' ", "shapes"]),
