@@ -8,9 +8,8 @@ import socket
 import sys
 import webbrowser
 from collections.abc import Sequence
-from pathlib import Path
 
-from utils.arguments import path_argument
+from evaluation.models import name_models
 from utils.errors import UserError, reports_user_errors
 
 
@@ -57,23 +56,6 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(f"can't listen on --host {host}, --port {port}: {reason}; give another, or --port 0") from None
 
 
-def name_models(models: Sequence[str]) -> dict[str, Path]:
-    """The checkpoints by name: of [NAME=]CKPT, or else of the file."""
-    named: dict[str, Path] = {}
-    for text in models:
-        name, equals, path = text.partition("=")
-        if not equals or Path(text).is_file():
-            path = text
-            name = Path(text).stem
-        checkpoint = path_argument(path) if path else Path()
-        if not checkpoint.is_file():
-            raise UserError(f"--model: no such file: {path or text}")
-        if name in named:
-            raise UserError(f"--model: two methods are called {name!r}; give a name: --model NAME={path}")
-        named[name] = checkpoint
-    return named
-
-
 def port_number(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at most 65535")
@@ -90,7 +72,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="[NAME=]CKPT",
-        help="a checkpoint or weights file (the shipped weights); repeatable, the page then offers a choice",
+        help="a checkpoint or weights file, or `shipped` (which it is without); repeatable, the page offers a choice",
     )
     parser.add_argument("--port", type=port_number, default=7860, help="port to listen on, 0 for a free one (7860)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from evaluation.baselines import FILLS
-from utils.arguments import DEFAULT_WEIGHTS, add_hole, path_argument, whole_number
-from utils.errors import UserError, reports_user_errors
+from evaluation.models import name_models
+from utils.arguments import add_hole, path_argument, whole_number
+from utils.errors import reports_user_errors
 from utils.startup import import_torch
 
 EXTRAS = ("lpips", "fid", "inception_score")  # by networks of others: requirements-metrics.txt
@@ -30,28 +29,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     evaluate(args, images, models)
     return 0
-
-
-def name_models(models: Sequence[str]) -> dict[str, Path]:
-    """Checkpoints by the name that tables call them: NAME of NAME=CKPT, else folder and name of the file.
-
-    `shipped` is the project's own.
-    """
-    named: dict[str, Path] = {}
-    for text in models:
-        if text == "shipped":
-            text = f"shipped={DEFAULT_WEIGHTS}"
-        name, equals, path = text.partition("=")
-        if not equals or Path(text).exists():
-            name, path = "", text
-        checkpoint = Path(os.path.expanduser(path))
-        if not checkpoint.is_file():
-            raise UserError(f"--model: no such file: {checkpoint}")
-        name = name.strip() or "/".join(checkpoint.absolute().with_suffix("").parts[-2:])
-        if name in named or name in FILLS:
-            raise UserError(f"--model: two methods are called {name!r}; give a name: --model NAME={path}")
-        named[name] = checkpoint
-    return named
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

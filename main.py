@@ -93,7 +93,7 @@ def train(config: Config, resume: str | None = None, init_from: str | None = Non
                 done = state.step == schedule.total_steps
                 logs, evaluates, saves = (done or state.step % steps == 0 for steps in every)
                 if logs or evaluates or saves or stopped_by:
-                    state.check_finite([*losses], run, phase)
+                    state.check_finite(run, schedule)
                 if logs:
                     values = {name: float(loss) for name, loss in losses.items()}
                     stats = {"lr": lr, "images_per_second": meter.rate(), "bad_files": data.bad_files.count(state.step)}
@@ -150,7 +150,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="list images and masks anew; a run that goes on keeps its lists otherwise",
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values instead of the config's")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     for name in ("config", "resume", "init_from"):
         if getattr(args, name) == "":
             parser.error(f"--{name.replace('_', '-')} is empty")

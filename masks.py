@@ -24,9 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.stats:
         hole = args.hole_colour or config.masks.hole
         return show_stats(Path(args.stats), hole, Path(args.out or "mask_stats.png"), args.processes)
-    if config.masks.hole == "white":
+    if config.masks.hole != "black":
         raise UserError(
-            "masks.hole: 'white', but masks.py writes black holes; set masks.hole=black, here and for training on them"
+            f"masks.hole: {config.masks.hole!r}, but masks.py writes black holes; set masks.hole=black, here and for"
+            " training on them"
         )
     if args.benchmark:
         size = args.size or config.data.image_size

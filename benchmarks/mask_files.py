@@ -17,9 +17,10 @@ from pathlib import Path
 import cv2
 
 from benchmarks.tables import Row, show
-from data.holes import STYLES, draw_mask, spread_ratio
+from data.holes import draw_mask, spread_ratio
 from data.order import TRAIN_MASKS, generator
 from data.parallel import cores, in_processes
+from utils.config import MASK_STYLES
 
 PROJECT = Path(__file__).resolve().parent.parent
 SIZE = 512  # px
@@ -59,10 +60,10 @@ def drawing_speeds() -> dict[str, float]:
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # as where masks.py draws
     try:
-        seconds = list(in_processes(draw_some, STYLES * ROUNDS, 1, "drawing", "rounds"))
+        seconds = list(in_processes(draw_some, MASK_STYLES * ROUNDS, 1, "drawing", "rounds"))
     finally:
         cv2.setNumThreads(threads)
-    return {style: DRAWN / statistics.median(seconds[i :: len(STYLES)]) for i, style in enumerate(STYLES)}
+    return {style: DRAWN / statistics.median(seconds[i :: len(MASK_STYLES)]) for i, style in enumerate(MASK_STYLES)}
 
 
 def draw_some(style: str) -> float:

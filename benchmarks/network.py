@@ -17,11 +17,12 @@ from benchmarks.reference import OrdinaryUNet, TextbookLoss, TextbookUNet
 from benchmarks.tables import Row, medians, show
 from loss import InpaintingLoss
 from model import PConvUNet, VGG16Features
+from utils.config import load_config
 from utils.startup import keep_freed_memory
 
 SIZE = 256
 BATCHES = (1, 4)
-WEIGHTS = {"valid": 1, "hole": 6, "perceptual": 0.05, "style": 120, "tv": 0.1}
+WEIGHTS = dict(load_config().loss.weights)
 
 
 def rows() -> Iterator[Row]:

@@ -21,7 +21,7 @@ from data.images import open_picture
 from data.listing import find_masks, list_of_images
 from data.mask_files import HOLE_BINS, alpha_note, bin_name, hole_bin, hole_ratio, read_mask
 from data.parallel import cores, in_processes
-from utils.config import Config, HoleColour
+from utils.config import Config
 from utils.errors import UserError
 
 LOOKED_AT = 64  # masks, before a run starts
@@ -102,7 +102,7 @@ def check_pictures(
     return broken
 
 
-def look_at_some_masks(key: str, paths: Sequence[str] | Sequence[Path], hole: HoleColour) -> None:
+def look_at_some_masks(key: str, paths: Sequence[str] | Sequence[Path], hole: str) -> None:
     """Look at LOOKED_AT masks of a folder, evenly spread. UserError where none of them has a hole; a line where some
     have none, and where alpha is the mask."""
     places = [i * len(paths) // LOOKED_AT for i in range(LOOKED_AT)] if len(paths) > LOOKED_AT else range(len(paths))
@@ -113,7 +113,7 @@ def look_at_some_masks(key: str, paths: Sequence[str] | Sequence[Path], hole: Ho
     if masks and empty == len(masks):
         raise UserError(
             f"{key}: none {of_them} has a hole, so there is nothing to learn; holes are {hole} (masks.hole):"
-            " are they the other colour, or are black and white 0 and 1 instead of 0 and 255?"
+            " are they another colour, or are black and white 0 and 1 instead of 0 and 255?"
             " `python masks.py --stats DIR` shows what the masks are like"
         )
     if empty:
@@ -122,7 +122,7 @@ def look_at_some_masks(key: str, paths: Sequence[str] | Sequence[Path], hole: Ho
         print(f"{key}: {by_alpha} {of_them} have an alpha channel; {alpha_note(hole)}", file=sys.stderr)
 
 
-def check_masks(key: str, paths: Sequence[Path], hole: HoleColour, size: int) -> int:
+def check_masks(key: str, paths: Sequence[Path], hole: str, size: int) -> int:
     """Read masks, list the broken ones, print how much of the others is hole. Returns the broken.
 
     size: data.image_size, px, that masks are cropped to.
@@ -167,7 +167,7 @@ def look_at_picture(path: str, size: int, crop_scale: tuple[float, float] | None
     return Picture(None, short, time.perf_counter() - start)
 
 
-def look_at_mask(path: Path, hole: HoleColour, size: int = 0) -> Mask:
+def look_at_mask(path: Path, hole: str, size: int = 0) -> Mask:
     """size: px that masks are cropped to, of which some must be valid; 0 leaves them as they are."""
     try:
         mask, _, by_alpha = read_mask(path, hole)

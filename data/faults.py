@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from data.images import open_image, to_rgb
 from data.schedule import Schedule
-from utils.config import Config, HoleColour
+from utils.config import Config
 from utils.errors import UserError
 from utils.files import append, write_atomically
 
@@ -40,7 +40,7 @@ def check_size(path: str, width: int, height: int) -> None:
         raise UserError(f"image {path} is {width}×{height} px; the shorter side must be at least {SMALLEST} px")
 
 
-def not_all_hole(mask: np.ndarray, path: str | Path, hole: HoleColour) -> np.ndarray:
+def not_all_hole(mask: np.ndarray, path: str | Path, hole: str) -> np.ndarray:
     """Return the mask, cropped to the size of training. UserError where it has no valid pixel."""
     if not mask.any():
         size = f"{mask.shape[1]}×{mask.shape[0]} px"

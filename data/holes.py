@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 import cv2
 import numpy as np
 
-STYLES = ("shapes", "strokes", "contours")
+from utils.config import MASK_STYLES
 
 _CANVAS = 256  # px, side of the canvas that every style draws on: holes look alike at any image size
 _WIDE = 364  # px, side of the canvas of contours before they are rotated: _CANVAS times the square root of 2
@@ -43,28 +43,30 @@ def draw_mask(
 ) -> np.ndarray:
     """Draw one mask: uint8 (size,size), 1 = valid, 0 = hole.
 
-    `style` is one of STYLES, "mixed" for one of them at random, or the share of each. Exactly `ratio` times size²
+    `style` is one of MASK_STYLES, "mixed" for one of them at random, or the share of each. Exactly `ratio` times size²
     pixels (rounded, at least one) are hole, all of them at least `border` px from the image's edge. The mask is a
     function of the arguments and the state of `rng`. ValueError where there is no such style, or no room for the holes.
     """
     if not isinstance(style, str):
-        shares = np.array([style.get(name, 0.0) for name in STYLES])
-        style = STYLES[rng.choice(len(STYLES), p=shares / shares.sum())]
+        shares = np.array([style.get(name, 0.0) for name in MASK_STYLES])
+        style = MASK_STYLES[rng.choice(len(MASK_STYLES), p=shares / shares.sum())]
     if style == "mixed":
-        style = STYLES[rng.integers(len(STYLES))]
-    if style not in STYLES:
-        raise ValueError(f"style {style!r} must be one of {', '.join(STYLES)}, mixed")
+        style = MASK_STYLES[rng.integers(len(MASK_STYLES))]
     side = size - 2 * border  # the canvas stands for the part of the image that may become hole
     pixels = max(1, round(ratio * size * size))
     if side < 1 or pixels > side * side:
         raise ValueError(f"no room for {pixels} px of holes in {size}x{size} px with a border of {border} px")
     unit = _CANVAS / 512 * size / side  # px of the canvas for a px of an image of 512
     area = max(1, round(_CANVAS**2 * pixels / (side * side)))
-    if style == "contours":
-        canvas = _contours(rng, area, ratio, unit, inside=border > 0)
+    inside = border > 0  # no piece is cut off at the edge
+    if style == "shapes":
+        canvas = _drawn_until(_shapes(rng, area, inside), area)
+    elif style == "strokes":
+        canvas = _drawn_until(_strokes(rng, ratio, unit, inside), area)
+    elif style == "contours":
+        canvas = _contours(rng, area, ratio, unit, inside)
     else:
-        pieces = _shapes(rng, area, border > 0) if style == "shapes" else _strokes(rng, ratio, unit, border > 0)
-        canvas = _drawn_until(pieces, area)
+        raise ValueError(f"style {style!r} must be one of {', '.join(MASK_STYLES)}, mixed")
     mask = np.ones((size, size), np.uint8)
     mask[border : size - border, border : size - border] = _cut(_scaled(_grown(canvas, area), side), pixels)
     return mask

@@ -25,7 +25,7 @@ from data.mask_files import read_mask_alone
 from data.mask_stats import inscribed_radius
 from data.order import CROPS, HOLE_RADIUS, SHUFFLE, SUBSTITUTES, VALIDATION_MASKS, generator, shuffled
 from data.schedule import Phase, Schedule
-from utils.config import Config, HoleColour
+from utils.config import Config
 from utils.errors import UserError
 
 # Other pictures that are tried in place of a broken one. If all are broken too, the disk is at fault.
@@ -54,7 +54,7 @@ class TrainingSamples(Dataset[Sample]):
         self.size = phase.image_size
         self.crop_scale = phase.crop_scale
         self.crop_unit = config.data.crop_unit
-        self.hole: HoleColour = config.masks.hole
+        self.hole = config.masks.hole
         self.dilate = config.masks.dilate if config.masks.augment else None
         self.own_scale = config.masks.crop == "own_scale"
 
@@ -117,7 +117,7 @@ class ValidationPairs(Dataset[Sample]):
         self.masks = masks
         self.count = config.data.val_pairs
         self.size = config.data.image_size
-        self.hole: HoleColour = config.masks.hole
+        self.hole = config.masks.hole
 
     def __len__(self) -> int:
         return self.count

@@ -14,6 +14,7 @@ class Metric(NamedTuple):
     label: str
     digits: int  # behind the decimal point
     higher_is_better: bool
+    extra: bool = False  # by a network of others, measured where --extra asks for it
 
 
 # All that is known of a composite, in the order in which it is shown. The names are those of files and of the code.
@@ -25,9 +26,9 @@ METRICS = {
     "hole_psnr": Metric("PSNR dB in the hole", 2, True),
     "hole_ssim": Metric("SSIM in the hole", 3, True),
     "perceptual": Metric("VGG-16 distance", 4, False),
-    "lpips": Metric("LPIPS", 4, False),
-    "fid": Metric("FID", 2, False),
-    "inception_score": Metric("Inception score", 2, True),
+    "lpips": Metric("LPIPS", 4, False, extra=True),
+    "fid": Metric("FID", 2, False, extra=True),
+    "inception_score": Metric("Inception score", 2, True, extra=True),
 }
 
 # A picture without any error has no finite PSNR; 8-bit pictures can't be told apart beyond this anyway.

@@ -23,7 +23,7 @@ from data.mask_files import hole_bin
 from data.names import as_stored, list_images
 from evaluation.baselines import FILLS, Fill, version_of
 from evaluation.gallery import Case, choose, write_gallery
-from evaluation.metrics import hole_metrics, picture_metrics
+from evaluation.metrics import METRICS, hole_metrics, picture_metrics
 from evaluation.pairing import (
     EvaluationPair,
     as_listed,
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 Read = Callable[[EvaluationPair], tuple[np.ndarray, np.ndarray]]  # image (H,W,3), mask (H,W)
 Distances = Callable[[np.ndarray], dict[str, float]]  # of a composite (H,W,3) to the truth
 
-PER_PICTURE = ("l1_percent", "psnr", "ssim", "hole_l1_percent", "hole_psnr", "hole_ssim", "perceptual")
 LONGEST_WAIT = timedelta(days=7)  # of a process for the slowest
 
 
@@ -193,7 +192,10 @@ def score_pairs(
     """Append a row for each pair and method that lacks one. Returns what is a score of whole sets: FID, for one."""
     sets = load_set_metrics(out, device) if "fid" in extras or "inception_score" in extras else None
     done = {(row.pair, row.method): row.scores for row in out.rows()}
-    wanted = {*PER_PICTURE, *(["lpips"] if "lpips" in extras else [])}
+    wanted = {
+        *(name for name, metric in METRICS.items() if not metric.extra),
+        *(["lpips"] if "lpips" in extras else []),
+    }
 
     def is_missing(pair: EvaluationPair, name: str) -> bool:
         unseen = sets is not None and Row(*pair, name, {}) not in sets

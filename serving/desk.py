@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -17,7 +17,6 @@ from repair import check_size, fill_photo, read_checked_mask
 from serving.edits import apply_edits, edit_of
 from serving.message import MalformedMessage
 from serving.methods import load_methods
-from utils.config import HoleColour
 from utils.errors import UserError
 
 Header = Mapping[str, Any]
@@ -56,7 +55,7 @@ class Desk:
     def mask(self, header: Header, files: list[bytes]) -> Answer:
         """A mask file as its hole's bits, 1 = hole, each row padded to whole bytes."""
         data, mask = _counted(files, 2)
-        hole = _one_of(header, "hole", get_args(HoleColour))
+        hole = _one_of(header, "hole", ("black", "white"))
         valid = read_checked_mask(_name(header, "mask"), hole, mask)
         photo = read_photo(_name(header, "name"), data)
         check_size(valid, _name(header, "mask"), photo, _name(header, "name"))

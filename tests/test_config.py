@@ -8,13 +8,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from utils.config import AS_BEFORE, DEFAULT_CONFIG, Config, PhaseConfig, config_to_dict, load_config, save_config
+from utils.config import (
+    AS_BEFORE,
+    DEFAULT_CONFIG,
+    Config,
+    LossWeights,
+    PhaseConfig,
+    config_to_dict,
+    load_config,
+    save_config,
+)
 from utils.errors import UserError
 from utils.plain_yaml import parse_yaml
 
 DEFAULT_TEXT = DEFAULT_CONFIG.read_text(encoding="utf-8")
 CONFIGS = [DEFAULT_CONFIG, *sorted((DEFAULT_CONFIG.parent / "configs").glob("*.yml"))]
 SECTIONS = list(Config.model_fields)
+NO_WEIGHTS = ", ".join(f"{term}: 0" for term in LossWeights.model_fields)
 KEYS = [
     f"{section}.{key}" if not isinstance(value, dict) else f"{section}.{key}.{inner}"
     for section, keys in config_to_dict(load_config()).items()
@@ -150,6 +160,12 @@ def test_home_and_variables_are_expanded_in_every_path(monkeypatch):
             assert getattr(getattr(load_config(overrides=[f"{key}={text}"]), section), name) == expanded
 
 
+def test_holes_of_any_colour(load):
+    assert load(with_line("hole", "'#fF0000'")).masks.hole == load_config(overrides=["masks.hole=#fF0000"]).masks.hole
+    with pytest.raises(UserError, match="masks.hole: null must be black, white or a colour such as '#ff0000'"):
+        load(with_line("hole", "#ff0000"))  # without quotes YAML takes it for a comment
+
+
 def test_overrides_win_and_the_last_of_one_key_counts(load):
     config = load(DEFAULT_TEXT, "train.batch_size=3", "loss.weights.tv=2", "train.batch_size=5")
     assert (config.train.batch_size, config.loss.weights.tv) == (5, 2)
@@ -253,7 +269,8 @@ BAD_OVERRIDES = [
     ("phases.0.lr=0", ["phases.0.lr: 0 ", "greater than 0"]),
     ("optim.momentum=1", ["optim.momentum: 1 ", "less than 1"]),
     ("optim.name=adam", ["optim.name: 'adam' ", "Adam", "AdamW", "SGD", "did you mean Adam?"]),
-    ("masks.hole=grey", ["masks.hole: 'grey' ", "black", "white"]),
+    ("masks.hole=grey", ["masks.hole: 'grey' ", "black, white or a colour such as '#ff0000'"]),
+    ("masks.hole=#ff00", ["masks.hole: '#ff00' ", "'#ff0000'"]),
     ("masks.augment=yes", ["masks.augment: 'yes' "]),
     ("masks.augment=1", ["masks.augment: 1 "]),
     ("masks.style=shape", ["masks.style: 'shape' ", "shapes"]),
@@ -303,13 +320,13 @@ def test_each_kind_of_bad_override(override, parts):
     [
         (["train.batch_size=1", "data.image_size=128"], ["train.batch_size: 1 ", "batch norm", "model.depth"]),
         (["phases.0.steps=0", "phases.1.steps=0"], ["phases", "steps"]),
-        (["loss.weights={valid: 0, hole: 0, perceptual: 0, style: 0, tv: 0}"], ["loss.weights", "above 0"]),
+        ([f"loss.weights={{{NO_WEIGHTS}}}"], ["loss.weights", "above 0"]),
         (["data.image_size=200"], ["data.image_size: 200 ", "128", "try 256"]),
         (["masks.val_dir=x", "masks.train_dir=y/../x/"], ["masks.val_dir: 'x' ", "masks.train_dir"]),
         (["model.depth=9"], ["data.image_size: 256 ", "512", "config.yml"]),
         (["phases.1.image_size=192"], ["phases.1.image_size: 192 ", "128"]),
         (["phases.1.batch_size=7", "train.accumulate=2"], ["phases.1.batch_size: 7 ", "train.accumulate"]),
-        (["phases.0.loss_weights={valid: 0, hole: 0, perceptual: 0, style: 0, tv: 0}"], ["phases.0.loss_weights"]),
+        ([f"phases.0.loss_weights={{{NO_WEIGHTS}}}"], ["phases.0.loss_weights"]),
         (["phases.1.end_lr=1"], ["phases.1.end_lr: 1", "5e-05"]),
         (["data.crop_unit=area"], ["data.crop_scale: [1.0, 1.4] ", "area"]),
     ],

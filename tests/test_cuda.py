@@ -103,7 +103,7 @@ def test_the_network_and_its_gradient_are_those_of_the_cpu(base):
 def test_the_host_does_not_wait_between_two_records(world, tmp_path):
     config = load_config(overrides=arguments(world, tmp_path / "run", "train.ema_decay=0.9"))
     schedule, device = Schedule(config), torch.device("cuda")
-    data = open_data(config, schedule, RunFolder(tmp_path / "run"), rescan=False)
+    data = open_data(config, schedule, RunFolder(tmp_path / "run"), begun=False, rescan=False)
     state = TrainState(config, make_network(config, None, None), device)
     phase = schedule.phases[0]
     _, losses_of = begin_phase(config, phase, state, data, device)
@@ -123,7 +123,7 @@ def test_the_host_does_not_wait_between_two_records(world, tmp_path):
             step(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    state.check_finite(["total"], tmp_path)
+    state.check_finite(RunFolder(tmp_path), Schedule(config))
 
 
 def test_batches_copied_ahead_are_those_of_the_cpu(world, tmp_path):

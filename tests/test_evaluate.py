@@ -20,6 +20,8 @@ from data.mask_files import bin_name, hole_bin, hole_ratio, keeps_border, write_
 from data.samples import validation_pairs
 from evaluation import scoring
 from evaluation.baselines import FILLS
+from evaluation.metrics import METRICS
+from evaluation.models import name_models
 from evaluation.pairing import EvaluationPair, format_pairs, read_pair, read_pairs
 from evaluation.results import ResultsFolder
 from evaluation.summary import ALL, Key, Row, summarise
@@ -28,6 +30,7 @@ from tests import foreign
 from training.validation import validate
 from utils.checkpoint import save_weights
 from utils.config import load_config
+from utils.errors import UserError
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -503,3 +506,24 @@ def test_help_needs_no_torch():
     result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "--baseline" in result.stdout
+
+
+def test_networks_are_called_by_their_name_or_by_folder_and_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/w.pt", "b/w.pt", "x=y.pt"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    models = name_models(["a/w.pt", "~/b/w.pt", "mine=b/w.pt", "x=y.pt", "shipped"])
+    assert models["a/w"] == Path("a/w.pt")
+    assert models["b/w"] == tmp_path / "b" / "w.pt"
+    assert models["mine"] == Path("b/w.pt")
+    assert models[f"{tmp_path.name}/x=y"] == Path("x=y.pt")
+    assert models["shipped"].is_file()
+    for wrong in ("", "mine=", "a"):
+        with pytest.raises(UserError, match="no such file"):
+            name_models([wrong])
+
+
+def test_the_extras_of_the_command_line_are_those_of_the_metrics():
+    assert {name for name, metric in METRICS.items() if metric.extra} == {*evaluate.EXTRAS}

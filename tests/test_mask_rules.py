@@ -10,7 +10,9 @@ import evaluate
 import main
 import masks
 import predict
+from data.check import look_at_mask
 from data.mask_files import grow, read_mask, read_mask_alone
+from data.mask_stats import measure
 from evaluation.pairing import read_pair
 from model import PConvUNet
 from repair import read_checked_mask
@@ -103,6 +105,8 @@ def test_every_reader_finds_the_hole(tmp_path, name):
     assert np.array_equal(read_mask_alone(path, hole), ~HOLE)
     assert np.array_equal(read_checked_mask(path, hole), ~HOLE)
     assert np.array_equal(read_pair(str(image), path, hole, None)[1], ~HOLE)
+    # --check-data and --stats
+    assert look_at_mask(path, hole).ratio == measure((path, hole)).ratio == pytest.approx(HOLE.mean())
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -160,8 +164,10 @@ def run_config(tmp_path, hole, *overrides):
         (255 - BLACK_AND_WHITE, "white", 0, ""),
         (with_alpha(PHOTOGRAPH, TRANSPARENT), "black", 0, "alpha is the mask, transparent parts are the hole"),
         (with_alpha(255, OPAQUE), "white", 0, "alpha is the mask, opaque parts are the hole"),
+        (painted(RED, PHOTOGRAPH), "#ff0000", 0, ""),
+        (PHOTOGRAPH, "#ff0000", 1, "none of 1 masks"),
     ],
-    ids=["0 and 1", "all valid", "white hole", "transparent hole", "opaque hole"],
+    ids=["0 and 1", "all valid", "white hole", "transparent hole", "opaque hole", "red hole", "nothing red"],
 )
 def test_training_starts_with_holes_alone(tmp_path, capsys, pixels, hole, code, message):
     save(tmp_path / "masks" / "m.png", pixels)

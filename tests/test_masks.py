@@ -19,13 +19,14 @@ from PIL import Image
 
 import masks
 from data import holes
-from data.holes import STYLES, draw_mask, spread_ratio
+from data.holes import draw_mask, spread_ratio
 from data.mask_files import HOLE_BINS, hole_bin, hole_ratio, read_mask, write_mask
 from data.mask_stats import count_holes, inscribed_radius
 from data.parallel import in_processes
+from utils.config import MASK_STYLES
 
 PROJECT = Path(__file__).resolve().parent.parent
-ALL_STYLES = (*STYLES, "mixed")
+ALL_STYLES = (*MASK_STYLES, "mixed")
 
 
 def draw(size, style, ratio, border=0, seed=0):
@@ -101,7 +102,7 @@ def test_every_ratio_is_reached(style, size):
         assert np.count_nonzero(mask == 0) == max(1, round(ratio * size * size))
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", MASK_STYLES)
 @pytest.mark.parametrize(("size", "ratio"), [(512, 4e-6), (512, 1e-4), (64, 0.95), (4, 0.01), (1, 0.6)])
 def test_ratios_far_outside_of_the_bins_end_too(style, size, ratio):
     for seed in range(5):
@@ -121,7 +122,7 @@ def test_holes_keep_the_border(style, size):
 def test_a_hole_is_made_of_solid_parts():
     """The last pixels that make the ratio exact move the outlines; they are no row of pixels somewhere else."""
     for seed in range(20):
-        for style in STYLES:
+        for style in MASK_STYLES:
             hole = 1 - draw(512, style, 0.01 + 0.029 * seed, seed=seed)
             assert np.count_nonzero(hole != cv2.medianBlur(hole, 3)) < 0.03 * np.count_nonzero(hole)
 

@@ -16,6 +16,7 @@ from benchmarks.reference import OrdinaryUNet, TextbookUNet
 from loss import InpaintingLoss
 from model import PartialConv2d, PConvUNet, VGG16Features, load_model, settle_encoder_batch_norm
 from utils.checkpoint import save_weights
+from utils.config import load_config
 from utils.errors import UserError
 
 
@@ -131,7 +132,7 @@ def loss_curve(forward_of, dtype, steps=50):
     net = PConvUNet(4, 4).to(dtype)
     forward = forward_of(net)
     optimizer = torch.optim.Adam(net.parameters(), 2e-3)
-    criterion = InpaintingLoss(cheap_features, {"valid": 1, "hole": 6, "perceptual": 0.05, "style": 120, "tv": 0.1})
+    criterion = InpaintingLoss(cheap_features, dict(load_config().loss.weights))
     losses = []
     for step in range(steps):
         image, mask = inputs(4, 32, seed=step % 5, dtype=dtype)

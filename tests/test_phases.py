@@ -22,7 +22,7 @@ from utils.config import load_config
 __all__ = ["folder"]  # a fixture
 
 CPU = torch.device("cpu")
-PHASE = Schedule(load_config()).phases[0]
+SCHEDULE = Schedule(load_config(overrides=["phases=[{steps: 4, lr: 1e-3}, {steps: 9, lr: 1e-4}]"]))
 NO_VGG = "loss.weights={perceptual: 0, style: 0}"
 # Each differs from the one before in all that a phase can give.
 PHASES = (
@@ -72,7 +72,7 @@ def test_each_phase_trains_with_its_own_values(varied):
     lines = [line for line in records(varied) if "train/total" in line]
     schedule = Schedule(load_config(varied.config, resume=True))
     assert [line["train/lr"] for line in lines] == [schedule.phase_of(step).lr_at(step) for step in range(9)]
-    all_terms = {"valid", "hole", "perceptual", "style", "tv"}
+    all_terms = {term for term, weight in load_config(varied.config).loss.weights if weight}
     terms = [{name for name in all_terms if f"train/{name}" in line} for line in lines]
     assert terms == [{"valid", "hole"}] * 3 + [all_terms] * 3 + [all_terms - {"style"}] * 3
     frozen, thawed = "encoder.1.bn.weight", "decoder.0.bn.weight"
@@ -191,12 +191,13 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path, name, fused, what, 
             gradients(one)
             one.set_lr(1e-2)
             one.take_step(good)
-    before = copied(state.net.state_dict())
+    before, average = copied(state.net.state_dict()), copied(state.average.module.state_dict())
     gradients(state, bad={"loss": None, "gradient": float("nan"), "infinite gradient": float("inf")}[what])
     state.take_step({**good, "hole": torch.tensor(float("nan"))} if what == "loss" else good)
     assert_same_tree(state.net.state_dict(), before)
+    assert_same_tree(state.average.module.state_dict(), average)
     with pytest.raises(ValueError, match=f"^step {steps + 1}: the {what.split()[-1]} is not finite") as error:
-        state.check_finite([*good], RunFolder(tmp_path), PHASE)
+        state.check_finite(RunFolder(tmp_path), SCHEDULE)
     assert ("hole = nan" in str(error.value)) == (what == "loss")
     for one in (state, twin):  # and the moments are as if it had never been
         gradients(one)
@@ -205,7 +206,36 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path, name, fused, what, 
     ours, theirs = state.optimizer.state_dict()["state"], twin.optimizer.state_dict()["state"]
     assert_same_tree(ours, theirs)
     with pytest.raises(ValueError, match=f"^step {steps + 1}: "):  # the first is named, whatever follows
-        state.check_finite([*good], RunFolder(tmp_path), PHASE)
+        state.check_finite(RunFolder(tmp_path), SCHEDULE)
+
+
+def test_a_step_whose_gradient_overflows_float16_changes_nothing_and_the_run_goes_on(tmp_path):
+    state, losses = state_of("train.amp=fp16"), {"total": torch.tensor(1.0)}
+    state.scaler.scale(losses["total"])  # as before each backward
+    for _ in range(2):
+        gradients(state)
+        state.take_step(losses)
+    before, average = copied(state.net.state_dict()), copied(state.average.module.state_dict())
+    gradients(state, bad=float("inf"))
+    state.take_step(losses)
+    assert_same_tree(state.net.state_dict(), before)
+    assert_same_tree(state.average.module.state_dict(), average)
+    state.check_finite(RunFolder(tmp_path), SCHEDULE)
+    gradients(state)
+    state.take_step(losses)
+    assert not torch.equal(next(state.average.module.parameters()), next(iter(average.values())))
+
+
+@pytest.mark.parametrize("later", [("total", "hole"), ("total", "style"), ("total", "valid", "hole", "tv")])
+def test_a_loss_of_an_earlier_phase_is_named_with_its_phase(tmp_path, later):
+    """Where the next record comes in another phase, whose loss has other terms."""
+    state = state_of()
+    for step in range(7):
+        gradients(state)
+        losses = dict.fromkeys(later if step > 3 else ("total", "hole"), torch.tensor(1.0))
+        state.take_step({**losses, "hole": torch.tensor(float("nan"))} if step == 2 else losses)
+    with pytest.raises(ValueError, match=r"^step 3: the loss is not finite \(hole = nan\).* phases\.0\.lr="):
+        state.check_finite(RunFolder(tmp_path), SCHEDULE)
 
 
 def test_momentum_is_whole_where_the_first_step_of_all_is_skipped():

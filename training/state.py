@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
-from data.schedule import Phase
+from data.schedule import Schedule
+from loss import TERMS
 from model import PConvUNet, load_model, network_of, synchronise_batch_norm
 from training.checking import all_finite
 from training.run_folder import RunFolder
@@ -18,6 +20,8 @@ from training.way_back import way_back
 from utils.config import Config
 from utils.errors import UserError
 from utils.processes import rank_and_world_size
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 SMALLEST_SCALE = 2.0**-16  # of the loss; it starts at 2**16 and is halved where float16 overflows
 
@@ -33,9 +37,11 @@ class TrainState:
         self.optimizer = make_optimizer(config, net)
         uses_fp16 = "fp16" in {config.train.amp, *(phase.amp for phase in config.phases)}
         self.scaler = torch.amp.GradScaler(device.type, enabled=uses_fp16)  # float16 gradients would underflow
-        decay = config.train.ema_decay
-        averaging = get_ema_multi_avg_fn(decay)  # of batch norm's statistics, too
-        self.average = AveragedModel(net, multi_avg_fn=averaging, use_buffers=True) if decay else None
+        self.average: AveragedModel | None = None
+        if config.train.ema_decay:
+            self._new_share = torch.tensor(1 - config.train.ema_decay, device=device)  # of the network in the average
+            # use_buffers: batch norm's statistics are averaged, too.
+            self.average = AveragedModel(net, multi_avg_fn=self._update_average, use_buffers=True)
         self.step = 0  # steps that are done
         self.best = math.inf  # the lowest held-out L1 so far, in percent
         self.diverged = Diverged(device)
@@ -68,19 +74,28 @@ class TrainState:
 
         Whether they are is judged on the device: nothing here waits for it, if the optimizer is fused.
         """
-        stacked = torch.stack([*losses.values()])
-        finite = stacked.isfinite().all()
-        if self.scaler.is_enabled():  # it looks at the gradients itself, and halves its scale where one has overflowed
+        loss_is_finite = torch.stack([*losses.values()]).isfinite().all()
+        gradients = [weight.grad for weight in self.net.parameters() if weight.grad is not None]
+        self._taken = loss_is_finite & nn.utils.get_total_norm(gradients).isfinite()
+        if self.scaler.is_enabled():  # it skips steps whose gradient overflows float16, and halves its scale
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
-            gradients = [weight.grad for weight in self.net.parameters() if weight.grad is not None]
-            finite = finite & nn.utils.get_total_norm(gradients).isfinite()
-            self._step_if(finite)
+            self._step_if(self._taken)
         if self.average:
             self.average.update_parameters(self.net)
         self.step += 1
-        self.diverged.note(self.step, finite, stacked)
+        self.diverged.note(self.step, loss_is_finite if self.scaler.is_enabled() else self._taken, losses)
+
+    @torch.no_grad()
+    def _update_average(self, averages: Tensors, values: Tensors, _count: Tensor | int) -> None:
+        """average ← average + (1 − train.ema_decay)·(value − average), unless the step was skipped."""
+        share = torch.where(self._taken, self._new_share, 0.0)
+        for average, value in zip(averages, values, strict=True):
+            if average.is_floating_point():
+                average.lerp_(value, share.to(average.dtype))
+            else:  # batch norm's counts
+                average.copy_(value)
 
     def _step_if(self, finite: Tensor) -> None:
         if self.optimizer.defaults["fused"]:
@@ -91,17 +106,15 @@ class TrainState:
         elif finite:  # the host waits here
             self.optimizer.step()
 
-    def check_finite(self, names: list[str], run: RunFolder, phase: Phase) -> None:
+    def check_finite(self, run: RunFolder, schedule: Schedule) -> None:
         """UserError where a step since the start has met a loss or a gradient that is not finite, or where a weight is
         not. Waits for the device.
-
-        names: of the losses.
         """
-        step, what = self.diverged.first(names)
+        step, what = self.diverged.first()
         if not step and not all_finite(self.eval_net.state_dict().values()):
             step, what = self.step, "a weight of the network is not finite"
         if step:
-            raise UserError(f"step {step}: {what}. {way_back(run, phase, step)}")
+            raise UserError(f"step {step}: {what}. {way_back(run, schedule.phase_of(step - 1), step)}")
         if self.scaler.get_scale() < SMALLEST_SCALE:
             raise UserError(
                 f"step {self.step}: the gradients overflow float16 even with the loss scaled by"
@@ -143,25 +156,27 @@ class TrainState:
 class Diverged:
     """The first step whose loss or gradient was not finite, kept on the device until somebody asks."""
 
+    names = ("total", *TERMS)
+
     def __init__(self, device: torch.device) -> None:
         self.step = torch.zeros((), dtype=torch.int64, device=device)  # 0: none so far
-        self.losses: Tensor | None = None
+        self.losses = torch.zeros(len(self.names), device=device)  # of that step, in the order of `names`
+        self.no_loss = torch.zeros((), device=device)
 
-    def note(self, step: int, finite: Tensor, losses: Tensor) -> None:
+    def note(self, step: int, finite: Tensor, losses: Mapping[str, Tensor]) -> None:
+        """Note whether a step was finite. losses: `total`, and the terms that have a weight in the step's phase."""
         first = ~finite & (self.step == 0)
-        # Losses of another phase may be others; then none has diverged before.
-        kept = self.losses if self.losses is not None and self.losses.shape == losses.shape else losses
-        self.losses = torch.where(first, losses, kept)
+        stacked = torch.stack([losses.get(name, self.no_loss) for name in self.names])
+        self.losses = torch.where(first, stacked, self.losses)
         self.step = torch.where(first, step, self.step)
 
-    def first(self, names: list[str]) -> tuple[int, str]:
+    def first(self) -> tuple[int, str]:
         """The step, 0 where there was none, and what was not finite. Waits for the device."""
         step = int(self.step)
         if not step:
             return 0, ""
-        assert self.losses is not None
-        values = dict(zip(names, self.losses.tolist(), strict=True))
-        broken = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
+        values = zip(self.names, self.losses.tolist(), strict=True)
+        broken = [f"{name} = {value}" for name, value in values if not math.isfinite(value)]
         return step, f"the loss is not finite ({', '.join(broken)})" if broken else "the gradient is not finite"
 
 

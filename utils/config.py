@@ -25,7 +25,7 @@ DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "config.yml"
 
 CONFIG_NAME = "config.yml"  # of the resolved config in a run folder
 
-HoleColour = Literal["black", "white"]
+MASK_STYLES = ("shapes", "strokes", "contours")  # data/holes.py draws them
 
 # What a key that did not exist when a run began means for it: that all stays as it was.
 AS_BEFORE = {
@@ -94,12 +94,11 @@ def _expanded(path: str) -> str:
 
 def _styles(value: Any) -> Any:
     """A style's name, or the share of each style."""
-    names = ("shapes", "strokes", "contours")
-    shares = isinstance(value, dict) and value and set(value) <= set(names)
+    shares = isinstance(value, dict) and value and set(value) <= set(MASK_STYLES)
     if shares and all(type(share) in (int, float) and 0 < share < 1e9 for share in value.values()):
-        return {name: float(value[name]) for name in names if name in value}
-    if value not in (*names, "mixed"):
-        raise ValueError("must be shapes, strokes, contours or mixed, or shares as {contours: 0.7, strokes: 0.3}")
+        return {name: float(value[name]) for name in MASK_STYLES if name in value}
+    if value not in (*MASK_STYLES, "mixed"):
+        raise ValueError(f"must be {', '.join(MASK_STYLES)} or mixed, or shares as {{contours: 0.7, strokes: 0.3}}")
     return value
 
 
@@ -171,8 +170,8 @@ class MasksConfig(Section):
     """shapes (lines, circles, ellipses) | strokes (brush) | contours (as the paper's) | mixed | {contours: 0.7, …}"""
     hole_ratio: Annotated[tuple[Annotated[Number, Field(ge=0.01)], Annotated[Number, Field(le=0.6)]], AsTuple, Rising]
     """share of the image that the holes of masks.py take, spread evenly (§4.1: test bins)"""
-    hole: HoleColour
-    """colour of the hole in the mask files; masks.py writes black, NVIDIA's test set has white"""
+    hole: Annotated[str, Field(pattern=r"^(black|white|#[0-9a-fA-F]{6})$")]
+    """colour of the hole in the mask files, also '#ff0000'; masks.py writes black, NVIDIA's test set has white"""
     augment: bool
     """training masks are dilated, rotated, shifted, cropped at random (§4.1)"""
     dilate: Annotated[tuple[Count, Annotated[Whole, Field(le=512)]], AsTuple, Rising]
@@ -513,6 +512,10 @@ def _fill_as_before(tree: dict[str, Any]) -> list[str]:
 # --- words for messages ----------------------------------------------------------------------------------------
 
 
+# What the texts that are no names may be.
+_MEANT = {"run.device": "auto, cpu, cuda or cuda:N", "masks.hole": "black, white or a colour such as '#ff0000'"}
+
+
 def _fault(item: Any) -> tuple[str, Any, str]:
     """Path, value and rule of an error of pydantic."""
     path = ".".join(_named(key) for key in item["loc"] if key != "[key]")  # [key]: the key is at fault, not its value
@@ -521,8 +524,10 @@ def _fault(item: Any) -> tuple[str, Any, str]:
         return path, None, "is missing"
     if kind == "extra_forbidden":
         return path, value, f"is an unknown key; {_nearest(path)}"
+    if path in _MEANT:
+        return path, value, f"must be {_MEANT[path]}"
     if kind == "string_pattern_mismatch":
-        return path, value, "must " + ("be auto, cpu, cuda or cuda:N" if path == "run.device" else "be a file's name")
+        return path, value, "must be a file's name"
     if kind == "model_type":
         return path, value, "must be a section with keys"
     rule = re.sub("(Input|Tuple|Value) should", "must", item["msg"].removeprefix("Value error, "))

@@ -1,0 +1,34 @@
+"""The networks that `--model` names. Imports nothing large, so that a script can answer a wrong path at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from evaluation.baselines import FILLS
+from utils.arguments import DEFAULT_WEIGHTS
+from utils.errors import UserError
+
+
+def name_models(models: Sequence[str]) -> dict[str, Path]:
+    """Checkpoints by name. models: of each [NAME=]CKPT; `shipped` is the project's own.
+
+    Without NAME the name is that of the file and its folder. UserError where there is no such file, or where two
+    methods have one name.
+    """
+    named: dict[str, Path] = {}
+    for text in models:
+        name, equals, path = text.partition("=")
+        if text == "shipped":
+            name, path = text, str(DEFAULT_WEIGHTS)
+        elif not equals or Path(text).exists():
+            name, path = "", text
+        checkpoint = Path(os.path.expanduser(path))
+        if not checkpoint.is_file():
+            raise UserError(f"--model: no such file: {checkpoint if path else repr(text)}")
+        name = name.strip() or "/".join(checkpoint.absolute().with_suffix("").parts[-2:])
+        if name in named or name in FILLS:
+            raise UserError(f"--model: two methods are called {name!r}; give a name: --model NAME={path}")
+        named[name] = checkpoint
+    return named
