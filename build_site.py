@@ -74,7 +74,7 @@ def copy_page(out: Path) -> None:
     """The page as app.py serves it, but for what fills and for its policy, which stands in the page."""
     for source in sorted(PAGE.iterdir()):
         shutil.copyfile(source, out / source.name)
-    for name in ("filler.js", "worker.js"):
+    for name in ("filler.js", "worker.js", "base.js"):
         shutil.copyfile(STATIC / name, out / name)
     (out / "message.js").unlink()  # speaks to the server alone
     page = (PAGE / "index.html").read_text(encoding="utf-8")

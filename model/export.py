@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -61,22 +62,30 @@ def convert(source: Path, output: Path, half: bool = False, hole_radius: float |
 
 
 def export_onnx(net: PConvUNet, path: Path) -> None:
-    """Write the network as one ONNX file, weights inside, opset 20. UserError where a package is missing."""
+    """Write the network as one ONNX file, weights inside. UserError where a package is missing."""
+    write_onnx(to_program(net), path, "composite", DESCRIPTION)
+
+
+def write_onnx(program: ExportedProgram, path: Path, output: str, description: str) -> None:
+    """Write a traced network as one ONNX file, weights inside, opset 20. UserError where a package is missing.
+
+    output: what the file is to call its result.
+    """
     try:
         import onnxscript  # noqa: F401, for torch.onnx; it needs onnx in turn
     except ImportError as error:
         raise _missing(error) from None
 
     onnx_program = torch.onnx.export(
-        to_program(net),
+        program,
         dynamo=True,
         dynamic_shapes={"image": {0: "batch", 2: "height", 3: "width"}, "mask": None},  # names, for the mask's axes too
-        output_names=["composite"],
+        output_names=[output],
         opset_version=20,
         verbose=False,
     )
     assert onnx_program is not None
-    onnx_program.model.doc_string = DESCRIPTION
+    onnx_program.model.doc_string = description
     write_atomically(path, lambda temporary: onnx_program.save(temporary, external_data=False))
 
 
@@ -88,20 +97,22 @@ def export_program(net: PConvUNet, path: Path) -> None:
     write_atomically(path, lambda temporary: temporary.write_bytes(file.getbuffer()))
 
 
-def to_program(net: PConvUNet) -> ExportedProgram:
-    """The network's `Inpainter` traced for all sizes, in float32 on the CPU. The network is left as it is."""
+def to_program(net: PConvUNet, form: Callable[[PConvUNet], nn.Module] = Inpainter) -> ExportedProgram:
+    """The network, in this form, traced for all sizes, in float32 on the CPU. The network is left as it is.
+
+    form: makes a module that takes image and mask, of a copy of the network. UserError where torch is too old.
+    """
     try:
         from torch.fx.experimental.dynamic_spec import ParamsSpec, ShapesSpec, ShapeVar, TensorSpec
     except ImportError as error:  # torch is too old; sizes named as `Dim`s would rule out the small ones
         raise _missing(error) from None
 
     folded = copy.deepcopy(net).cpu().float().folded().to(memory_format=torch.contiguous_format)
-    inpainter = Inpainter(folded).eval()
     n, h, w = (ShapeVar(name, min=1) for name in ("batch", "height", "width"))
     sizes = ParamsSpec({"image": TensorSpec([n, 3, h, w]), "mask": TensorSpec([n, 1, h, w])})
     example = torch.zeros(2, 3, 5, 7), torch.ones(2, 1, 5, 7)
     with torch.no_grad():
-        program = torch.export.export(inpainter, example, dynamic_shapes=ShapesSpec(params=sizes))
+        program = torch.export.export(form(folded).eval(), example, dynamic_shapes=ShapesSpec(params=sizes))
     program = program.run_decompositions({})  # decomposes nothing, but tidies: loading would warn of spare symbols
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it would tell the paths of this computer

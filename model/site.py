@@ -7,8 +7,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor, nn
 
-from model.export import export_onnx
+from model.export import to_program, write_onnx
+from model.inpainting import predict_padded
 from model.loading import load_model
 from model.network import PConvUNet
 from model.regions import reach
@@ -19,6 +21,22 @@ from utils.errors import UserError
 _SMALL = 1024
 
 NETWORK, FACTS = "network.onnx", "network.json"
+DESCRIPTION = (
+    "The U-Net of an image inpainting network. image: float32 (N,3,H,W), RGB in [0,1]; mask: float32 (N,1,H,W), "
+    "1 = valid, 0 = hole; prediction: (N,3,H,W), to be added to the base where the network has one. Any N, H and W."
+)
+
+
+class WithoutBase(nn.Module):
+    """What the network adds to its base, as one graph. The page makes the base: it sees more of a picture."""
+
+    def __init__(self, net: PConvUNet) -> None:
+        super().__init__()
+        self.net = net
+        self.net.base = "none"
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        return predict_padded(self.net, image, mask)
 
 
 def write_network(weights: Path | None, folder: Path) -> None:
@@ -27,18 +45,15 @@ def write_network(weights: Path | None, folder: Path) -> None:
     net = load_model(path)
     with tempfile.TemporaryDirectory() as temporary:
         exported = Path(temporary) / NETWORK
-        export_onnx(net, exported)
+        write_onnx(to_program(net, WithoutBase), exported, "prediction", DESCRIPTION)
         halve_weights(exported, folder / NETWORK)
-    facts = {"name": path.stem, "file": NETWORK, **region_of(net)}
+    facts = {"name": path.stem, "file": NETWORK, **facts_of(net)}
     (folder / FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
 
-def region_of(net: PConvUNet) -> dict[str, int]:
-    """What the page cuts out around a hole: its corner at a `multiple`, and `reach` on all sides, px.
-
-    A base is worked out from the same part. It can see farther; what it misses there is a little of the smoothest.
-    """
-    return {"multiple": 2**net.depth, "reach": reach(net)}
+def facts_of(net: PConvUNet) -> dict[str, int | str]:
+    """What the page cuts out around a hole, its corner at a `multiple` and `reach` on all sides, px; and the base."""
+    return {"multiple": 2**net.depth, "reach": reach(net), "base": net.base}
 
 
 def halve_weights(source: Path, target: Path) -> None:

@@ -1,14 +1,14 @@
 // What fills: here a network in this browser. Photographs never leave the machine. app/filler.js is the server's form.
 
+import { surroundings } from "./base.js";
 import { RGB, RGBA, pngFile, upFiltered } from "./png.js";
 
-const SIDE = 512; // px: a picture up to this on both sides goes through the network whole
 const MOST = 2 ** 22; // px that go through the network at once, about 2 GB
 
 /** A mistake that the user can mend: one line to show. */
 export class FillError extends Error {}
 
-let network; // what network.json says: { name, file, multiple, reach }
+let network; // what network.json says: { name, file, multiple, reach, base }
 
 /** { methods: [name], formats: [suffix], hint }: what the page can offer. */
 export async function connect() {
@@ -58,28 +58,27 @@ export async function readMask(photo, file, colour) {
 
 /** One edit, { left, top, pixels, bitmap }: the filled hole, to be drawn over the photograph; and { seconds, notes }. */
 export async function fill(photo, edits, mask, method, signal) {
+  const whole = { left: 0, top: 0, right: photo.width, bottom: photo.height };
+  if (!holdsValid(photo, mask, whole)) {
+    throw new FillError("all that is seen of the picture is hole; nothing is left to fill it from");
+  }
   const hole = boxOf(mask);
-  if (!mask.holes.includes(0)) throw new FillError("all of the picture is hole; nothing is left to fill it from");
   const region = regionOf(hole, photo);
-  if ((region.right - region.left) * (region.bottom - region.top) > MOST) {
+  const stride = region.right - region.left;
+  if (stride * (region.bottom - region.top) > MOST) {
     throw new FillError("this hole is too large for the memory of a browser; fill parts of it, or use app.py");
   }
-  const [width, height] = [region.right - region.left, region.bottom - region.top];
-  const pixels = cutRgba(photo.pixels, photo.width, region);
-  for (const edit of edits) apply(edit, pixels, region);
-  const valid = new Uint8Array(width * height);
-  for (let y = 0, i = 0; y < height; y++) {
-    for (let x = 0; x < width; x++, i++) {
-      const hidden = pixels[4 * i + 3] === 0; // colours that nobody sees are nothing to go by
-      valid[i] = mask.holes[(y + region.top) * photo.width + x + region.left] || hidden ? 0 : 1;
-    }
-  }
-  const { filled, seconds, threads } = await compute({ width, height, pixels, valid }, signal);
+  const seen = surroundings(photo, region, network, (box) => holdsValid(photo, mask, box));
+  const [width, height] = [seen.right - seen.left, seen.bottom - seen.top];
+  const pixels = cutRgba(photo.pixels, photo.width, seen);
+  for (const edit of edits) apply(edit, pixels, seen);
+  const valid = validOf(photo, mask, seen);
+  const { filled, seconds, threads } = await compute({ width, height, pixels, valid }, moved(region, seen), signal);
   const box = new ImageData(hole.right - hole.left, hole.bottom - hole.top);
   for (let y = hole.top, p = 0; y < hole.bottom; y++) {
     for (let x = hole.left; x < hole.right; x++, p += 4) {
       if (!mask.holes[y * photo.width + x]) continue;
-      const from = 4 * ((y - region.top) * width + x - region.left);
+      const from = 4 * ((y - region.top) * stride + x - region.left);
       box.data.set(filled.subarray(from, from + 3), p);
       box.data[p + 3] = 255;
     }
@@ -105,8 +104,8 @@ export async function save(photo, edits) {
 
 let worker = null;
 
-/** The worker's answer to a picture and mask. Aborting ends the worker: what it computes can't be stopped otherwise. */
-function compute(request, signal) {
+/** The worker's answer to a picture and a region of it. Aborting ends the worker: what it computes can't be stopped otherwise. */
+function compute(picture, region, signal) {
   worker ??= new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
   const current = worker;
   return new Promise((resolve, reject) => {
@@ -118,7 +117,7 @@ function compute(request, signal) {
     signal.addEventListener("abort", () => give(new DOMException("cancelled", "AbortError")), { once: true });
     current.onerror = (event) => give(new FillError(`the network can't run in this browser: ${event.message ?? "no module workers"}`));
     current.onmessage = ({ data }) => (data.error ? give(new FillError(data.error)) : resolve(data));
-    current.postMessage({ ...request, file: network.file }, [request.pixels.buffer, request.valid.buffer]);
+    current.postMessage({ picture, region, facts: network }, [picture.pixels.buffer, picture.valid.buffer]);
   });
 }
 
@@ -155,13 +154,39 @@ function boxOf({ width, height, holes }) {
   return { left, top, right, bottom };
 }
 
-/** What the network has to see: the hole's box and its reach, beginning where its strides do in the whole picture. */
+/** What the network has to see: the hole's box and its reach, beginning where its strides do in the whole picture. It
+ * ends at a multiple, too, so it may go beyond the picture. */
 function regionOf(hole, { width, height }) {
-  if (width <= SIDE && height <= SIDE) return { left: 0, top: 0, right: width, bottom: height };
   const { multiple, reach } = network;
   const from = (value) => Math.floor(Math.max(0, value - reach) / multiple) * multiple;
-  const to = (value, most) => Math.min(most, Math.ceil((value + reach) / multiple) * multiple);
+  const to = (value, most) => Math.ceil(Math.min(most, value + reach) / multiple) * multiple;
   return { left: from(hole.left), top: from(hole.top), right: to(hole.right, width), bottom: to(hole.bottom, height) };
+}
+
+/** Whether a box of the photograph holds a pixel to go by. */
+function holdsValid(photo, mask, { left, top, right, bottom }) {
+  for (let y = top; y < bottom; y++) {
+    for (let x = left; x < right; x++) if (isValid(photo, mask, y * photo.width + x)) return true;
+  }
+  return false;
+}
+
+/** A box's pixels to go by, as 1. */
+function validOf(photo, mask, { left, top, right, bottom }) {
+  const valid = new Uint8Array((right - left) * (bottom - top));
+  for (let y = top, i = 0; y < bottom; y++) {
+    for (let x = left; x < right; x++, i++) if (isValid(photo, mask, y * photo.width + x)) valid[i] = 1;
+  }
+  return valid;
+}
+
+function isValid(photo, mask, i) {
+  return !mask.holes[i] && photo.pixels[4 * i + 3] > 0; // colours that nobody sees are nothing to go by
+}
+
+/** A box as it lies in another. */
+function moved({ left, top, right, bottom }, other) {
+  return { left: left - other.left, top: top - other.top, right: right - other.left, bottom: bottom - other.top };
 }
 
 function cutRgba(pixels, width, { left, top, right, bottom }) {

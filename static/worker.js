@@ -1,5 +1,6 @@
 // The network, off the page's thread: onnxruntime's WebAssembly with SIMD, and threads where the page is isolated.
 
+import { baseOf, levelOf } from "./base.js";
 import * as ort from "./ort/ort.wasm.min.mjs";
 
 const MOST_THREADS = 4;
@@ -24,28 +25,31 @@ async function unpacked(url) {
   return new Response(stream).arrayBuffer();
 }
 
-/** From { width, height, pixels, valid, file } to { filled, seconds, threads }. pixels, filled: RGBA; valid: 0 or 1. */
-self.onmessage = async ({ data: { width, height, pixels, valid, file } }) => {
+/**
+ * From a picture { width, height, pixels, valid }, the `region` of it that is to be filled and the network's facts, to
+ * { filled, seconds, threads }. pixels, and filled of the region: RGBA; valid: 0 or 1. The region begins and ends at a
+ * multiple of facts.multiple, and so may end beyond the picture.
+ */
+self.onmessage = async ({ data: { picture, region, facts } }) => {
   try {
-    session ??= load(file);
+    session ??= load(facts.file);
     const network = await session;
     const began = performance.now();
-    const size = width * height;
+    const level = levelOf(picture, region);
+    const base = facts.base === "none" ? null : baseOf(picture, region, facts.multiple);
+    const size = level.valid.length;
     const image = new Float32Array(3 * size);
-    const mask = new Float32Array(size);
-    for (let i = 0; i < size; i++) {
-      mask[i] = valid[i];
-      for (let c = 0; c < 3; c++) image[c * size + i] = pixels[4 * i + c] / 255;
-    }
-    const { composite } = await network.run({
-      image: new ort.Tensor("float32", image, [1, 3, height, width]),
-      mask: new ort.Tensor("float32", mask, [1, 1, height, width]),
+    for (let i = 0; i < size; i++) for (let c = 0; c < 3; c++) image[c * size + i] = level.values[3 * i + c];
+    const shape = [level.height, level.width];
+    const { prediction } = await network.run({
+      image: new ort.Tensor("float32", image, [1, 3, ...shape]),
+      mask: new ort.Tensor("float32", Float32Array.from(level.valid), [1, 1, ...shape]),
     });
     const filled = new Uint8ClampedArray(4 * size); // it rounds
     for (let i = 0; i < size; i++) {
-      for (let c = 0; c < 3; c++) filled[4 * i + c] = composite.data[c * size + i] * 255;
+      for (let c = 0; c < 3; c++) filled[4 * i + c] = 255 * (prediction.data[c * size + i] + (base ? base[3 * i + c] : 0));
     }
-    composite.dispose();
+    prediction.dispose();
     const seconds = (performance.now() - began) / 1000;
     self.postMessage({ filled, seconds, threads: ort.env.wasm.numThreads }, [filled.buffer]);
   } catch (error) {

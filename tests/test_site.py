@@ -11,10 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.nn import functional as F
 
 import build_site
 import predict
+from model.base import push_pull
 from tests.browser import visits
 from tests.conftest import PROJECT
 from utils.arguments import DEFAULT_WEIGHTS
@@ -74,9 +77,9 @@ def picture(data):
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
 
 
-def by_predict(folder, image, mask):
+def by_predict(folder, image, mask, *options):
     arguments = ["--image", image, "--mask", mask, "--model", DEFAULT_WEIGHTS, "--output", folder / "expected.png"]
-    assert predict.main([str(argument) for argument in arguments]) == 0
+    assert predict.main([str(argument) for argument in [*arguments, *options]]) == 0
     return picture((folder / "expected.png").read_bytes())
 
 
@@ -87,6 +90,7 @@ def test_what_a_visitor_loads(site):
     assert {path.name for path in files} >= {"index.html", "network.onnx", "network.json", "worker.js"}
     facts = json.loads((site / "network.json").read_text())
     assert 0 < facts["multiple"] < facts["reach"]
+    assert facts["base"] == "push_pull"
     page = (site / "index.html").read_text(encoding="utf-8")
     assert "Content-Security-Policy" in page
     assert "http://" not in page
@@ -155,6 +159,89 @@ def test_errors_and_alpha(tmp_path, chromium, site):
         page.fill()
         result = np.asarray(Image.open(io.BytesIO(page.saved())))
         assert np.array_equal(result[..., 3], pixels[..., 3])
+
+
+@pytest.mark.slow
+def test_a_large_hole_in_a_larger_picture(tmp_path, chromium, site):
+    """The base of its middle depends on what lies far beyond the region that the network sees."""
+    Image.open(CHELSEA).resize((1353, 900)).save(tmp_path / "large.png")
+    mask = np.full((900, 1353), 255, np.uint8)
+    mask[:600, 650:1250] = 0
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    with static_host(site, Isolating) as address, visits(chromium, address) as visit:
+        page = visit()
+        page.open(tmp_path / "large.png")
+        page.tab.set_input_files("#mask-file", tmp_path / "mask.png")
+        page.says("The hole is that of mask.png")
+        page.tab.locator("#stage").focus()
+        page.fill()
+        result = picture(page.saved())
+    expected = by_predict(tmp_path, tmp_path / "large.png", tmp_path / "mask.png", "--scale", "1")
+    assert np.abs(result - expected).max() <= CLOSE
+
+
+BASE = """async ([width, height, pixels, valid, region, multiple]) => {
+    const { baseOf, surroundings } = await import("./base.js");
+    const each = ({ left, top, right, bottom }, use) => {
+        for (let y = top; y < bottom; y++) for (let x = left; x < right; x++) use(y * width + x);
+    };
+    const holdsValid = (box) => {
+        let found = false;
+        each(box, (i) => { found ||= valid[i] === 1; });
+        return found;
+    };
+    const seen = surroundings({ width, height }, region, { multiple, base: "push_pull" }, holdsValid);
+    const part = { width: seen.right - seen.left, height: seen.bottom - seen.top, pixels: [], valid: [] };
+    each(seen, (i) => {
+        part.valid.push(valid[i]);
+        part.pixels.push(...pixels.slice(4 * i, 4 * i + 4));
+    });
+    const moved = {
+        left: region.left - seen.left,
+        top: region.top - seen.top,
+        right: region.right - seen.left,
+        bottom: region.bottom - seen.top,
+    };
+    return [part.width * part.height, [...baseOf(part, moved, multiple)]];
+}"""
+
+
+@pytest.fixture(scope="module")
+def static_tab(chromium, tmp_path_factory):
+    """A tab of a host of base.js alone."""
+    folder = tmp_path_factory.mktemp("static")
+    (folder / "index.html").write_text("<title>base</title>")
+    shutil.copyfile(PROJECT / "static/base.js", folder / "base.js")
+    with static_host(folder, Quiet) as address:
+        tab = chromium.new_page()
+        tab.goto(address)
+        yield tab
+        tab.close()
+
+
+@pytest.mark.parametrize(("holes", "sees_all"), [("a few", False), ("one large", True), ("nearly all", True)])
+def test_its_base_is_push_pull_of_the_whole_picture(static_tab, holes, sees_all):
+    height, width, multiple = 90, 131, 8
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (height, width, 4), np.uint8)
+    valid = generator.random((height, width)) < 0.5
+    if holes == "one large":
+        valid[:, 30:125] = False
+    if holes == "nearly all":
+        valid[:] = False
+        valid[80, 3] = True
+    region = {"left": 64, "top": 40, "right": 136, "bottom": 96}  # beyond the picture, as multiples are
+    pixels[~valid] = 77  # does not matter
+    arguments = [width, height, pixels.ravel().tolist(), valid.astype(int).ravel().tolist(), region, multiple]
+    seen, values = static_tab.evaluate(BASE, arguments)
+    assert (seen == height * width) == sees_all
+    image = torch.from_numpy(pixels[..., :3].copy()).permute(2, 0, 1)[None] / 255
+    mask = torch.from_numpy(valid)[None, None].float()
+    padding = (0, -width % multiple, 0, -height % multiple)
+    whole = push_pull(F.pad(image, padding), F.pad(mask, padding))[0].permute(1, 2, 0).numpy()
+    difference = np.array(values).reshape(96 - 40, 136 - 64, 3) - whole[40:96, 64:136]
+    margin = 2 * multiple  # what lies nearer to the region's sides is seen for the sake of the rest
+    assert np.abs(difference[margin : height - 40, margin : width - 64]).max() < 1e-5
 
 
 def fails(capsys, *arguments):
