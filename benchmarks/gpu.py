@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.reference import OrdinaryUNet, TextbookLoss, TextbookUNet
@@ -163,8 +164,6 @@ def matrix_peak(setting: Setting) -> float:
 
 def kernel_rows(setting: Setting, step: Callable[[], object]) -> Iterator[Row]:
     """Kernels that take more than LISTED of a step."""
-    from torch.profiler import ProfilerActivity, profile
-
     cuda = setting.device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
         step()

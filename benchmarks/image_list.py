@@ -11,24 +11,30 @@ import json
 import multiprocessing
 import os
 import platform
-import random
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.open_list import LOOKUPS, kilobytes, look_up, timed
 from data.image_list import ImageList
 from data.listing import is_unchanged, list_of_images
+from data.loader import training_batches
+from data.mask_files import write_mask
 from data.order import SHUFFLE, shuffled
+from data.samples import training_samples
+from utils.config import load_config
 
 PROJECT = Path(__file__).resolve().parent.parent
 CATEGORIES = 400  # Places2 has about as many
-LOOKUPS = 20_000
 WORKERS = 4
 REPEATS = 25  # of the first samples
 RESUMED = 1_000_000  # step
@@ -38,15 +44,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what a list of images costs, and print a table.")
     parser.add_argument("--count", type=int, default=8_000_000, help="made-up images")
     parser.add_argument("--files", type=int, default=200_000, help="real, empty files for the scan")
-    parser.add_argument("--open", nargs=2, metavar=("LIST", "MODULES"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.open:
-        print(json.dumps(opening(*args.open)))
-        return
-    import numpy
-    import torch
-
-    print(f"Python {platform.python_version()}, numpy {numpy.__version__}, torch {torch.__version__}", end="; ")
+    print(f"Python {platform.python_version()}, numpy {np.__version__}, torch {torch.__version__}", end="; ")
     print(f"{platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} cores\n")
     print("| what | figure |\n|---|---|")
     with tempfile.TemporaryDirectory() as folder:
@@ -93,42 +92,10 @@ def made_up_names(count: int) -> Iterator[str]:
         yield f"{chr(97 + category * 26 // CATEGORIES)}/category_{category:04}/{i % each + 1:08}.jpg"
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds, and what `work` returned."""
-    start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
-
-
 def in_a_new_process(path: Path, modules: str) -> dict[str, float]:
-    """What `opening` finds in a process that has done nothing before."""
-    command = [sys.executable, "-m", "benchmarks.image_list", "--open", str(path), modules]
+    """What benchmarks/open_list.py finds in a process that has done nothing before."""
+    command = [sys.executable, "-m", "benchmarks.open_list", str(path), modules]
     return dict(json.loads(subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True).stdout))
-
-
-def opening(path: str, modules: str) -> dict[str, float]:
-    """Seconds to open a list and to look up a path, MB resident (VmRSS) at each stage."""
-    for module in modules.split(","):
-        __import__(module)
-    found = {"before": resident()}
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    found["cold"], images = timed(lambda: ImageList.open(path))
-    found["after"] = resident()
-    found["warm"], _ = timed(lambda: ImageList.open(path))
-    found["lookup"] = timed(lambda: look_up(images))[0] / LOOKUPS
-    found["used"] = resident()
-    for _ in images:
-        pass
-    found["all"] = resident()
-    return found
-
-
-def look_up(images: ImageList, seed: int = 0) -> None:
-    rng = random.Random(seed)
-    for _ in range(LOOKUPS):
-        images[rng.randrange(len(images))]
 
 
 def worker_memory(path: Path) -> float:
@@ -153,18 +120,9 @@ def _work(images: ImageList, seed: int, together: Any, answers: Any) -> None:
     answers.put(extra)
 
 
-def resident() -> float:
-    """MB of this process in memory."""
-    return _kilobytes("/proc/self/status", "VmRSS:") / 1e3
-
-
 def private() -> float:
     """MB of this process that it shares with no other."""
-    return _kilobytes("/proc/self/smaps_rollup", "Private_") / 1e3
-
-
-def _kilobytes(path: str, start: str) -> int:
-    return sum(int(line.split()[1]) for line in Path(path).read_text().splitlines() if line.startswith(start))
+    return kilobytes("/proc/self/smaps_rollup", "Private_") / 1e3
 
 
 def order(count: int) -> tuple[float, int]:
@@ -181,14 +139,6 @@ def order(count: int) -> tuple[float, int]:
 
 def first_samples(folder: Path, count: int) -> tuple[float, float]:
     """Seconds, as medians, to the first batch of a run at step 0 and at step RESUMED. A few images, `count` times."""
-    import numpy as np
-    from PIL import Image
-
-    from data.loader import training_batches
-    from data.mask_files import write_mask
-    from data.samples import training_samples
-    from utils.config import load_config
-
     pictures, masks = folder / "pictures", folder / "masks"
     pictures.mkdir()
     masks.mkdir()

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
+from torchvision import transforms
 from tqdm import tqdm
 
 from benchmarks.tables import Row, show
@@ -143,8 +144,6 @@ def rival_batches(images: list[Path], masks: list[Path], config: Config) -> Iter
 
 def rival_transforms(config: Config) -> tuple[Callable[[Image.Image], Tensor], Callable[[Image.Image], Tensor]]:
     """torchvision's chains for an image and for a mask."""
-    from torchvision import transforms
-
     size, mode = config.data.image_size, transforms.InterpolationMode
     end = (transforms.RandomHorizontalFlip(), transforms.ToTensor())
     crop = transforms.RandomResizedCrop(size, scale=config.data.crop_scale, interpolation=mode.BICUBIC)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from playwright.sync_api import expect, sync_playwright
 
 import build_site
 from benchmarks.tables import Row, show
@@ -64,8 +65,6 @@ def rows() -> Iterator[Row]:
 
 def measure(site: Path, folder: Path, pixels: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
     """Seconds of a fill in Chromium, the page's work around it included, and of model.inpaint."""
-    from playwright.sync_api import expect, sync_playwright
-
     network = load_for_prediction(DEFAULT_WEIGHTS)
     image_tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
     mask_tensor = torch.from_numpy(mask).float()[None, None]

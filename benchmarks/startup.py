@@ -13,9 +13,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from benchmarks.tables import Row, show
+from data.mask_files import write_mask
+from model import PConvUNet
+from utils.checkpoint import save_weights
 
 PROJECT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("main.py", "masks.py", "predict.py", "evaluate.py", "convert.py")
@@ -48,13 +53,6 @@ def rows() -> Iterator[Row]:
 
 def prepare(folder: Path) -> list[str]:
     """Write a network, a photograph and a mask with a quarter of hole; returns the command that repairs it."""
-    import numpy as np
-    from PIL import Image
-
-    from data.mask_files import write_mask
-    from model import PConvUNet
-    from utils.checkpoint import save_weights
-
     mask = np.ones((SIZE, SIZE), np.uint8)
     mask[SIZE // 4 : -SIZE // 4, SIZE // 4 : -SIZE // 4] = 0
     write_mask(folder / "mask.png", mask)
