@@ -41,8 +41,10 @@ demo: $(VENV)/installed
 	@echo "3/3 prediction"
 	$(BIN)/python predict.py --image docs/chelsea.jpg --mask docs/chelsea_mask.png \
 		--model $(RUN)/weights.safetensors --output $(RUN)/chelsea_repaired.png
-	@echo "Before: docs/chelsea.jpg with the holes of docs/chelsea_mask.png. After: $(RUN)/chelsea_repaired.png"
-	@echo "Sheets of the held-out picture during training, masked and repaired: $(RUN)/samples"
+	$(BIN)/python -m evaluation.before_after docs/chelsea.jpg docs/chelsea_mask.png \
+		$(RUN)/chelsea_repaired.png $(RUN)/before_after.png
+	@echo "Before and after, side by side: $(RUN)/before_after.png; the repaired photograph: $(RUN)/chelsea_repaired.png"
+	@echo "Sheets of the held-out picture during training: $(RUN)/samples"
 	@echo "Curves: $(BIN)/tensorboard --logdir runs"
 	@echo "To call the scripts by hand: . $(BIN)/activate"
 

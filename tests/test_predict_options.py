@@ -40,9 +40,10 @@ def contents(folder):
 
 
 @pytest.fixture
-def run(tmp_path, capsys):
+def run(tmp_path, capsys, monkeypatch):
     """Run predict.py in tmp_path, by the mean colour unless told otherwise; returns (exit code, stdout, stderr)."""
     os.chdir(tmp_path)
+    monkeypatch.setattr("repair._PATIENCE", 1000)  # no progress bar, however slow the machine
 
     def call(*options, method="mean"):
         code = predict.main([*map(str, options), *(["--method", method] if method else [])])

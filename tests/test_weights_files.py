@@ -2,6 +2,7 @@
 
 import errno
 import mmap
+import os
 import resource
 import signal
 import subprocess
@@ -19,7 +20,7 @@ import predict
 from data.image_list import ImageList
 from model import PConvUNet, load_model
 from tests import foreign
-from utils.checkpoint import save_weights
+from utils.checkpoint import read_tensors, save_checkpoint, save_weights, step_of
 from utils.errors import UserError
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -154,6 +155,18 @@ def test_tensors_that_are_no_weights_are_one_line_in_every_script(tmp_path, caps
 
 def no_device(*_, **__):
     raise OSError(errno.ENODEV, "No such device")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_files_whose_names_are_no_utf_8_are_read(tmp_path, suffix):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/w\xff" + suffix.encode()))
+    state = PConvUNet(2, 2).state_dict()
+    if suffix == ".pt":
+        save_checkpoint(path, {"model": state, "optimizer": {}, "step": 3, "config": {}})
+        assert step_of(path) == 3
+    else:
+        save_weights(path, state)
+    assert read_tensors(path).keys() == state.keys()
 
 
 def test_where_nothing_can_be_mapped_files_are_read(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from utils.errors import UserError
@@ -93,7 +94,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 def step_of(path: str | Path) -> int | None:
     """The step of a training checkpoint, of which no more is read than that needs. None where it can't be read."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = _load_torch(Path(path), mapped=True)
         return checkpoint["step"] if isinstance(checkpoint["step"], int) else None
     except Exception:  # as in _load
         return None
@@ -150,7 +151,7 @@ def _are_named_tensors(value: Any) -> bool:
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
-    except OSError:  # some network and FUSE file systems map nothing
+    except (OSError, SafetensorError):  # some file systems map nothing, and safetensors opens UTF-8 names alone
         return safetensors.torch.load(path.read_bytes())
 
 
@@ -159,7 +160,7 @@ def _load_torch(path: Path, mapped: bool) -> Any:
         warnings.simplefilter("ignore")  # of kinds of tensors that are refused here
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        except (OSError, RuntimeError):
+        except (OSError, RuntimeError, UnicodeEncodeError):
             if not mapped:
                 raise
             return torch.load(path, map_location="cpu", weights_only=True)  # as above, or it fails again

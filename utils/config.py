@@ -528,6 +528,8 @@ def _fault(item: Any) -> tuple[str, Any, str]:
         return path, value, f"must be {_MEANT[path]}"
     if kind == "string_pattern_mismatch":
         return path, value, "must be a file's name"
+    if kind == "string_unicode":
+        return path, value, "must be UTF-8, which YAML is written in; rename the file or folder"
     if kind == "model_type":
         return path, value, "must be a section with keys"
     rule = re.sub("(Input|Tuple|Value) should", "must", item["msg"].removeprefix("Value error, "))
