@@ -8,15 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.arguments import colour, whole_number
+from utils.config import DEFAULT_CONFIG, load_config
 from utils.errors import UserError, reports_user_errors
 
 
 @reports_user_errors
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-
-    from utils.config import DEFAULT_CONFIG, load_config
-
     config = load_config(args.config or DEFAULT_CONFIG, args.overrides)
 
     from data.mask_sets import make_benchmark, make_masks, show_stats

@@ -1,4 +1,7 @@
-"""Imports run one way: scripts → training → evaluation → data, model, loss → utils; loss may import model.composite."""
+"""Imports run one way: scripts → training → evaluation → data, model, loss → utils; loss may import model.composite.
+
+And the house stays small: few imports inside functions, no long function.
+"""
 
 import ast
 from pathlib import Path
@@ -64,3 +67,43 @@ def test_the_test_can_fail(tmp_path, monkeypatch):
     upward.write_text("def f():\n    from model import load_model\n")
     monkeypatch.setattr("tests.test_structure.PROJECT", tmp_path)
     assert forbidden(upward) == {"model"}
+
+
+# --- size --------------------------------------------------------------------------------------------------------
+
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+CODE = [*FILES, *sorted((PROJECT / "benchmarks").glob("*.py"))]
+
+
+def functions(path):
+    return [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, FUNCTIONS)]
+
+
+def lines(node):
+    return node.end_lineno - node.lineno + 1
+
+
+def test_few_imports_stand_inside_functions():
+    """They are for what takes long to import, or may be missing."""
+    inside = {
+        (path.name, node.lineno)
+        for path in CODE
+        for function in functions(path)
+        for node in ast.walk(function)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    }
+    assert 0 < len(inside) <= 20, sorted(inside)
+
+
+def test_no_function_is_long():
+    long = {(path.name, node.name): lines(node) for path in CODE for node in functions(path) if lines(node) > 70}
+    assert long.keys() == {("main.py", "train")}
+    assert long["main.py", "train"] <= 90
+    (train,) = (node for node in functions(PROJECT / "main.py") if node.name == "train")
+    loops = [lines(node) for node in ast.walk(train) if isinstance(node, ast.For)]
+    assert max(loops) <= 50
+
+
+def test_utils_stays_small():
+    count = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (PROJECT / "utils").glob("*.py"))
+    assert count <= 1400

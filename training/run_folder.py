@@ -37,6 +37,11 @@ from utils.config import CONFIG_NAME, Config, config_to_dict, save_config
 from utils.errors import UserError
 from utils.files import append, remove_temporaries, sync_folder, write_atomically
 
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
+
 # All that a start which was killed can leave before the run has begun: the next start may write over it.
 _UNBEGUN = re.compile(
     r"lock|(images|masks)\.(train|val)\.list|samples|checkpoints(/step_00000000\.pt|/last\.pt|/\..*\.tmp)?|\..*\.tmp"
@@ -93,8 +98,8 @@ class RunFolder:
         """Keep other processes from this folder until `close`, or until this one ends. UserError where one is there."""
         file = open(self._lock_path, "a+", encoding="utf-8")  # noqa: SIM115
         try:
-            import fcntl  # Windows has none
-
+            if fcntl is None:
+                raise OSError("the system has no file locks")
             # Not flock: data workers inherit that, and live on for seconds where the main process is killed.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):  # one or the other, says POSIX
@@ -102,7 +107,7 @@ class RunFolder:
             holder = file.readline(200).strip() or "another process"
             file.close()
             raise UserError(f"{self.path} is in use: {holder} writes there; stop it first, or wait") from None
-        except (ImportError, OSError) as error:
+        except OSError as error:
             self.warn(f"{self.path} can't be locked here ({error}); don't start a second run in it")
         file.seek(0)
         file.truncate()
