@@ -136,7 +136,7 @@ def test_a_mask_is_a_function_of_its_generator():
 def test_no_room_and_unknown_styles_are_refused():
     with pytest.raises(ValueError, match="no room for 2458 px"):
         draw(64, "shapes", 0.6, border=10)
-    with pytest.raises(ValueError, match="'blobs' must be one of shapes, strokes, contours, mixed"):
+    with pytest.raises(ValueError, match=f"'blobs' must be one of {', '.join(MASK_STYLES)}, mixed"):
         draw(64, "blobs", 0.3)
 
 
