@@ -1,8 +1,8 @@
 """Irregular holes that take a wanted share of the image, in three styles.
 
 Every style draws on a small canvas and stops close to the wanted share: shapes and strokes shorten the last piece,
-contours sort their pieces and take as many as are needed. The canvas is then scaled softly to the image's size and
-cut at the exact number of pixels. Nothing is drawn twice until it happens to fit, so every share can be reached.
+contours sort their pieces and take as many as are needed. The canvas is then scaled to the image's size with soft
+edges, and a threshold takes the exact number of pixels. No mask is drawn anew until it fits: every share is reached.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from utils.config import MASK_STYLES
 
 _CANVAS = 256  # px, side of the canvas that every style draws on: holes look alike at any image size
 _WIDE = 364  # px, side of the canvas of contours before they are rotated: _CANVAS times the square root of 2
-_MAX_PIECES = 400  # shapes or strokes of one mask; where they leave some room the holes grow at their edges
-_SOFTNESS = 1.0  # px of the canvas, standard deviation of the blur before the cut: rounds off the canvas' pixels
-_SHARES = 64  # steps of a piece's extent, when the last one is shortened
+_MAX_PIECES = 400  # shapes or strokes of one mask; where these cover too little, the holes are dilated
+_SOFTNESS = 1.0  # px of the canvas, standard deviation of the blur before the threshold: smooths the canvas' pixels
+_SHARES = 64  # steps in which the last piece is shortened
 _GOLDEN = (5**0.5 - 1) / 2
-_ZERO, _UNIT = 128, 32  # of noise in uint8: its mean and its standard deviation
-_NEVER = 65535  # the time of a pixel that no contour reaches
-_LATEST = 12.0  # the delay of contours that may cross the edge where they should not, in standard deviations of time
+_ZERO, _UNIT = 128, 32  # mean and standard deviation of noise in uint8
+_NEVER = 65535  # the time of pixels that no contour reaches
+_LATEST = 12.0  # delay of contours that would cross an edge to keep clear of, in standard deviations of time
 
 # How contours change with the hole ratio, set so that connected holes (8 neighbours) and the largest inscribed
 # circle come out as in the paper's published test masks: see test_masks.py for the figures.
@@ -75,8 +75,8 @@ def draw_mask(
 def spread_ratio(number: int, low: float, high: float, size: int) -> float:
     """The hole ratio of mask number `number` of a set whose ratios spread evenly from `low` to `high`.
 
-    Multiples of the golden ratio, modulo 1: the first k are spread evenly for every k. It is a ratio that
-    size² pixels can have, above `low` and below `high`: on the edge of a bin rounding would decide about the bin.
+    Multiples of the golden ratio, modulo 1: the first k are spread evenly for every k. The ratio is one that
+    size² pixels can have, above `low` and below `high`: on the edge of a bin rounding would decide the bin.
     """
     least = math.floor(low * size * size) + 1
     most = max(least, math.ceil(high * size * size) - 1)
@@ -101,7 +101,7 @@ def _scaled(canvas: np.ndarray, side: int) -> np.ndarray:
 
 
 def _cut(soft: np.ndarray, pixels: int) -> np.ndarray:
-    """The `pixels` lowest values of a uint8 map as 0, the rest as 1; of equal values the lower ones of the image."""
+    """A mask whose holes are the `pixels` lowest values of a uint8 map. Of equal values the last ones become hole."""
     level = _level(soft, pixels)
     valid = soft > level
     surplus = valid.size - np.count_nonzero(valid) - pixels
@@ -119,7 +119,7 @@ def _level(values: np.ndarray, pixels: int) -> int:
 
 
 def _drawn_until(pieces: Iterator[Piece], area: int) -> np.ndarray:
-    """A canvas with pieces drawn until they cover `area` px; the last is drawn just as far as is needed."""
+    """A canvas with pieces drawn until they cover `area` px; the last piece is shortened to what is needed."""
     canvas = np.zeros((_CANVAS, _CANVAS), np.uint8)
     for draw in itertools.islice(pieces, _MAX_PIECES):
         whole = _with(canvas, draw, 1.0)
@@ -130,7 +130,7 @@ def _drawn_until(pieces: Iterator[Piece], area: int) -> np.ndarray:
 
 
 def _shortened(canvas: np.ndarray, draw: Piece, area: int) -> np.ndarray:
-    """The canvas with as much of a piece as it takes to cover `area` px."""
+    """The canvas with the smallest share of a piece that covers `area` px."""
 
     def covered(step: int) -> int:
         return cv2.countNonZero(_with(canvas, draw, step / _SHARES))
@@ -145,7 +145,7 @@ def _with(canvas: np.ndarray, draw: Piece, share: float) -> np.ndarray:
 
 
 def _shapes(rng: np.random.Generator, area: int, inside: bool) -> Iterator[Piece]:
-    """Lines, circles and ellipses, as many and as large as `area` px of the canvas ask for; `inside`: none cut off."""
+    """Endless lines, circles and ellipses, of a size that suits `area` px. inside: none crosses the canvas' edge."""
     share = min(area / _CANVAS**2, 0.9)
     count = rng.integers(10, 30) if inside else rng.integers(3, 25)
     mean_side = _CANVAS * math.sqrt(-math.log1p(-share) / count)  # of squares that at random places cover the share
@@ -178,7 +178,7 @@ def _shape(is_line: bool, x: float, y: float, long: float, wide: float, angle: f
 
 
 def _strokes(rng: np.random.Generator, ratio: float, unit: float, inside: bool) -> Iterator[Piece]:
-    """Strokes of a free-form brush: the hand turns to and fro and at times starts anew; `inside`: none cut off."""
+    """Endless strokes of a free-form brush that turns to and fro. inside: none crosses the canvas' edge."""
     widest = 24 + 60 * ratio  # px at 512
     while True:
         width = max(1, round(rng.uniform(10, widest) * unit))
@@ -231,7 +231,7 @@ def _contours(rng: np.random.Generator, area: int, ratio: float, unit: float, in
         y, x = np.divmod(places, _WIDE)
         times += _edge_delay(turn[:, :1] * x + turn[:, 1:2] * y + turn[:, 2:], dilation)
     order = np.full((_WIDE, _WIDE), _NEVER, np.uint16)
-    # 2000 steps for a standard deviation of one piece's time; the clip touches what is far out either way.
+    # In uint16: 2000 steps for a standard deviation of a piece's time. The clip changes extreme times alone.
     order.ravel()[places] = (times * 2000 + 25000).clip(0, _NEVER - 1)
     dilated = cv2.erode(order, np.ones((dilation, dilation), np.uint8))  # the earliest time within the square
     cropped = cv2.warpAffine(dilated, turn, (_CANVAS, _CANVAS), flags=cv2.INTER_NEAREST, borderValue=[_NEVER])
@@ -274,9 +274,9 @@ def _times(rng: np.random.Generator, lines: np.ndarray, places: np.ndarray, clum
 
 
 def _edge_delay(places: np.ndarray, dilation: int) -> np.ndarray:
-    """Delay of `places` whose dilated square may cross the canvas' edge, falling to 0 inside: (N,).
+    """Delay (N,) of pixels whose dilated square may cross the canvas' edge. It falls to 0 further inside.
 
-    places: (2,N), px of the canvas.
+    places: x and y of the pixels, (2,N), px of the canvas.
     """
     to_edge = np.minimum(places, _CANVAS - 1 - places).min(0)
     room = to_edge - 0.7 * dilation  # half the diagonal of a square
@@ -284,9 +284,9 @@ def _edge_delay(places: np.ndarray, dilation: int) -> np.ndarray:
 
 
 def _earliest(order: np.ndarray, area: int) -> np.ndarray:
-    """About `area` pixels of the lowest order, as 1: all up to an order, or all before it, whichever is nearer.
+    """About `area` pixels of the lowest order, as 1: all up to some order, or all before it, whichever is nearer.
 
-    Never none of them, and never such as no line reaches.
+    At least one pixel, and none that no line reaches.
     """
     limit = _level(order, area)
     before, upto = order < limit, order <= limit
@@ -298,4 +298,4 @@ def _earliest(order: np.ndarray, area: int) -> np.ndarray:
 def _noise(rng: np.random.Generator, cells: int) -> np.ndarray:
     """Smooth noise with `cells` independent values a side, about normal: uint8 (_WIDE,_WIDE), see _ZERO and _UNIT."""
     values = (rng.standard_normal((cells, cells)) * _UNIT + _ZERO).clip(0, 255).astype(np.uint8)
-    return cv2.resize(values, (_WIDE, _WIDE), interpolation=cv2.INTER_CUBIC)  # of floats it takes 15 times as long
+    return cv2.resize(values, (_WIDE, _WIDE), interpolation=cv2.INTER_CUBIC)  # floats take 15 times as long

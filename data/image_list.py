@@ -1,4 +1,4 @@
-"""A list of millions of paths in little memory: packed in a file that is mapped, not parsed."""
+"""A list of millions of paths in little memory: a packed file that is memory-mapped, not parsed."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from typing import IO, Any, overload
 
 from utils.files import write_atomically
 
-# A file is a head, the blocks of names, the place of each block and the end of the last (uint64), and the facts
-# (JSON, deflated). In the head: what it is, and its version; the number of names; where places and facts begin; the
-# CRC-32 of all behind the head. Behind it its own CRC-32.
+# A file consists of a header, its CRC-32, blocks of names, a table of offsets (uint64: the start of each block and the
+# end of the last), and facts (deflated JSON). The header holds the kind and version of the file, the number of names,
+# the offsets of the table and of the facts, and the CRC-32 of all that follows the header.
 _HEAD = struct.Struct("<16s3QI")
 _KIND = b"image list 1\0\0\0\0"
 _CHECKSUM = struct.Struct("<I")
 _HEAD_BYTES = _HEAD.size + _CHECKSUM.size
 
-# Names to a block. Sorted names resemble each other: deflated together, each takes three bytes instead of thirty.
+# Names in a block. Sorted names resemble each other: deflated together, each takes three bytes instead of thirty.
 _BLOCK = 64
 
 
 class ImageList(Sequence[str]):
-    """The paths of images, packed. Any of them is looked up in some 10 µs.
+    """The paths of images, packed. Looking one up takes about 10 µs.
 
-    Once saved it takes only the memory of the pages that were looked at, which all processes share; pickled it is
-    the path of its file.
+    A saved list is memory-mapped: only the pages that were read take memory, and all processes share them. Pickling it
+    stores the path of its file.
     """
 
     def __init__(self, data: bytes | mmap.mmap, path: str | None = None) -> None:
@@ -49,7 +49,7 @@ class ImageList(Sequence[str]):
         blocks, places, count = bytearray(), [_HEAD_BYTES], 0
         coming = iter(names)
         while block := list(itertools.islice(coming, _BLOCK)):
-            # Any name at all: what is no UTF-8 on the disk is a surrogate in Python.
+            # surrogatepass: bytes of a name that are no UTF-8 are surrogates in Python.
             blocks += zlib.compress("\0".join(block).encode("utf-8", "surrogatepass"), level=1)
             places.append(_HEAD_BYTES + len(blocks))
             count += len(block)
@@ -64,7 +64,7 @@ class ImageList(Sequence[str]):
         return cls(_mapped(path), os.path.abspath(path))
 
     def save(self, path: str | Path) -> None:
-        """Write the list to a file, atomically, and map that instead. Nothing to do where it came from there."""
+        """Write the list to a file, atomically, and map that file. Does nothing where the list is that file already."""
         if self._path != os.path.abspath(path):
             write_atomically(Path(path), lambda temporary: temporary.write_bytes(self._data))
             self._data, self._path = _mapped(path), os.path.abspath(path)
@@ -79,7 +79,7 @@ class ImageList(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self._count))]
-        position = range(self._count)[index]  # IndexErrors and negative numbers are those of any sequence
+        position = range(self._count)[index]  # negative numbers and IndexErrors as of any sequence
         return os.path.join(self.root, self._names(position // _BLOCK)[position % _BLOCK])
 
     def __iter__(self) -> Iterator[str]:
@@ -112,7 +112,7 @@ def _mapped(path: str | Path) -> bytes | mmap.mmap:
 
 
 def _crc32(file: IO[bytes]) -> int:
-    """The checksum of the rest of a file. It is read for that, not mapped: what is mapped counts as ours."""
+    """The checksum of the rest of a file. It is read, not mapped: mapped pages count as memory of the process."""
     checksum = 0
     while piece := file.read(1 << 20):
         checksum = zlib.crc32(piece, checksum)

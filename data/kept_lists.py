@@ -95,7 +95,7 @@ def _tell_of_changes(images: ImageList, key: str, what: str, max_missing: float)
 def missing_files(images: ImageList, changed: set[str]) -> list[str]:
     """The images of a list that are gone, among those in folders that have changed.
 
-    A text file says nothing about the folders of its images: some of them are looked for.
+    A list that came from a text file has no folders: a sample of its images is looked for.
     """
     if "" not in images.stamps and not any(name.endswith("/") for name in images.stamps):
         some = images[:: max(1, len(images) // _LOOKED_FOR)]

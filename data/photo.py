@@ -1,4 +1,4 @@
-"""A photograph to be repaired, with all that must come out as it went in: depth, alpha, profile, orientation."""
+"""A photograph to repair, with what its repaired file keeps: depth, alpha, colour profile, resolution, orientation."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ _SHOW = {
     8: lambda a: np.rot90(a),
 }
 
-# PNG: where a file says its bits a channel and its kind of colour; and that kind by the number of channels.
+# PNG: offsets of the bit depth and of the colour type in a file; the colour type by the number of channels.
 _PNG_BITS, _PNG_COLOUR = 24, 25
 _PNG_COLOURS = {1: 0, 2: 4, 3: 2, 4: 6}
-_UP = 2  # PNG's number of the filter that stores a row less the one above
+_UP = 2  # PNG's filter type Up: a row minus the row above
 _TIFF_BITS = 258  # tag
 
 Place = tuple[slice, slice]  # rows and columns
 WHOLE: Place = slice(None), slice(None)
 
-# PNG's chunks about colours (three of them for HDR) and about how large and how tall a pixel is.
+# The chunks of a PNG that describe its colours (the first three for HDR) and the size of a pixel.
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_KEPT = (b"cICP", b"mDCV", b"cLLI", b"sRGB", b"gAMA", b"cHRM", b"pHYs")
-_METRE = 1 / 0.0254  # inches
+_METRE = 1 / 0.0254  # inches in a metre
 
-# What PNG's chunks say of sRGB, which any reader takes for granted where nothing is said.
+# The contents of these chunks that mean sRGB. Readers take that for granted where a file says nothing.
 _SRGB = {
     b"cICP": (bytes([1, 13, 0, 1]),),
     b"gAMA": (struct.pack(">I", 45455), struct.pack(">I", 45454)),
@@ -62,7 +62,7 @@ class Photo:
     icc_profile: bytes | None = None
     orientation: int = 1  # EXIF, 1 to 8
     dpi: tuple[float, float] | None = None  # across and down
-    png_chunks: tuple[tuple[bytes, bytes], ...] = ()  # kind and content of what a PNG says of its colours and pixels
+    png_chunks: tuple[tuple[bytes, bytes], ...] = ()  # kind and content of the chunks of _PNG_KEPT
 
     @property
     def has_alpha(self) -> bool:
@@ -83,12 +83,12 @@ class Photo:
         return shown[..., -1] > 0 if self.has_alpha else np.ones(shown.shape[:2], bool)
 
     def filled(self, parts: Iterable[tuple[Place, np.ndarray]], mask: np.ndarray) -> Photo:
-        """The photograph with its hole taken from `parts`; valid pixels, alpha and all else are the photograph's.
+        """A copy of the photograph whose hole is filled from `parts`. Valid pixels and alpha stay as they are.
 
-        parts: rows and columns, and float (h,w,3) in [0,1] that lies there. mask: (H,W), 0 = hole. All as shown.
+        parts: rows and columns of a part, and its pixels, float (h,w,3) in [0,1]. mask: (H,W), 0 = hole. All as shown.
         """
         copy = replace(self, pixels=self.pixels.copy())
-        colour = copy.shown_colour()  # a view: what is written here is written in the copy
+        colour = copy.shown_colour()  # a view: writing to it writes to the copy
         for place, rgb in parts:
             hole = mask[place] == 0
             values = rgb[hole]  # (pixels,3)
@@ -107,11 +107,11 @@ class Photo:
 
 
 def read_photo(path: Path, data: bytes | None = None) -> Photo:
-    """Read any image. Grey stays grey, 16 bits stay 16 bits; palette and CMYK become RGB (CMYK's profile goes).
+    """Read any image. Grey stays grey, 16 bits stay 16 bits; palette and CMYK become RGB, without CMYK's profile.
 
+    Transparency of any kind becomes alpha.
     data: the file's bytes where they are in memory; `path` then only names them in messages.
-    Transparency of any kind becomes alpha. UserError where the file is missing, no image, damaged, or has more bits
-    than can be kept.
+    UserError where the file is missing, damaged or no image, or has more bits a channel than can be kept.
     """
     image = open_image(path, data)
     profile: bytes | None = image.info.get("icc_profile")
@@ -139,10 +139,10 @@ def read_photo(path: Path, data: bytes | None = None) -> Photo:
 
 
 def _resolution(image: Image.Image) -> tuple[float, float] | None:
-    """Dots per inch, across and down, as the file or its EXIF block says. None where neither does so well."""
+    """Dots per inch, across and down, as the file or its EXIF block says. None where neither gives sound numbers."""
     try:
         dpi = image.info.get("dpi")
-        # Pillow makes one up for a JPEG or a TIFF that says nothing.
+        # Where a JPEG or a TIFF has no resolution, Pillow makes one up.
         if image.format in ("JPEG", "MPO") and image.info.get("jfif_unit") not in (1, 2):
             dpi = None
         if isinstance(image, TiffImageFile) and ExifTags.Base.XResolution not in image.tag_v2:
@@ -152,13 +152,13 @@ def _resolution(image: Image.Image) -> tuple[float, float] | None:
             per_inch = 2.54 if exif.get(ExifTags.Base.ResolutionUnit) == 3 else 1.0  # 3: of a centimetre
             dpi = [per_inch * float(exif[tag]) for tag in (ExifTags.Base.XResolution, ExifTags.Base.YResolution)]
         across, down = (float(value) for value in dpi)
-    except Exception:  # as many kinds as there are ways to damage an EXIF block; the picture itself is whole
+    except Exception:  # a damaged EXIF block can raise nearly anything; the picture itself is whole
         return None
     return (across, down) if 0 < across < 1e5 and 0 < down < 1e5 else None
 
 
 def _png_chunks(file: bytes) -> tuple[tuple[bytes, bytes], ...]:
-    """Those of _PNG_KEPT that a PNG has before its pixels, in their order."""
+    """The chunks of _PNG_KEPT that a PNG has before its pixels, in the order of the file."""
     found, place = [], len(_PNG_SIGNATURE)
     while place + 8 <= len(file):
         length, kind = struct.unpack_from(">I4s", file, place)
@@ -171,13 +171,13 @@ def _png_chunks(file: bytes) -> tuple[tuple[bytes, bytes], ...]:
 
 
 def _ppm_is_deep(file: bytes) -> bool:
-    """Whether the largest value, the third number of a PPM, is beyond 8 bits."""
+    """Whether the largest value of a PPM, the third number of its header, is above 255."""
     words = re.sub(rb"#[^\n]*", b"", file[:2000]).split()
     return len(words) > 3 and words[3].isdigit() and int(words[3]) > 255
 
 
 def _jpeg_2000_is_deep(file: bytes) -> bool:
-    """Whether a component has more than 8 bits: after SOC and SIZ, of 36 bytes and the number of components."""
+    """Whether a component has more than 8 bits. The marker segment SIZ gives their number, then the bits of each."""
     start = file.find(b"\xff\x4f\xff\x51")
     if start < 0 or len(file) < start + 42:
         return False
@@ -186,12 +186,12 @@ def _jpeg_2000_is_deep(file: bytes) -> bool:
 
 
 def _avif_is_deep(file: bytes) -> bool:
-    """Whether the configuration of its codec, av1C, has the bit of high depth."""
+    """Whether high_bitdepth is set in the codec's configuration, av1C."""
     start = file.find(b"av1C")
     return 0 <= start < len(file) - 7 and bool(file[start + 6] & 0x40)
 
 
-# By Pillow's words for kinds of which it gives 8 bits of each colour, whatever they have: whether it is more.
+# Formats, by Pillow's names, that Pillow reduces to 8 bits a channel; and whether a file of each has more.
 _DEEP = {
     "PPM": _ppm_is_deep,
     "JPEG2000": _jpeg_2000_is_deep,
@@ -201,7 +201,7 @@ _DEEP = {
 
 
 def _grey_16_bit(image: Image.Image) -> np.ndarray:
-    """uint16 (H,W,1), or (H,W,2) where one grey value stands for transparent."""
+    """uint16 (H,W,1); (H,W,2), with alpha, where the file declares one grey value transparent."""
     values = np.asarray(image)
     channels = [values]
     if "transparency" in image.info:
@@ -210,7 +210,7 @@ def _grey_16_bit(image: Image.Image) -> np.ndarray:
 
 
 def _decode_16_bit_png(data: bytes, path: Path) -> np.ndarray:
-    """uint16 (H,W,2 to 4) of a PNG with colour or alpha, of which Pillow would keep 8 bits."""
+    """uint16 (H,W,2 to 4) of a PNG with colour or alpha. Pillow would keep only 8 bits of it."""
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # (H,W,3 or 4), blue first
     except cv2.error as error:
@@ -226,7 +226,7 @@ def check_keeps(path: Path, photo: Photo) -> None:
     suffix = path.suffix.lower()
     lost = ""
     described = [kind for kind, content in photo.png_chunks if content not in _SRGB.get(kind, (content,))]
-    if photo.icc_profile:  # it goes before all but cICP
+    if photo.icc_profile:  # it overrides all of these chunks but cICP
         described = [kind for kind in described if kind == b"cICP"]
     if suffix != ".png" and photo.pixels.dtype == np.uint16:
         lost = "16 bits a channel"
@@ -266,7 +266,7 @@ def encode_photo(photo: Photo, suffix: str) -> bytes:
     kind, options = OUTPUT_FORMATS[suffix]
     image = Image.fromarray(photo.pixels[..., 0] if photo.pixels.shape[2] == 1 else photo.pixels)
     file = io.BytesIO()
-    if photo.dpi and kind == "WEBP":  # it has no other place for it
+    if photo.dpi and kind == "WEBP":  # WebP has no other place for it
         exif[ExifTags.Base.XResolution], exif[ExifTags.Base.YResolution] = photo.dpi
         exif[ExifTags.Base.ResolutionUnit] = 2  # of an inch
     elif photo.dpi:
@@ -290,10 +290,10 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def _encode_png(photo: Photo, exif: Image.Exif) -> bytes:
-    """A PNG with 8 or 16 bits a channel, which Pillow writes with 8 alone but for plain grey.
+    """A PNG with 8 or 16 bits a channel. Pillow writes 16 bits of plain grey alone.
 
-    It takes a seventh of the time of Pillow's default, as every row has the same filter and zlib looks less far for
-    what repeats itself; photographs take 2 to 6 % more bytes.
+    All rows have the same filter, and zlib runs at its quickest level: a seventh of the time of Pillow's default, and 2
+    to 6 % more bytes of a photograph.
     """
     height, width, channels = photo.pixels.shape
     bits = 8 * photo.pixels.itemsize

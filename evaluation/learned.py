@@ -1,4 +1,4 @@
-"""LPIPS, FID and the Inception score: by torchmetrics (requirements-metrics.txt), with weights that are downloaded."""
+"""LPIPS, FID and Inception score, computed by torchmetrics (requirements-metrics.txt) with downloaded weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SMALLEST_LPIPS = 31  # px: below, AlexNet's pooling leaves nothing
 def load_lpips(device: torch.device | str) -> Callable[[Tensor, Tensor], float]:
     """LPIPS (Zhang et al. 2018, AlexNet): the distance of two pictures (1,3,H,W) in [0,1], 0 where they are equal.
 
-    UserError where its packages or weights can't be had, and at a picture below SMALLEST_LPIPS.
+    UserError where the weights can't be had. The distance raises it for a picture smaller than SMALLEST_LPIPS.
     """
     _fetch("LPIPS", AlexNet_Weights.DEFAULT.url)
     network = LearnedPerceptualImagePatchSimilarity("alex").net.to(device)
@@ -53,10 +53,7 @@ def load_lpips(device: torch.device | str) -> Callable[[Tensor, Tensor], float]:
 
 
 def load_inception(device: torch.device | str) -> nn.Module:
-    """The Inception network of FID and Inception score, as SetMetrics takes it.
-
-    UserError where its packages or weights can't be had.
-    """
+    """The Inception network of FID and Inception score, for SetMetrics. UserError where its weights can't be had."""
     _fetch("FID and Inception score", URL_INCEPTION_V3)
     return NoTrainInceptionV3("inception-v3-compat", ["2048"]).to(device)
 
@@ -64,8 +61,8 @@ def load_inception(device: torch.device | str) -> nn.Module:
 class SetMetrics:
     """FID (Heusel et al. 2017) and Inception score (Salimans et al. 2016) by method, hole bin and border.
 
-    network: from 8-bit pictures, uint8 (N,3,H,W), to features (N,D); `network.fc.weight` (C,D) leads from these to
-    the logits of the Inception score. It sees each picture once, and its features are held: 8 KB a picture.
+    network: maps pictures, uint8 (N,3,H,W), to features (N,D); `network.fc.weight` (C,D) maps these to the logits of
+    the Inception score. Each picture passes the network once; its features are kept, 8 KB a picture.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -78,17 +75,16 @@ class SetMetrics:
         return (row.pair, row.method) in self._seen
 
     def update(self, row: Row, composite: Tensor, truth: Tensor) -> None:
-        """See a composite and its truth, both (1,3,H,W) in [0,1]; the truths of one image and size are one picture."""
+        """Add a composite and its truth, both (1,3,H,W) in [0,1]. Truths of one image and size count as one picture."""
         key = f"{tuple(truth.shape[2:])} {row.image}"
         if key not in self._truths:
             self._truths[key] = self._features(truth)
         self._seen[row.pair, row.method] = row, key, self._features(composite)
 
     def compute(self) -> dict[Key, Estimate]:
-        """Both scores of each group that `summarise` would make, without intervals. Groups of one pair are left out.
+        """Both scores of each group of `summarise`, without intervals. Groups of one pair are left out.
 
-        Where there are several processes, all must call it: the first gets the scores of what all have seen, the
-        others get {}.
+        All ranks must call it. Rank 0 gets the scores over the pictures of all ranks, the others get {}.
         """
         whole = self
         if distributed.is_initialized():
@@ -105,10 +101,10 @@ class SetMetrics:
         return estimates
 
     def save(self, path: Path) -> None:
-        """Write what was seen, atomically, so that an evaluation can go on."""
+        """Write the features, atomically, so that an evaluation can go on later."""
 
         def write(part: Path) -> None:
-            with part.open("wb") as file:  # a path would get another ending
+            with part.open("wb") as file:  # np.savez would append .npz to a path
                 np.savez(file, **self._state())
 
         write_atomically(path, write)
@@ -125,7 +121,7 @@ class SetMetrics:
             return self.network(pixels)[0].float().cpu().numpy()
 
     def _classes(self) -> Tensor:
-        """The weight (C,D) of the last layer. Its bias has no part in the Inception score, by custom."""
+        """The weight (C,D) of the last layer. By convention the Inception score leaves out its bias."""
         return self.network.get_parameter("fc.weight").detach()
 
     def _scores(self, method: str, pairs: Sequence[int]) -> dict[str, float]:
@@ -136,7 +132,7 @@ class SetMetrics:
         return {"fid": frechet_distance(composites, truths), "inception_score": inception_score(logits)}
 
     def _state(self) -> dict[str, Any]:
-        """What was seen, as plain arrays."""
+        """The rows and features as plain arrays."""
         return {
             "rows": np.array(json.dumps([(*row[:-1], key) for row, key, _ in self._seen.values()])),
             "composites": np.array([features for _, _, features in self._seen.values()], np.float32),
@@ -154,7 +150,7 @@ class SetMetrics:
 def frechet_distance(first: Tensor, second: Tensor) -> float:
     """Fréchet distance of the Gaussians through two sets of features (N,D), float64; 0 for equal sets."""
     both = torch.cat([first, second])
-    if both.shape[0] < both.shape[1]:  # turned into the few directions they span: the same distance, far faster
+    if both.shape[0] < both.shape[1]:  # projected onto the subspace that they span: the same distance, far faster
         basis = torch.linalg.qr(both.T).Q  # (D, number of rows)
         first, second = first @ basis, second @ basis
     metric = FrechetInceptionDistance(_Given(first.shape[1]), sync_on_compute=False)
@@ -166,10 +162,10 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
 def inception_score(logits: Tensor) -> float:
     """exp of the mean KL divergence of each picture's classes from those of all; logits (N,C). From 1 to C.
 
-    In one split: the ten of custom are meant for 50,000 pictures, and with them the score would depend on their order.
+    One split instead of the usual ten: these are meant for 50,000 pictures, and make the score depend on their order.
     """
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # it shuffles, though in one split
-        warnings.simplefilter("ignore", UserWarning)  # that it keeps features; that one split has no deviation
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # it shuffles even a single split
+        warnings.simplefilter("ignore", UserWarning)  # about memory, and that one split has no standard deviation
         torch.manual_seed(0)
         metric = InceptionScore(_Given(logits.shape[1]), splits=1, sync_on_compute=False)
         metric.update(logits)
@@ -177,7 +173,7 @@ def inception_score(logits: Tensor) -> float:
 
 
 class _Given(nn.Identity):
-    """Stands for a network where its features are at hand."""
+    """Stands in for a network: its input is the features already."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -185,7 +181,7 @@ class _Given(nn.Identity):
 
 
 def _gathered(own: dict[str, Any]) -> list[dict[str, Any]]:
-    """What each process holds, on the first one; nothing on the others."""
+    """The values of all ranks, on rank 0; an empty list on the others."""
     parts: list[dict[str, Any]] | None = None
     if distributed.get_rank() == 0:
         parts = [{}] * distributed.get_world_size()
@@ -194,9 +190,9 @@ def _gathered(own: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _fetch(metrics: str, url: str) -> None:
-    """Download weights to where torch looks for them, unless they lie there. UserError where they can't be had.
+    """Download weights into torch.hub's folder, unless they are there. UserError where they can't be had.
 
-    The libraries would do so too, but print about it, and take a damaged file as it is.
+    The libraries would download them as well, but they print messages and don't check a file that is there.
     """
     name = url.rpartition("/")[2]
     path = Path(torch.hub.get_dir(), "checkpoints", name)

@@ -91,7 +91,7 @@ def write_onnx(program: ExportedProgram, path: Path, output: str, description: s
 
 def export_program(net: PConvUNet, path: Path) -> None:
     """Write the network as a .pt2 file, for `torch.export.load(path).module()`. UserError where torch is too old."""
-    # Into memory first: on a full disk torch would end the process.
+    # Into memory first: where the disk is full, torch.export.save aborts the process.
     file = io.BytesIO()
     torch.export.save(to_program(net), file)
     write_atomically(path, lambda temporary: temporary.write_bytes(file.getbuffer()))
@@ -104,7 +104,7 @@ def to_program(net: PConvUNet, form: Callable[[PConvUNet], nn.Module] = Inpainte
     """
     try:
         from torch.fx.experimental.dynamic_spec import ParamsSpec, ShapesSpec, ShapeVar, TensorSpec
-    except ImportError as error:  # torch is too old; sizes named as `Dim`s would rule out the small ones
+    except ImportError as error:  # torch is too old; its torch.export.Dim excludes sizes of 1
         raise _missing(error) from None
 
     folded = copy.deepcopy(net).cpu().float().folded().to(memory_format=torch.contiguous_format)
@@ -113,9 +113,9 @@ def to_program(net: PConvUNet, form: Callable[[PConvUNet], nn.Module] = Inpainte
     example = torch.zeros(2, 3, 5, 7), torch.ones(2, 1, 5, 7)
     with torch.no_grad():
         program = torch.export.export(form(folded).eval(), example, dynamic_shapes=ShapesSpec(params=sizes))
-    program = program.run_decompositions({})  # decomposes nothing, but tidies: loading would warn of spare symbols
+    program = program.run_decompositions({})  # removes unused symbols, of which loading would warn
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # it would tell the paths of this computer
+        node.meta.pop("stack_trace", None)  # it holds paths of this machine
     return program
 
 

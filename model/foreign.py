@@ -1,4 +1,4 @@
-"""Other projects' weights: recognised by their keys, brought into our form, with what their networks do differently."""
+"""Other projects' weights: recognised by their keys, converted to our form; and networks that compute as theirs do."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ class Project:
     """How a project names its tensors, and how its network differs from the paper."""
 
     name: str
-    conv: str  # a convolution's key: side is enc or dec, level 1 the largest picture's
-    norm: str | None  # a batch norm's key; None where none is ever applied
-    unused: str  # pattern of the keys that its network does not compute with
+    conv: str  # key of a convolution's tensor: side is enc or dec, level 1 has the highest resolution
+    norm: str | None  # key of a batch norm's tensor; None where its network never applies batch norm
+    unused: str  # pattern of keys that its network does not compute with
     levels: int  # the most that its network uses
-    mean: tuple[float, float, float] = (0, 0, 0)  # its network sees and gives (image − mean)/std
+    mean: tuple[float, float, float] = (0, 0, 0)  # input and output of its network are (image − mean)/std
     std: tuple[float, float, float] = (1, 1, 1)
     one_bias: bool = False  # dec_1 alone has a bias
     no_sum_1: bool = False  # Eq. 1 without the factor sum(1)
-    ratio_twice: bool = False  # dec_1 multiplies by sum(1)/sum(M) once more, the bias too
+    ratio_twice: bool = False  # dec_1 multiplies its result, bias included, by sum(1)/sum(M) a second time
 
     def key(self, side: str, level: int, part: str, name: str) -> str:
-        """Its name for a tensor. part: conv or bn; name: weight, bias, …"""
+        """The project's key of a tensor. part: conv or bn; name: weight, bias, …"""
         form = self.conv if part == "conv" or self.norm is None else self.norm
         return form.format(side=side, level=level, name=name)
 
     def depth(self, state_dict: Mapping[str, Tensor]) -> int:
-        """Levels of its network with these tensors; 0 where they are not its."""
+        """The number of levels of these tensors; 0 where they are not of this project."""
         levels = range(1, self.levels + 1)
         return max((level for level in levels if self.key("enc", level, "conv", "weight") in state_dict), default=0)
 
 
-# 32 levels are more than any picture has.
+# levels=32: as many as there are; no picture allows for more.
 PROJECTS = (
     Project(
         "naoto0804/pytorch-inpainting-with-partial-conv",
@@ -57,7 +57,7 @@ PROJECTS = (
         "yashk2000/SneakySketchers or tanimutomo/partialconv",
         conv="{side}_{level}.conv.{name}",
         norm=None,
-        unused=r"^(enc|dec)_8\.",  # always in the file; its size of 256×256 uses seven
+        unused=r"^(enc|dec)_8\.",  # always in the file, but at its 256×256 px seven levels are used
         levels=7,
         one_bias=True,
         ratio_twice=True,
@@ -86,8 +86,8 @@ class RatioTwiceConv2d(UpPartialConv2d):
 class ForeignUNet(PConvUNet):
     """A PConvUNet that computes as another project's network does.
 
-    Its state_dict says how: `mean` and `std` of what the network sees and gives, `ratio_twice`, and without
-    batch_norm no keys of one. So checkpoints of a run that started from foreign weights say it, too.
+    Its state_dict says how: `mean` and `std` of input and output, `ratio_twice`, and no keys of batch norm where the
+    network has none. So a checkpoint of a run that began with foreign weights loads as such a network, too.
     """
 
     mean: Tensor
@@ -111,7 +111,7 @@ class ForeignUNet(PConvUNet):
 
 
 def network_for(state_dict: Mapping[str, Tensor]) -> PConvUNet:
-    """A network with random weights that this state_dict, in our form, fits. ValueError where there is none."""
+    """A network, with random weights, that can load this state_dict in our form. ValueError where there is none."""
     size = architecture_of(state_dict)
     if "ratio_twice" not in state_dict:
         return PConvUNet(**size)
@@ -120,9 +120,10 @@ def network_for(state_dict: Mapping[str, Tensor]) -> PConvUNet:
 
 
 def in_our_form(state_dict: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], str | None]:
-    """A state_dict that network_for takes, and the project it came from: None, and as it was, unless recognised.
+    """The state_dict in the form that network_for takes, and the name of the project that it is of.
 
-    ValueError where a project's key is missing, unexpected or of another shape.
+    A state_dict of no known project comes back as it is, with None.
+    ValueError where a key of the project is missing or unexpected, or a tensor has another shape.
     """
     theirs = dict(_unwrapped(state_dict))
     project = next((project for project in PROJECTS if project.depth(theirs)), None)
@@ -135,16 +136,16 @@ def in_our_form(state_dict: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor],
 
 
 def _unwrapped(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The tensors of the network alone, without what others put in front of their names.
+    """The tensors of the network alone, without prefixes of their names.
 
-    DataParallel and AveragedModel put `module.` there, torch.compile `_orig_mod.`, mmagic `generator.`, Lightning the
-    attribute that the network is. Of several networks it is the average, `…ema.`. ValueError where there is none.
+    DataParallel and AveragedModel add `module.`, torch.compile `_orig_mod.`, mmagic `generator.`, Lightning the name of
+    the attribute. Of several networks the average is taken, `…ema.`. ValueError where there are several and no average.
     """
     firsts = ["encoder.0.conv.weight", *(project.key("enc", 1, "conv", "weight") for project in PROJECTS)]
     prefixes = {key.removesuffix(first) for key in state_dict for first in firsts if f".{key}".endswith(f".{first}")}
     if "" in prefixes:
         return state_dict
-    if not prefixes:  # a damaged file: what it lacks is said by the names that its project has
+    if not prefixes:  # no network, or a damaged one: without the usual prefixes, so that messages name plain keys
         return {key.removeprefix("module.").removeprefix("generator."): state_dict[key] for key in state_dict}
     chosen = sorted(prefix for prefix in prefixes if "ema" in prefix or len(prefixes) == 1)
     if len(chosen) != 1:
@@ -153,7 +154,7 @@ def _unwrapped(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def _convert(theirs: dict[str, Tensor], project: Project) -> dict[str, Tensor]:
-    """Our form of a project's tensors, which are taken out of `theirs`."""
+    """Convert a project's tensors to our form. Each tensor that is used is removed from `theirs`."""
     depth = project.depth(theirs)
     first_key = project.key("enc", 1, "conv", "weight")
     first = theirs.get(first_key)
@@ -170,7 +171,7 @@ def _convert(theirs: dict[str, Tensor], project: Project) -> dict[str, Tensor]:
         their_key = project.key(side[:3], level, part, name)
         tensor = theirs.pop(their_key, None)
         no_bias = project.one_bias and (part, name) == ("conv", "bias") and (side, level) != ("decoder", 1)
-        if tensor is None and (no_bias or name == "num_batches_tracked"):  # the latter is younger than some files
+        if tensor is None and (no_bias or name == "num_batches_tracked"):  # which files of old torch versions lack
             tensor = torch.zeros_like(wanted[key])
         if tensor is None:
             raise ValueError(f"{their_key} is missing")

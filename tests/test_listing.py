@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import main as training
 from benchmarks import image_list as benchmark
+from benchmarks import open_list
 from data import listing
 from data.image_list import ImageList
 from data.kept_lists import images_of_run
@@ -368,9 +369,10 @@ def test_the_order_of_an_epoch_takes_no_memory():
 
 
 def test_the_table_of_the_benchmark(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "LOOKUPS", 500)
+    for module in (benchmark, open_list):
+        monkeypatch.setattr(module, "LOOKUPS", 500)
     monkeypatch.setattr(benchmark, "REPEATS", 5)
-    monkeypatch.setattr(benchmark, "in_a_new_process", lambda path, modules: benchmark.opening(str(path), "numpy"))
+    monkeypatch.setattr(benchmark, "in_a_new_process", lambda path, modules: open_list.opening(str(path), "numpy"))
     rows = dict(benchmark.measured(tmp_path, 20_000, 600))
     assert len(rows) > 10
     _, _, times = rows["first sample at step 1,000,000"].partition(", ")

@@ -15,7 +15,7 @@ _HIGHEST_LR = 1e-4
 
 
 def way_back(run: RunFolder, phase: Phase, step: int) -> str:
-    """The advice for a run that has met something infinite in `step`: a command that goes on from before, or anew."""
+    """Advice for a run whose loss or gradient was not finite in `step`: a command that goes on from before, or anew."""
     if step == 1:
         return (
             "It is the first step, so the learning rate is not the cause: look at loss.weights, at the weights that"
