@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from serving.message import MalformedMessage, pack, unpack
 from utils.errors import UserError
@@ -82,4 +85,5 @@ def _desk(settings: Settings) -> Any:
     import_torch()
     from serving.desk import Desk
 
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system's, which outlives a process that is killed
     return Desk(settings.models, settings.device)
