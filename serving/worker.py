@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -52,7 +53,8 @@ def answer(desk: Any, request: bytes) -> bytes:
     began = time.perf_counter()
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are for programmers; what is said becomes notes on the page
             header, parts = unpack(request)
             result, files = _task(desk, header)(header, parts)
     except UserError as error:

@@ -176,9 +176,11 @@ def test_errors_are_those_of_predict(tmp_path, desk, capsys):
     assert "mask.png is 15×20 px and image photo.png is 451×300 px" in error_of(
         desk, "fill", [CHELSEA, small], **painted
     )
-    assert "has no black pixel" in error_of(
-        desk, "fill", [CHELSEA, save_bytes(np.full((300, 451), 255, np.uint8))], **painted
-    )
+    for grey, words in ((255, "nothing is painted"), (0, "all of the picture is painted")):
+        mask = save_bytes(np.full((300, 451), grey, np.uint8))
+        assert words in error_of(desk, "fill", [CHELSEA, mask], **painted)
+        file = {"mask": "mask.png", "hole": "black"}
+        assert ("has no black pixel", "is all hole")[grey == 0] in error_of(desk, "mask", [CHELSEA, mask], **file)
     assert "16 bits" in error_of(desk, "save", [save_bytes(noise(9, 9, 1, np.uint16))], format=".jpg", places=[])
     assert "earlier fill does not fit" in error_of(desk, "save", [CHELSEA, small], format=".png", places=[[0, 0]])
     edits, _ = fill(desk, CHELSEA, [CHELSEA_MASK])
@@ -198,6 +200,11 @@ def test_hints_reach_the_page(tmp_path, desk):
     files = [CHELSEA, (tmp_path / "mask.png").read_bytes()]
     header, _ = ask(desk, "mask", files, mask="mask.png", hole="black")
     assert any("hint: 87 % of mask mask.png is hole" in note for note in header["notes"])
+
+
+def test_pillows_warning_of_a_large_picture_does_not(monkeypatch, desk):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
+    assert ask(desk, "open", [CHELSEA])[0]["notes"] == []
 
 
 @pytest.mark.parametrize(
@@ -423,11 +430,14 @@ def test_a_client_that_goes_away_ends_its_fill(app, halt):
         f"Content-Length: {len(message)}\r\n\r\n"
     ).encode()
     halt()
-    for part in (head + message, head + message[:5000]):  # in the middle of the work, and of the body
-        with socket.create_connection((url.hostname, url.port)) as connection:
-            connection.sendall(part)
-            time.sleep(0.5)
-    assert works(app)  # by another process
+    with ThreadPoolExecutor(1) as pool:
+        for part in (head + message, head + message[:5000]):  # in the middle of the work, and of the body
+            with socket.create_connection((url.hostname, url.port)) as connection:
+                connection.sendall(part)
+                time.sleep(0.5)
+                next_one = pool.submit(works, app)  # waits, and is answered by another process
+                time.sleep(0.5)
+            assert next_one.result()
 
 
 def test_a_bomb_is_refused(app):
