@@ -1,6 +1,6 @@
 # make demo   train a small network on sample photographs and repair a picture with it
 # make evaluate   measure the shipped weights and the classical methods, with tables, plots and pictures
-# make figures   draw the pictures of the README anew
+# make figures   draw the pictures of the docs anew and run the notebook anew, all by the shipped weights
 # make app    open the page on which holes are painted and filled
 # make site   write that page for a static host: the network then runs in the visitor's browser
 # make bench   measure speed and memory against rivals, on a quiet machine: nine minutes
@@ -77,8 +77,11 @@ test: $(VENV)/installed-dev
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -m slow
 
-figures: $(VENV)/installed
+# Of the notebook it keeps what it shows.
+figures: $(VENV)/installed-dev
 	$(BIN)/python -m evaluation.showcase docs
+	$(BIN)/python -m tests.screenshot docs/app.png
+	$(BIN)/python -m pytest -q -c /dev/null --nbmake --overwrite --nbmake-timeout=1800 notebooks/inpainting.ipynb
 
 test-gpu: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -m cuda

@@ -3,6 +3,8 @@
 import { MEDIA_TYPE, pack, unpack } from "./message.js";
 import { maskFile } from "./png.js";
 
+const LONGEST_NAME = 255; // characters, as of serving/desk.py
+
 /** A mistake that the user can mend, or a server that can't be reached: one line to show. */
 export class FillError extends Error {}
 
@@ -14,7 +16,7 @@ export async function connect() {
 
 /** { file, name, width, height, bitmap } of a photograph: its size and picture as viewers show it. */
 export async function openPhoto(file, signal) {
-  const name = file.name || "pasted.png";
+  const name = (file.name || "pasted.png").slice(-LONGEST_NAME);
   const { header, parts } = await ask({ task: "open", name }, [file], signal);
   const bitmap = await createImageBitmap(parts[0] ?? file, { imageOrientation: "from-image" });
   if (bitmap.width !== header.width || bitmap.height !== header.height) {
@@ -25,7 +27,7 @@ export async function openPhoto(file, signal) {
 
 /** { holes, notes } of a mask file: Uint8Array, 1 = hole. `colour` of its holes: "black" or "white". */
 export async function readMask(photo, file, colour, signal) {
-  const request = { task: "mask", name: photo.name, mask: file.name || "mask.png", hole: colour };
+  const request = { task: "mask", name: photo.name, mask: file.name.slice(-LONGEST_NAME), hole: colour };
   const { header, parts } = await ask(request, [photo.file, file], signal);
   const bits = new Uint8Array(await parts[0].arrayBuffer());
   const stride = Math.ceil(photo.width / 8);

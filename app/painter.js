@@ -37,7 +37,7 @@ export class Painter {
 
   #down(event) {
     const { view } = this;
-    if (!view.current || event.target.closest("button, label")) return;
+    if (!view.current || event.target.closest("button, #split")) return;
     this.stage.focus({ preventScroll: true, focusVisible: false });
     try {
       this.stage.setPointerCapture(event.pointerId);

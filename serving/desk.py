@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from data.mask_files import hole_ratio
+from data.mask_files import hole_ratio, read_mask
 from data.names import OUTPUT_FORMATS
 from data.photo import Photo, check_keeps, encode_photo, read_photo
 from repair import check_size, fill_photo, read_checked_mask
@@ -66,8 +66,12 @@ class Desk:
         fill = self.methods[_one_of(header, "method", tuple(self.methods))]
         photo, rest = _edited(header, files, 2)
         name, mask_name = _name(header, "name"), _name(header, "mask")
-        valid = read_checked_mask(mask_name, "black", rest[0])
+        valid, _, _ = read_mask(mask_name, "black", rest[0])
         check_size(valid, mask_name, photo, name)
+        if valid.all():
+            raise UserError("nothing is painted yet: paint over what should go, then fill")
+        if not valid.any():
+            raise UserError("all of the picture is painted; nothing is left to fill it from")
         edit, left, top = edit_of(fill_photo(fill, photo, valid, name), valid)
         return {"left": left, "top": top, "hole": hole_ratio(valid)}, [edit]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import socket
 from collections.abc import Callable
@@ -54,7 +53,6 @@ class Worker:
         self._settings = settings
         self._turn = asyncio.Lock()
         self._starting: asyncio.Future[Any] | None = None
-        self._background: set[asyncio.Task[None]] = set()
         self.offers = self._start()
 
     def _start(self) -> dict[str, Any]:
@@ -89,25 +87,23 @@ class Worker:
             finally:
                 if not finished:
                     self._process.kill()  # the threads above then meet the end of the connection
-                    task = asyncio.get_running_loop().create_task(self._restart())
-                    self._background.add(task)  # or it might be collected before it is done
-                    task.add_done_callback(self._background.discard)
-
-    async def _restart(self) -> None:
-        with contextlib.suppress(UserError):  # who asks next is told
-            async with self._turn:
-                await self._ready()
+                    self._start_another()
 
     async def _ready(self) -> None:
         """Wait for the process, a new one where it has ended. UserError where it can't start."""
         if self._starting is None and not self._process.is_alive():
-            self._starting = asyncio.ensure_future(asyncio.to_thread(self._start))
+            self._start_another()
         if self._starting is not None:
             try:
                 await asyncio.shield(self._starting)  # whoever is cancelled here leaves it to the next
             finally:
                 if self._starting.done():
                     self._starting = None
+
+    def _start_another(self) -> None:
+        self._starting = asyncio.ensure_future(asyncio.to_thread(self._start))
+        # Who asks next is told of an error; where nobody does, asyncio must not complain of it.
+        self._starting.add_done_callback(lambda starting: starting.cancelled() or starting.exception())
 
     def stop(self) -> None:
         self._process.kill()

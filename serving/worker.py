@@ -9,13 +9,17 @@ from __future__ import annotations
 import contextlib
 import io
 import signal
+import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from serving.message import MalformedMessage, pack, unpack
 from utils.errors import UserError
@@ -49,7 +53,8 @@ def answer(desk: Any, request: bytes) -> bytes:
     began = time.perf_counter()
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are for programmers; what is said becomes notes on the page
             header, parts = unpack(request)
             result, files = _task(desk, header)(header, parts)
     except UserError as error:
@@ -82,4 +87,5 @@ def _desk(settings: Settings) -> Any:
     import_torch()
     from serving.desk import Desk
 
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system's, which outlives a process that is killed
     return Desk(settings.models, settings.device)

@@ -60,7 +60,7 @@ export async function readMask(photo, file, colour) {
 export async function fill(photo, edits, mask, method, signal) {
   const whole = { left: 0, top: 0, right: photo.width, bottom: photo.height };
   if (!holdsValid(photo, mask, whole)) {
-    throw new FillError("all that is seen of the picture is hole; nothing is left to fill it from");
+    throw new FillError("all of the picture is painted or transparent; nothing is left to fill it from");
   }
   const hole = boxOf(mask);
   const region = regionOf(hole, photo);
@@ -115,7 +115,10 @@ function compute(picture, region, signal) {
       reject(error);
     };
     signal.addEventListener("abort", () => give(new DOMException("cancelled", "AbortError")), { once: true });
-    current.onerror = (event) => give(new FillError(`the network can't run in this browser: ${event.message ?? "no module workers"}`));
+    current.onerror = ({ message }) => {
+      const reason = message ?? "its host does not answer, or this browser lacks module workers";
+      give(new FillError(`the network can't be loaded: ${reason}`));
+    };
     current.onmessage = ({ data }) => (data.error ? give(new FillError(data.error)) : resolve(data));
     current.postMessage({ picture, region, facts: network }, [picture.pixels.buffer, picture.valid.buffer]);
   });

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-PATIENCE = 60_000  # ms: the machine may be busy
+PATIENCE = 120_000  # ms: the machine may be busy
 
 
 class Page:

@@ -35,7 +35,7 @@ def process_as_it_was():
 
 
 @contextlib.contextmanager
-def running_app(*options, cwd=PROJECT, env=None):
+def running_app(*options, cwd=PROJECT, env=None, stderr=None):
     """app.py in a process of its own: yields (its address, the process)."""
     pytest.importorskip("starlette", reason="starlette is not installed (requirements-app.txt)")
     pytest.importorskip("uvicorn", reason="uvicorn is not installed (requirements-app.txt)")
@@ -45,6 +45,7 @@ def running_app(*options, cwd=PROJECT, env=None):
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(PROJECT), **(env or {})},
         stdout=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     )
     lines = queue.Queue()
@@ -68,11 +69,29 @@ def app_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def app(app_folder):
-    """The address of a server with the shipped weights."""
+def app_and_process(app_folder):
+    """The address of a server with the shipped weights, and its process."""
     env = {"HOME": str(app_folder), "TMPDIR": str(app_folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    with running_app(cwd=app_folder, env=env) as (address, _):
-        yield address
+    with running_app(cwd=app_folder, env=env) as address_and_process:
+        yield address_and_process
+
+
+@pytest.fixture(scope="session")
+def app(app_and_process):
+    return app_and_process[0]
+
+
+@pytest.fixture
+def halt(app_and_process):
+    """A function that halts the process of `app` that fills: what it is asked then takes for ever."""
+
+    def halt_it():
+        threads = Path(f"/proc/{app_and_process[1].pid}/task").iterdir()
+        children = [child for thread in threads for child in (thread / "children").read_text().split()]
+        (filling,) = [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        os.kill(int(filling), signal.SIGSTOP)
+
+    return halt_it
 
 
 @pytest.fixture(scope="session")

@@ -156,6 +156,11 @@ def test_errors_and_alpha(tmp_path, chromium, site):
         page.complains("mask chelsea_mask.png is 451×300 px and image alpha.png is 60×40 px")
         page.drag((0.45, 0.4), (0.5, 0.6))
         page.tab.locator("#stage").focus()
+        page.tab.context.set_offline(True)  # the network is not loaded yet
+        page.tab.keyboard.press("Enter")
+        page.complains("the network can't be loaded: its host does not answer")
+        page.problems.clear()  # the browser's words for that
+        page.tab.context.set_offline(False)
         page.fill()
         result = np.asarray(Image.open(io.BytesIO(page.saved())))
         assert np.array_equal(result[..., 3], pixels[..., 3])
