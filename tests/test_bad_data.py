@@ -25,7 +25,7 @@ from data.loader import as_floats, reports_killed_workers, training_batches
 from data.mask_files import write_mask
 from data.parallel import in_processes
 from data.samples import Sample, training_samples
-from tests.test_training import arguments, assert_same_weights, fails, records, run_main
+from tests.small_runs import Started, arguments, assert_same_weights, copy_of, fails, records, run_main
 from training.run_folder import RunFolder
 from utils.config import load_config
 from utils.errors import UserError
@@ -313,12 +313,7 @@ def test_workers_change_nothing_of_it(broken_world, tmp_path):
 @pytest.mark.parametrize("step", [0, 2, 4, 6])
 def test_resume_over_broken_pictures_equals_a_straight_run(broken_world, tmp_path, step):
     _, straight = broken_world
-    run = RunFolder(tmp_path / "run")
-    shutil.copytree(straight.path, run.path)
-    for path in run.checkpoints.glob("step_*.pt"):
-        if int(path.stem[5:]) > step:
-            path.unlink()
-    shutil.copy(run.checkpoints / f"step_{step:08d}.pt", run.last)
+    run = copy_of(straight, tmp_path / "run", step)
     with open(run.path / "bad_files.txt", "a") as file:
         file.write("7\t/cut/o")
     run_main("--resume", run.path)
@@ -428,16 +423,11 @@ def test_a_killed_data_worker_ends_the_run_with_a_line_and_resume_equals_a_strai
     straight, run = RunFolder(tmp_path / "straight"), RunFolder(tmp_path / "run")
     more = ("phases.0.steps=40", "train.eval_every=1000", "data.workers=2", "train.save_every=3")
     run_main(*arguments(folder, straight.path, *more))
-    command = [sys.executable, "main.py", *arguments(folder, run.path, *more)]
-    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (run.checkpoints / "step_00000003.pt").exists():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(children_of(process.pid)[0], signal.SIGKILL)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 1, error
+    started = Started(run, *arguments(folder, run.path, *more))
+    started.wait_for((run.checkpoints / "step_00000003.pt").exists)
+    os.kill(children_of(started.process.pid)[0], signal.SIGKILL)
+    assert started.end() == 1
+    error = started.text()
     assert "Traceback" not in error
     assert re.search(r"^error: a data worker (is killed|exited).*was memory short\?", error.splitlines()[-1])
     assert torch.load(run.last, weights_only=True)["step"] % 3 == 0
