@@ -15,6 +15,7 @@ import torch
 from data.loader import as_floats, validation_batches
 from data.samples import validation_pairs
 from evaluation.metrics import picture_metrics
+from main import parse_arguments
 from model import PConvUNet, inpaint, load_model
 from tests import foreign
 from tests.small_runs import (
@@ -310,7 +311,7 @@ def test_a_broken_picture_is_named_in_one_line(folder, tmp_path, capsys, workers
 
 
 def test_overrides_may_stand_anywhere():
-    args = training.parse_arguments(["run.seed=1", "--config", "a.yml", "run.device=cpu", "--rescan", "train.amp=none"])
+    args = parse_arguments(["run.seed=1", "--config", "a.yml", "run.device=cpu", "--rescan", "train.amp=none"])
     assert args.overrides == ["run.seed=1", "run.device=cpu", "train.amp=none"]
     assert (args.config, args.rescan) == ("a.yml", True)
 
