@@ -75,7 +75,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
 
 figures: $(VENV)/installed
 	$(BIN)/python -m evaluation.showcase docs
