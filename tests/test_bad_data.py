@@ -24,7 +24,7 @@ from data.faults import BadFiles, Fault, read_picture
 from data.loader import as_floats, reports_killed_workers, training_batches
 from data.mask_files import write_mask
 from data.parallel import in_processes
-from data.samples import Sample, training_samples
+from data.samples import training_samples
 from tests.small_runs import Started, arguments, assert_same_weights, copy_of, fails, records, run_main
 from training.run_folder import RunFolder
 from utils.config import load_config
@@ -352,39 +352,40 @@ def test_broken_validation_pictures_and_masks_stop_a_run(folder, tmp_path, capsy
 # --- data workers that are killed --------------------------------------------------------------------------------
 
 
+# Four pairs. A worker that makes the third kills itself, before or after what it made until then is taken.
+KILLS_ITS_WORKER = """
+import os, signal, sys, time
+import torch
+from data.loader import Batches, reports_killed_workers
+from data.samples import Sample
+from utils.errors import reports_user_errors
+
+wait, step = map(float, sys.argv[1:])
+
 class KillsItsWorker(torch.utils.data.Dataset):
-    """Four pairs. A worker that makes the third kills itself, before or after what it made until then is taken."""
-
-    def __init__(self, wait):
-        self.wait = wait
-
     def __len__(self):
         return 4
 
     def __getitem__(self, number):
         if number == 2:
-            time.sleep(self.wait)
+            time.sleep(wait)
             os.kill(os.getpid(), signal.SIGKILL)
         return Sample(torch.zeros(3, 1, 1, dtype=torch.uint8), torch.zeros(1, 1, 1, dtype=torch.uint8), [])
-
-
-@pytest.mark.parametrize(("wait", "step"), [(0, 0), (0.3, 0), (0.3, 5)])  # while it hands over, is waited for, or works
-def test_a_killed_worker_ends_a_script_with_one_line(wait, step):
-    script = f"""
-import sys, time
-from data.loader import Batches, reports_killed_workers
-from tests.test_bad_data import KillsItsWorker
-from utils.errors import reports_user_errors
 
 @reports_user_errors
 def main(argv):
     with reports_killed_workers():
-        for batch in Batches(KillsItsWorker({wait}), num_workers=1):
-            time.sleep({step})
+        for batch in Batches(KillsItsWorker(), num_workers=1):
+            time.sleep(step)
 
 sys.exit(main([]))
 """
-    run = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(("wait", "step"), [(0, 0), (0.3, 0), (0.3, 5)])  # while it hands over, is waited for, or works
+def test_a_killed_worker_ends_a_script_with_one_line(wait, step):
+    command = [sys.executable, "-c", KILLS_ITS_WORKER, str(wait), str(step)]
+    run = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
     line = "error: a data worker is killed by signal: Killed; was memory short? Fewer data.workers need less\n"
     assert run.stderr == line
     assert run.returncode == 1
@@ -545,12 +546,12 @@ def test_ctrl_c_ends_check_data_without_a_traceback(folder, tmp_path, wait):
         os.link(images / "0.png", images / f"{i}.png")
     command = [sys.executable, "main.py", "--check-data", *arguments(folder, "run", f"data.train={images}")]
     process = subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while len(children_of(process.pid)) < 3 and time.monotonic() < deadline:  # two processes and multiprocessing's own
         time.sleep(0.05)
     time.sleep(wait)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, error = process.communicate(timeout=20)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == 130, error
     assert error.strip().splitlines()[-1] == "interrupted"
     assert "Traceback" not in error
