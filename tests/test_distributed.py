@@ -302,11 +302,12 @@ def test_a_batch_that_can_not_be_shared_is_refused():
 
 
 def arguments(folder, run, *more):
-    """A run of STEPS steps by all terms of the loss, whose batches four processes can share."""
+    """A run of STEPS steps whose batches four processes can share; fine-tuning has all terms of the loss."""
     steps = ("phases.0.steps=14", f"phases.1.steps={STEPS - 14}", "phases.1.settle_batches=3")
+    loss = "phases.1.loss_weights={perceptual: 0.05, style: 120}"
     every = ("train.eval_every=10", "train.save_every=10")
     sizes = ("data.val_pairs=9", "model.depth=3", "train.batch_size=8")
-    return small_runs.arguments(folder, run, *WITH_VGG, *steps, *every, *sizes, *more)
+    return small_runs.arguments(folder, run, *steps, loss, *every, *sizes, *more)
 
 
 def launch(count, args, change="", script=None, restarts=0):
@@ -416,10 +417,10 @@ def test_two_and_four_processes_compute_what_one_does(folder, tmp_path, change, 
 
 PHASES = (
     "phases=["
-    "{steps: 6, lr: 1e-4, warmup: 3, image_size: 16, batch_size: 12, loss_weights: {perceptual: 0, style: 0, tv: 0}}, "
+    "{steps: 6, lr: 1e-4, warmup: 3, image_size: 16, batch_size: 12, loss_weights: {tv: 0}}, "
     "{steps: 6, lr: 1e-4, schedule: cosine, crop_scale: [0.5, 0.8]}, "
-    "{steps: 6, lr: 5e-5, batch_size: 4, freeze_encoder_batch_norm: true, settle_batches: 2, loss_weights: {style: 0}}"
-    "]"
+    "{steps: 6, lr: 5e-5, batch_size: 4, freeze_encoder_batch_norm: true, settle_batches: 2, "
+    "loss_weights: {perceptual: 0.05}}]"
 )
 
 
@@ -456,7 +457,7 @@ def test_accumulated_parts_give_the_step_of_the_whole_batch(folder, tmp_path, mo
     monkeypatch.setattr(PConvUNet, "train", lambda net, mode=True: nn.Module.train(net, False))
     runs = [RunFolder(tmp_path / str(parts)) for parts in (1, 4)]
     for parts, run in zip((1, 4), runs):
-        few = ("phases.0.steps=2", "phases.1.steps=0", "optim.name=SGD", "phases.0.lr=1e-5")
+        few = (*WITH_VGG, "phases.0.steps=2", "phases.1.steps=0", "optim.name=SGD", "phases.0.lr=1e-5")
         assert training.main(arguments(folder, run.path, *few, f"train.accumulate={parts}")) == 0
     assert difference_of_weights(runs[1], runs[0]) <= 2e-4  # of biases, sums that cancel; weights come to 4e-6
     assert difference_of_records(runs[1], runs[0]) <= 1e-5
