@@ -75,7 +75,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
 
 # Of the notebook it keeps what it shows.
 figures: $(VENV)/installed-dev

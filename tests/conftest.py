@@ -1,4 +1,6 @@
-"""What several test files share: a server of app.py, Debian's Chromium; and each test leaves the process as it was."""
+"""What several test files share: a small run, a server of app.py, Debian's Chromium; and each test leaves the process
+as it was.
+"""
 
 import contextlib
 import os
@@ -12,6 +14,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
+# One thread for each process, before torch is there: there are as many processes as cores, and runs that are compared
+# bit for bit must sum in one order.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from tests.small_runs import arguments, make_data, run_main
+from training.run_folder import RunFolder
 
 PROJECT = Path(__file__).resolve().parent.parent
 CHROMIUM_FLAGS = [
@@ -32,6 +41,20 @@ def process_as_it_was():
     yield
     os.chdir(folder)
     Image.MAX_IMAGE_PIXELS = limit
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """The data of small runs: nothing may change it."""
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def straight(folder, tmp_path_factory):
+    """A small run that nothing interrupts, with a checkpoint of every step: nothing may change it."""
+    run = RunFolder(tmp_path_factory.mktemp("runs") / "straight")
+    run_main(*arguments(folder, run.path))
+    return run
 
 
 @contextlib.contextmanager

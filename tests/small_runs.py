@@ -1,11 +1,18 @@
 """Runs of a few steps on a CPU, without VGG-16, for tests of what a run folder goes through."""
 
+import json
+import multiprocessing
 import os
+import resource
 import shutil
+import sys
+import threading
+import time
 
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 import main as training
 from data.mask_files import write_mask
@@ -13,15 +20,21 @@ from training.run_folder import RunFolder
 from utils.checkpoint import step_of
 
 STEPS = 8  # four, then four of fine-tuning
+WITH_VGG = ("loss.weights.perceptual=0.05", "loss.weights.style=120")
+
+# Processes of their own that start at once: a server that has torch forks them.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["torch", "cv2", "PIL.Image", "safetensors.torch", "tqdm", "torch.utils.tensorboard"])
 
 
 def make_data(folder):
-    """Four images and four masks of each kind."""
+    """Four images, and four masks of each kind."""
     rng = np.random.default_rng(0)
     for name in ("images", "train", "val"):
         (folder / name).mkdir(parents=True)
     for i in range(4):
-        Image.fromarray(rng.integers(0, 256, (40, 44, 3), dtype=np.uint8)).save(folder / "images" / f"{i}.png")
+        small = rng.integers(0, 256, (6, 7, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((50, 44), Image.Resampling.BICUBIC).save(folder / "images" / f"{i}.png")
         mask = np.ones((32, 32), np.uint8)
         mask[4 * i : 4 * i + 9, 8:24] = 0
         write_mask(folder / "train" / f"{i}.png", mask)
@@ -70,7 +83,10 @@ def fails(capsys, *args):
     return text[text.index("error: ") :].strip()
 
 
-def copy_of(run, path, step):
+# --- runs that are there ---------------------------------------------------------------------------------------------
+
+
+def copy_of(run, path, step=STEPS):
     """A copy of a run, as if it had been killed behind `step`."""
     copy = RunFolder(path)
     shutil.copytree(run.path, copy.path)
@@ -86,6 +102,11 @@ def copy_of(run, path, step):
     return copy
 
 
+def at_step(run, step):
+    """The checkpoint behind so many steps."""
+    return torch.load(run.checkpoints / f"step_{step:08d}.pt", weights_only=True)
+
+
 def weights(run):
     return torch.load(run.last, weights_only=True)["model"]
 
@@ -95,6 +116,18 @@ def same_weights(run, other):
     return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+def assert_same_weights(run, other):
+    ours, theirs = weights(run), weights(other)
+    assert ours.keys() == theirs.keys()
+    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+
+
+def records(run):
+    """What metrics.jsonl says, but for the speed."""
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "train/images_per_second"} for line in lines]
+
+
 def contents(folder):
     """Every file of a folder with its bytes, but for the lock."""
     return {
@@ -102,3 +135,61 @@ def contents(folder):
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != "lock"
     }
+
+
+# --- runs in processes of their own ----------------------------------------------------------------------------------
+
+
+def _in_process(argv, output, largest_file, user, before):
+    """main.py in a process of its own, with a limit to the size of files, as another user, after a call of `before`."""
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # for the data workers, as in a process started by hand
+    tqdm.set_lock(threading.RLock())  # its own is for several processes, and outlives one that is killed
+    if largest_file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    if user:
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
+    if before:
+        before()
+    code = training.main([str(arg) for arg in argv])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class Started:
+    """A main.py that runs; what it says goes to a file beside the run folder."""
+
+    def __init__(self, run, *argv, largest_file=0, user=0, before=None):
+        self.output = run.path.with_suffix(".txt")
+        args = (argv, self.output, largest_file, user, before)
+        self.process = PROCESSES.Process(target=_in_process, args=args)
+        self.process.start()
+
+    def send(self, signum):
+        os.kill(self.process.pid, signum)
+
+    def wait_for(self, holds, seconds=60):
+        limit = time.monotonic() + seconds
+        while not holds():
+            assert self.process.is_alive(), self.text()
+            assert time.monotonic() < limit, self.text()
+            time.sleep(0.002)
+
+    def text(self):
+        return self.output.read_text() if self.output.exists() else ""
+
+    def end(self):
+        """The exit code; negative where a signal ended the process."""
+        self.process.join(60)
+        code = self.process.exitcode
+        self.process.kill()
+        self.process.join()
+        self.process.close()
+        return code

@@ -24,8 +24,8 @@ from data.faults import BadFiles, Fault, read_picture
 from data.loader import as_floats, reports_killed_workers, training_batches
 from data.mask_files import write_mask
 from data.parallel import in_processes
-from data.samples import Sample, training_samples
-from tests.test_training import arguments, assert_same_weights, fails, records, run_main
+from data.samples import training_samples
+from tests.small_runs import Started, arguments, assert_same_weights, copy_of, fails, records, run_main
 from training.run_folder import RunFolder
 from utils.config import load_config
 from utils.errors import UserError
@@ -313,12 +313,7 @@ def test_workers_change_nothing_of_it(broken_world, tmp_path):
 @pytest.mark.parametrize("step", [0, 2, 4, 6])
 def test_resume_over_broken_pictures_equals_a_straight_run(broken_world, tmp_path, step):
     _, straight = broken_world
-    run = RunFolder(tmp_path / "run")
-    shutil.copytree(straight.path, run.path)
-    for path in run.checkpoints.glob("step_*.pt"):
-        if int(path.stem[5:]) > step:
-            path.unlink()
-    shutil.copy(run.checkpoints / f"step_{step:08d}.pt", run.last)
+    run = copy_of(straight, tmp_path / "run", step)
     with open(run.path / "bad_files.txt", "a") as file:
         file.write("7\t/cut/o")
     run_main("--resume", run.path)
@@ -357,39 +352,40 @@ def test_broken_validation_pictures_and_masks_stop_a_run(folder, tmp_path, capsy
 # --- data workers that are killed --------------------------------------------------------------------------------
 
 
+# Four pairs. A worker that makes the third kills itself, before or after what it made until then is taken.
+KILLS_ITS_WORKER = """
+import os, signal, sys, time
+import torch
+from data.loader import Batches, reports_killed_workers
+from data.samples import Sample
+from utils.errors import reports_user_errors
+
+wait, step = map(float, sys.argv[1:])
+
 class KillsItsWorker(torch.utils.data.Dataset):
-    """Four pairs. A worker that makes the third kills itself, before or after what it made until then is taken."""
-
-    def __init__(self, wait):
-        self.wait = wait
-
     def __len__(self):
         return 4
 
     def __getitem__(self, number):
         if number == 2:
-            time.sleep(self.wait)
+            time.sleep(wait)
             os.kill(os.getpid(), signal.SIGKILL)
         return Sample(torch.zeros(3, 1, 1, dtype=torch.uint8), torch.zeros(1, 1, 1, dtype=torch.uint8), [])
-
-
-@pytest.mark.parametrize(("wait", "step"), [(0, 0), (0.3, 0), (0.3, 5)])  # while it hands over, is waited for, or works
-def test_a_killed_worker_ends_a_script_with_one_line(wait, step):
-    script = f"""
-import sys, time
-from data.loader import Batches, reports_killed_workers
-from tests.test_bad_data import KillsItsWorker
-from utils.errors import reports_user_errors
 
 @reports_user_errors
 def main(argv):
     with reports_killed_workers():
-        for batch in Batches(KillsItsWorker({wait}), num_workers=1):
-            time.sleep({step})
+        for batch in Batches(KillsItsWorker(), num_workers=1):
+            time.sleep(step)
 
 sys.exit(main([]))
 """
-    run = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(("wait", "step"), [(0, 0), (0.3, 0), (0.3, 5)])  # while it hands over, is waited for, or works
+def test_a_killed_worker_ends_a_script_with_one_line(wait, step):
+    command = [sys.executable, "-c", KILLS_ITS_WORKER, str(wait), str(step)]
+    run = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
     line = "error: a data worker is killed by signal: Killed; was memory short? Fewer data.workers need less\n"
     assert run.stderr == line
     assert run.returncode == 1
@@ -428,16 +424,11 @@ def test_a_killed_data_worker_ends_the_run_with_a_line_and_resume_equals_a_strai
     straight, run = RunFolder(tmp_path / "straight"), RunFolder(tmp_path / "run")
     more = ("phases.0.steps=40", "train.eval_every=1000", "data.workers=2", "train.save_every=3")
     run_main(*arguments(folder, straight.path, *more))
-    command = [sys.executable, "main.py", *arguments(folder, run.path, *more)]
-    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (run.checkpoints / "step_00000003.pt").exists():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(children_of(process.pid)[0], signal.SIGKILL)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 1, error
+    started = Started(run, *arguments(folder, run.path, *more))
+    started.wait_for((run.checkpoints / "step_00000003.pt").exists)
+    os.kill(children_of(started.process.pid)[0], signal.SIGKILL)
+    assert started.end() == 1
+    error = started.text()
     assert "Traceback" not in error
     assert re.search(r"^error: a data worker (is killed|exited).*was memory short\?", error.splitlines()[-1])
     assert torch.load(run.last, weights_only=True)["step"] % 3 == 0
@@ -555,12 +546,12 @@ def test_ctrl_c_ends_check_data_without_a_traceback(folder, tmp_path, wait):
         os.link(images / "0.png", images / f"{i}.png")
     command = [sys.executable, "main.py", "--check-data", *arguments(folder, "run", f"data.train={images}")]
     process = subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while len(children_of(process.pid)) < 3 and time.monotonic() < deadline:  # two processes and multiprocessing's own
         time.sleep(0.05)
     time.sleep(wait)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, error = process.communicate(timeout=20)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == 130, error
     assert error.strip().splitlines()[-1] == "interrupted"
     assert "Traceback" not in error

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 import training.setup
-from tests.small_runs import STEPS, arguments, copy_of, fails, make_data, run_main
+from tests.small_runs import STEPS, arguments, copy_of, fails, run_main
 from training.meter import FORECAST_AT, forecast
 from training.run_folder import RunFolder
 from utils.checkpoint import load_checkpoint
@@ -13,11 +13,6 @@ from utils.config import DEFAULT_CONFIG, load_config
 
 # The second phase ruins what the first has learnt.
 WORSE = ("train.eval_every=2", "phases.0.lr=2e-3", "phases.1.lr=0.3")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("data"))
 
 
 def same(weights, state):

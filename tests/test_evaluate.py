@@ -283,6 +283,7 @@ def test_masks_of_several_sizes(folder, tmp_path):
     assert {row["method"] for row in rows_of(tmp_path / "out")} == {f"{parent}/one", "telea"}
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(folder, done, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "evaluate.py"]

@@ -49,8 +49,7 @@ def foreign():
     return net
 
 
-QUICK = {"ours": ours, "foreign": foreign}
-NETWORKS = {**QUICK, "with base": with_base}  # whose pyramid takes a minute and a half to export
+NETWORKS = {"ours": ours, "foreign": foreign, "with base": with_base}
 
 
 def inputs(n, height, width):
@@ -80,7 +79,9 @@ class Exported(NamedTuple):
     said: str
 
 
-@pytest.fixture(scope="module", params=[*QUICK, pytest.param("with base", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=["ours", *(pytest.param(name, marks=pytest.mark.slow) for name in ("foreign", "with base"))]
+)
 def exported(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     it = Exported(request.param, NETWORKS[request.param](), folder / "network.onnx", folder / "network.pt2", "")

@@ -1,9 +1,9 @@
 """What kills, full disks, damaged files and second runs do to a run folder: nothing that a resume does not mend."""
 
 import contextlib
+import functools
 import io
 import json
-import multiprocessing
 import os
 import pickle
 import random
@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import zipfile
 from pathlib import Path
@@ -22,111 +21,26 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tqdm import tqdm
 
-import main as training
 import predict
-from data.mask_files import write_mask
+import training
 from model import load_model
+from tests.small_runs import (
+    PROCESSES,
+    STEPS,
+    Started,
+    arguments,
+    copy_of,
+    fails,
+    records,
+    run_main,
+)
 from training.run_folder import RunFolder
 from utils import files
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 
 PROJECT = Path(__file__).resolve().parent.parent
-STEPS = 8
-
-# Processes of their own that start at once: a server that has torch forks them.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["torch", "cv2", "PIL.Image", "safetensors.torch", "tqdm", "torch.utils.tensorboard"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As in the processes below, whose results are compared bit for bit: a sum by two threads has another order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Four images and four masks."""
-    folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    for name in ("images", "train", "val"):
-        (folder / name).mkdir()
-    for i in range(4):
-        Image.fromarray(rng.integers(0, 256, (40, 44, 3), dtype=np.uint8)).save(folder / "images" / f"{i}.png")
-        mask = np.ones((32, 32), np.uint8)
-        mask[4 * i : 4 * i + 9, 8:24] = 0
-        write_mask(folder / "train" / f"{i}.png", mask)
-        write_mask(folder / "val" / f"{i}.png", mask.T)
-    return folder
-
-
-def arguments(folder, run, *more):
-    return [
-        f"run.dir={run}",
-        "run.device=cpu",
-        f"data.train={folder / 'images'}",
-        f"data.val={folder / 'images'}",
-        "data.val_pairs=2",
-        "data.image_size=32",
-        "data.workers=0",
-        f"masks.train_dir={folder / 'train'}",
-        f"masks.val_dir={folder / 'val'}",
-        "model.depth=2",
-        "model.base_channels=4",
-        "train.batch_size=2",
-        f"phases.0.steps={STEPS - 3}",
-        "phases.1.steps=3",
-        "phases.1.settle_batches=1",
-        "train.log_every=1",
-        "train.eval_every=4",
-        "train.save_every=1",
-        "train.keep_checkpoints=100",
-        *more,
-    ]
-
-
-def run_main(*args):
-    assert training.main([str(arg) for arg in args]) == 0
-
-
-def fails(capsys, *args):
-    """The one line that a start which fails says."""
-    capsys.readouterr()
-    assert training.main([str(arg) for arg in args]) == 1
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    return line
-
-
-@pytest.fixture(scope="module")
-def straight(folder, tmp_path_factory):
-    """A run that nothing interrupts."""
-    run = RunFolder(tmp_path_factory.mktemp("runs") / "straight")
-    run_main(*arguments(folder, run.path))
-    return run
-
-
-def copy_of(straight, path, step=STEPS):
-    """A run that was interrupted behind `step`."""
-    run = RunFolder(path)
-    shutil.copytree(straight.path, run.path)
-    run.weights.unlink()
-    for file in run.checkpoints.iterdir():
-        file.unlink()
-    for done in range(step + 1):
-        shutil.copy(straight.checkpoints / f"step_{done:08d}.pt", run.checkpoints)
-    os.link(run.checkpoints / f"step_{step:08d}.pt", run.last)
-    return run
-
-
-def records(run):
-    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "train/images_per_second"} for line in lines]
 
 
 def assert_same_run(run, other):
@@ -151,59 +65,7 @@ def temporaries(run):
     return [path for path in run.path.rglob("*") if path.name.endswith(".tmp")]
 
 
-# --- processes ---------------------------------------------------------------------------------------------------
-
-
-def _in_process(argv, output, largest_file, user):
-    """main.py in a process of its own, with a limit to the size of files, as another user."""
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-    torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # for the data workers, as in a process started by hand
-    tqdm.set_lock(threading.RLock())  # its own is for several processes, and outlives one that is killed
-    if largest_file:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-    if user:
-        os.setgroups([])
-        os.setgid(user)
-        os.setuid(user)
-    code = training.main([str(arg) for arg in argv])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-class Started:
-    """A main.py that runs; what it says goes to a file beside the run folder."""
-
-    def __init__(self, run, *argv, largest_file=0, user=0):
-        self.output = run.path.with_suffix(".txt")
-        self.process = PROCESSES.Process(target=_in_process, args=(argv, self.output, largest_file, user))
-        self.process.start()
-
-    def send(self, signum):
-        os.kill(self.process.pid, signum)
-
-    def wait_for(self, holds):
-        limit = time.monotonic() + 60
-        while not holds():
-            assert self.process.is_alive(), self.text()
-            assert time.monotonic() < limit, self.text()
-            time.sleep(0.002)
-
-    def text(self):
-        return self.output.read_text() if self.output.exists() else ""
-
-    def end(self):
-        """The exit code; negative where a signal ended the process."""
-        self.process.join(60)
-        code = self.process.exitcode
-        self.process.kill()
-        self.process.join()
-        self.process.close()
-        return code
+# --- kills and signals -------------------------------------------------------------------------------------------
 
 
 def has_record(run, step):
@@ -212,7 +74,7 @@ def has_record(run, step):
 
 @pytest.mark.slow
 def test_killed_at_thirty_moments_a_run_ends_as_if_never_interrupted(folder, tmp_path):
-    steps = ("phases.0.steps=150", "phases.1.steps=150", "train.eval_every=37", "train.keep_checkpoints=3")
+    steps = ("phases.0.steps=300", "phases.1.steps=300", "train.eval_every=37", "train.keep_checkpoints=3")
     straight, run = RunFolder(tmp_path / "straight"), RunFolder(tmp_path / "run")
     run_main(*arguments(folder, straight.path, *steps))
     rng = random.Random(0)
@@ -221,7 +83,7 @@ def test_killed_at_thirty_moments_a_run_ends_as_if_never_interrupted(folder, tmp
         begun = run.config.exists()
         started = Started(run, *(("--resume", run.path) if begun else arguments(folder, run.path, *steps)))
         if kills % 3 == 0:  # at any moment from the first import on, but before a fast machine has done too many steps
-            latest, furthest = time.monotonic() + rng.uniform(0, 3), 10 * (kills + 1)
+            latest, furthest = time.monotonic() + rng.uniform(0, 3), 20 * (kills + 1)
             while time.monotonic() < latest and not has_record(run, furthest):
                 time.sleep(0.005)
         else:  # when it is at work; every other time, as soon as something is being written
@@ -238,7 +100,7 @@ def test_killed_at_thirty_moments_a_run_ends_as_if_never_interrupted(folder, tmp
         for path in run.checkpoints.glob("*.pt"):
             load_checkpoint(path)
     step = load_checkpoint(run.last)["step"]
-    assert 0 < step < 300
+    assert 0 < step < 600
     print(f"{kills} kills, {writing} of them while a checkpoint was written, the last at step {step}")
     assert writing > 0
     run_main("--resume", run.path)
@@ -266,30 +128,35 @@ def test_memory_does_not_grow(folder, tmp_path):
     assert resident[2000] < 1.05 * resident[200]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("again", [False, True])
-def test_a_signal_during_validation(folder, tmp_path, again):
-    # Long enough that the signals come in time.
-    more = ("data.val_pairs=150", "train.save_every=3", "phases.1.steps=0")
+def interrupt_validation(*signals):
+    """From now on these signals come when a validation begins."""
+    validate = training.validate
+
+    def interrupted(*args):
+        for signum in signals:
+            os.kill(os.getpid(), signum)
+        return validate(*args)
+
+    training.validate = interrupted
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]])
+def test_a_signal_during_validation(folder, straight, tmp_path, signals):
     run = RunFolder(tmp_path / "run")
-    started = Started(run, *arguments(folder, run.path, *more))
-    started.wait_for(lambda: has_record(run, 4))
-    started.send(signal.SIGTERM if again else signal.SIGINT)
-    if again:  # acts at once
-        time.sleep(0.1)
-        started.send(signal.SIGTERM)
+    words = arguments(folder, run.path, "train.save_every=3")
+    started = Started(run, *words, before=functools.partial(interrupt_validation, *signals))
+    if len(signals) > 1:  # the second acts at once
         assert started.end() == -signal.SIGTERM
         assert "val/" not in run.metrics.read_text()
         assert load_checkpoint(run.last)["step"] == 3
     else:
         assert started.end() == 128 + signal.SIGINT
-        assert load_checkpoint(run.last)["step"] == 4
+        assert "val/" in run.metrics.read_text()  # it was finished, and the next step is the last
+        assert load_checkpoint(run.last)["step"] == 5
         assert f"python main.py --resume {run.path}" in started.text()
     assert "Traceback" not in started.text()
     run_main("--resume", run.path)
-    other = RunFolder(tmp_path / "straight")
-    run_main(*arguments(folder, other.path, *more))
-    assert_same_run(run, other)
+    assert_same_run(run, straight)
 
 
 # --- one run in a folder -----------------------------------------------------------------------------------------
@@ -656,7 +523,7 @@ def test_what_was_taken_back_goes(straight, tmp_path):
 
 def test_the_best_stays_whatever_interrupts(folder, tmp_path):
     # The learning rate of the second phase ruins what the first has learned.
-    more = ("train.eval_every=1", "phases.0.lr=2e-3", "phases.1.lr=0.5")
+    more = ("train.eval_every=1", "phases.0.lr=2e-3", "phases.1.lr=0.3")
     straight = RunFolder(tmp_path / "straight")
     run_main(*arguments(folder, straight.path, *more))
     errors = {line["step"]: line["val/l1_percent"] for line in records(straight) if "val/l1_percent" in line}
@@ -672,8 +539,6 @@ def test_the_best_stays_whatever_interrupts(folder, tmp_path):
 
     for step in (0, best, STEPS - 1):  # killed before, at and behind the best
         run = copy_of(straight, tmp_path / f"killed_{step}", step)
-        if step >= best:
-            shutil.copy(straight.best, run.best)
         run_main("--resume", run.path)
         assert_same_run(run, straight)
 

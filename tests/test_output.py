@@ -19,18 +19,6 @@ from utils.processes import pick_device, processes
 PROJECT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def straight(folder, tmp_path_factory):
-    run = RunFolder(tmp_path_factory.mktemp("runs") / "straight")
-    run_main(*arguments(folder, run.path))
-    return run
-
-
 # --- stdout and stderr -------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import signal
 import sys
 
@@ -13,17 +12,24 @@ import main as training
 from data.schedule import Schedule
 from loss import InpaintingLoss
 from model import VGG16Features
-from tests.test_training import arguments, assert_same_weights, at_step, fails, folder, records, run_main, weights
+from tests.small_runs import (
+    WITH_VGG,
+    arguments,
+    assert_same_weights,
+    at_step,
+    copy_of,
+    fails,
+    records,
+    run_main,
+    weights,
+)
 from training.run_folder import RunFolder
 from training.state import TrainState, make_network
 from utils.checkpoint import load_checkpoint
 from utils.config import load_config
 
-__all__ = ["folder"]  # a fixture
-
 CPU = torch.device("cpu")
 SCHEDULE = Schedule(load_config(overrides=["phases=[{steps: 4, lr: 1e-3}, {steps: 9, lr: 1e-4}]"]))
-NO_VGG = "loss.weights={perceptual: 0, style: 0}"
 # Each differs from the one before in all that a phase can give.
 PHASES = (
     "phases=["
@@ -32,7 +38,7 @@ PHASES = (
     "{steps: 3, lr: 5e-4, batch_size: 6, freeze_encoder_batch_norm: true, settle_batches: 2, loss_weights: {style: 0}}"
     "]"
 )
-VARIED = (PHASES, "model.depth=2", "train.ema_decay=0.5", "train.eval_every=2")
+VARIED = (PHASES, *WITH_VGG, "train.ema_decay=0.5", "train.eval_every=2")
 
 
 @pytest.fixture(scope="module")
@@ -41,18 +47,6 @@ def varied(folder, tmp_path_factory):
     run = RunFolder(tmp_path_factory.mktemp("runs") / "varied")
     run_main(*arguments(folder, run.path, *VARIED))
     return run
-
-
-def copy_until(run, path, step):
-    """The run as it was when it was interrupted behind a step."""
-    again = RunFolder(path)
-    shutil.copytree(run.path, again.path)
-    again.weights.unlink()
-    for checkpoint in again.checkpoints.glob("step_*.pt"):
-        if int(checkpoint.stem[5:]) > step:
-            checkpoint.unlink()
-    shutil.copy(again.checkpoints / f"step_{step:08d}.pt", again.last)
-    return again
 
 
 def assert_same_run(run, other):
@@ -93,7 +87,7 @@ def test_total_is_the_sum_of_the_terms_by_the_weights_of_the_phase(varied):
 
 @pytest.mark.parametrize("step", [0, 2, 3, 4, 6, 7])  # at 3 and 6 the next phase is still to begin
 def test_resume_is_exact_across_every_boundary(varied, tmp_path, step):
-    run = copy_until(varied, tmp_path / "run", step)
+    run = copy_of(varied, tmp_path / "run", step)
     run_main("--resume", run.path)
     assert_same_run(run, varied)
 
@@ -120,7 +114,7 @@ def test_a_run_that_is_stopped_on_a_boundary_goes_on_exactly(folder, varied, tmp
 
 def test_a_phase_can_be_added_to_a_finished_run(folder, varied, tmp_path):
     more = PHASES.replace("}]", "}, {steps: 2, lr: 1e-4, image_size: 48, batch_size: 3}]")
-    run, straight = copy_until(varied, tmp_path / "run", 9), RunFolder(tmp_path / "straight")
+    run, straight = copy_of(varied, tmp_path / "run", 9), RunFolder(tmp_path / "straight")
     run_main("--resume", run.path, more)
     run_main(*arguments(folder, straight.path, *VARIED, more))
     assert_same_weights(run, straight)
@@ -132,7 +126,7 @@ def test_a_phase_can_be_added_to_a_finished_run(folder, varied, tmp_path):
 def test_without_perceptual_and_style_no_vgg_is_loaded_nor_called(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(VGG16Features, "forward", lambda *_: pytest.fail("called"))
     monkeypatch.setattr(VGG16Features, "__init__", lambda *_: pytest.fail("loaded"))
-    run_main(*arguments(folder, tmp_path / "run", NO_VGG, "loss.vgg16=none.safetensors", "phases.0.steps=1"))
+    run_main(*arguments(folder, tmp_path / "run", "loss.vgg16=none.safetensors", "phases.0.steps=1"))
 
 
 def test_vgg_is_called_in_the_phases_that_need_it(folder, tmp_path, monkeypatch):
@@ -140,7 +134,7 @@ def test_vgg_is_called_in_the_phases_that_need_it(folder, tmp_path, monkeypatch)
     forward = VGG16Features.forward
     monkeypatch.setattr(VGG16Features, "forward", lambda net, image: (calls.append(len(image)), forward(net, image))[1])
     phases = "phases=[{steps: 2, lr: 1e-3}, {steps: 1, lr: 1e-3, loss_weights: {style: 1}}, {steps: 2, lr: 1e-3}]"
-    run_main(*arguments(folder, tmp_path / "run", NO_VGG, phases))
+    run_main(*arguments(folder, tmp_path / "run", phases))
     assert calls == [2, 4]  # the truth, then output and composite
 
 
@@ -276,7 +270,7 @@ def test_a_run_that_diverges_stops_at_the_next_record_and_saves_nothing_bad(
         monkeypatch.setattr(InpaintingLoss, "forward", broken)
     run = RunFolder(tmp_path / "run")
     every = ("train.log_every=4", "train.save_every=2", "train.eval_every=100", "phases.0.steps=9")
-    line = fails(capsys, *arguments(folder, run.path, NO_VGG, *every))
+    line = fails(capsys, *arguments(folder, run.path, *every))
     assert line.startswith(f"error: step 3: the {what} is not finite")
     assert "python main.py" in line  # how to go on
     assert sorted(path.name for path in run.checkpoints.glob("step_*")) == ["step_00000000.pt", "step_00000002.pt"]
@@ -285,7 +279,7 @@ def test_a_run_that_diverges_stops_at_the_next_record_and_saves_nothing_bad(
     monkeypatch.undo()
     run_main("--resume", run.path)
     straight = RunFolder(tmp_path / "straight")
-    run_main(*arguments(folder, straight.path, NO_VGG, *every))
+    run_main(*arguments(folder, straight.path, *every))
     assert_same_weights(run, straight)
 
 

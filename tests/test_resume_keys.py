@@ -5,7 +5,7 @@ import shutil
 import pytest
 import safetensors.torch
 
-from tests.small_runs import STEPS, arguments, contents, copy_of, fails, make_data, run_main, same_weights
+from tests.small_runs import STEPS, arguments, contents, copy_of, fails, run_main, same_weights
 from training.resume import AT_ONCE, IN_STEPS_TO_COME, RESUMABLE, WITH_RESCAN, values_of
 from training.run_folder import RunFolder
 from utils.config import DEFAULT_CONFIG, LossWeights, load_config
@@ -14,39 +14,32 @@ REACHED = 6  # steps: two of the second phase are done
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = make_data(tmp_path_factory.mktemp("data"))
-    shutil.copytree(folder / "images", folder / "others")
-    shutil.copytree(folder / "train", folder / "other_train")
-    shutil.copytree(folder / "val", folder / "other_val")
-    (folder / "others" / "0.png").rename(folder / "others" / "5.png")  # other positions in the list
-    (folder / "other_train" / "0.png").rename(folder / "other_train" / "5.png")
+def others(folder, tmp_path_factory):
+    """Other data than that of the runs."""
+    others = tmp_path_factory.mktemp("others")
+    for name in ("images", "train", "val"):
+        shutil.copytree(folder / name, others / name)
+    for name in ("images", "train"):
+        (others / name / "0.png").rename(others / name / "5.png")  # other positions in the list
     vgg = safetensors.torch.load_file(DEFAULT_CONFIG.parent / "weights" / "vgg16_conv1-3.safetensors")
-    safetensors.torch.save_file({name: tensor * 1.1 for name, tensor in vgg.items()}, folder / "vgg.safetensors")
-    return folder
+    safetensors.torch.save_file({name: tensor * 1.1 for name, tensor in vgg.items()}, others / "vgg.safetensors")
+    return others
 
 
-@pytest.fixture(scope="module")
-def straight(folder, tmp_path_factory):
-    run = RunFolder(tmp_path_factory.mktemp("runs") / "straight")
-    run_main(*arguments(folder, run.path))
-    return run
-
-
-# Another value for each key. FOLDER is that of the data.
+# Another value for each key. OTHERS is a folder of other data.
 OTHER_VALUES = {
     "run.seed": "1",
     "run.device": "auto",
-    "data.train": "FOLDER/others",
-    "data.val": "FOLDER/others",
+    "data.train": "OTHERS/images",
+    "data.val": "OTHERS/images",
     "data.val_pairs": "3",
     "data.image_size": "64",
     "data.crop_scale": "[0.5, 0.6]",
     "data.crop_unit": "area",
     "data.workers": "1",
     "data.max_bad": "0.5",
-    "masks.train_dir": "FOLDER/other_train",
-    "masks.val_dir": "FOLDER/other_val",
+    "masks.train_dir": "OTHERS/train",
+    "masks.val_dir": "OTHERS/val",
     "masks.train_count": "7",
     "masks.val_count": "7",
     "masks.size": "64",
@@ -59,7 +52,7 @@ OTHER_VALUES = {
     "model.depth": "3",
     "model.base_channels": "8",
     "model.base": "push_pull",
-    "loss.vgg16": "FOLDER/vgg.safetensors",
+    "loss.vgg16": "OTHERS/vgg.safetensors",
     **{f"loss.weights.{term}": "2" for term in LossWeights.model_fields},
     "optim.name": "SGD",
     "optim.momentum": "0.5",
@@ -95,8 +88,8 @@ def taken():
     ]
 
 
-def override(key, folder):
-    return f"{key}={OTHER_VALUES[key].replace('FOLDER', str(folder))}"
+def override(key, others):
+    return f"{key}={OTHER_VALUES[key].replace('OTHERS', str(others))}"
 
 
 def test_each_key_has_its_rule_and_its_case():
@@ -106,21 +99,21 @@ def test_each_key_has_its_rule_and_its_case():
 
 
 @pytest.mark.parametrize("key", refused())
-def test_a_value_that_must_stay_is_refused_before_anything_is_written(straight, folder, tmp_path, capsys, key):
+def test_a_value_that_must_stay_is_refused_before_anything_is_written(straight, others, tmp_path, capsys, key):
     run = copy_of(straight, tmp_path / "run", REACHED)
     before = contents(run.path)
-    line = fails(capsys, "--resume", run.path, override(key, folder))
+    line = fails(capsys, "--resume", run.path, override(key, others))
     assert f"--resume: {key}: " in line
     assert "\n" not in line
     assert contents(run.path) == before
 
 
 @pytest.mark.parametrize("key", taken())
-def test_a_value_that_may_change_takes_effect(straight, folder, tmp_path, key):
+def test_a_value_that_may_change_takes_effect(straight, others, tmp_path, key):
     more = NEEDS_MORE.get(key, [])
     run = copy_of(straight, tmp_path / "run", REACHED)
-    run_main("--resume", run.path, override(key, folder), *more)
-    asked = load_config(overrides=[override(key, folder), *more])
+    run_main("--resume", run.path, override(key, others), *more)
+    asked = load_config(overrides=[override(key, others), *more])
     assert values_of(load_config(run.config, resume=True))[key] == values_of(asked)[key]
     if key in SAME_WEIGHTS:
         return
@@ -143,10 +136,10 @@ def test_a_value_that_may_change_takes_effect(straight, folder, tmp_path, key):
         ("train.keep_checkpoints", lambda run: len(list(run.checkpoints.glob("step_*.pt"))) == 2),
     ],
 )
-def test_what_is_written_takes_effect(straight, folder, tmp_path, key, effect):
+def test_what_is_written_takes_effect(straight, others, tmp_path, key, effect):
     assert not effect(straight)
     run = copy_of(straight, tmp_path / "run", REACHED)
-    run_main("--resume", run.path, override(key, folder))
+    run_main("--resume", run.path, override(key, others))
     assert effect(run)
 
 

@@ -12,24 +12,11 @@ import torch
 
 import main
 import training.run_folder
-from tests.small_runs import STEPS, arguments, contents, copy_of, fails, make_data, run_main, same_weights, weights
+from tests.small_runs import STEPS, arguments, contents, copy_of, fails, run_main, same_weights, weights
 from training.run_folder import RunFolder
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.config import load_config
 from utils.plain_yaml import format_yaml, parse_yaml
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def straight(folder, tmp_path_factory):
-    run = RunFolder(tmp_path_factory.mktemp("runs") / "straight")
-    run_main(*arguments(folder, run.path))
-    return run
-
 
 # --- checkpoints with the right keys and wrong values ------------------------------------------------------------
 
@@ -140,7 +127,7 @@ def training_main(*args):
 @pytest.mark.parametrize("log_every", [1, 2])
 def test_the_advice_after_a_nan_in_the_second_phase_works(folder, tmp_path, capsys, log_every):
     run = RunFolder(tmp_path / "run")
-    more = ("phases.1.steps=20", "phases.1.lr=1e8", f"train.log_every={log_every}")
+    more = ("phases.1.steps=20", "phases.1.lr=1e30", f"train.log_every={log_every}")
     line = fails(capsys, *arguments(folder, run.path, *more))
     assert "is not finite" in line
     assert advised(line)[0] == "--resume"

@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from model import PConvUNet, load_model
-from tests.test_training import arguments, assert_same_weights, at_step, fails, folder, records, run_main, weights
+from tests.small_runs import arguments, assert_same_weights, at_step, copy_of, fails, records, run_main, weights
 from training.run_folder import RunFolder
 from training.state import make_network
 
-__all__ = ["folder"]  # a fixture
 PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -37,10 +36,7 @@ def trained(folder, tmp_path_factory):
 
 def resumed(run, path, step, *more):
     """A copy of the run, gone on from this step."""
-    again = RunFolder(path)
-    shutil.copytree(run.path, again.path)
-    again.weights.unlink()
-    shutil.copy(again.checkpoints / f"step_{step:08d}.pt", again.last)
+    again = copy_of(run, path, step)
     run_main("--resume", again.path, *more)
     return again
 

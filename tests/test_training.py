@@ -1,103 +1,41 @@
 """main.py: what a run writes, that resume equals a straight run, and what stops it."""
 
-import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-import main as training
 from data.loader import as_floats, validation_batches
-from data.mask_files import write_mask
 from data.samples import validation_pairs
 from evaluation.metrics import picture_metrics
+from main import parse_arguments
 from model import PConvUNet, inpaint, load_model
 from tests import foreign
+from tests.small_runs import (
+    STEPS,
+    WITH_VGG,
+    Started,
+    arguments,
+    assert_same_weights,
+    at_step,
+    copy_of,
+    fails,
+    records,
+    run_main,
+    weights,
+)
 from training.run_folder import RunFolder
 from training.validation import validate
 from utils.config import config_to_dict, load_config
 
 PROJECT = Path(__file__).resolve().parent.parent
-STEPS = 8  # of the runs below: five, then three of fine-tuning
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Five images and six masks, made by hand."""
-    folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    for name in ("images", "train", "val"):
-        (folder / name).mkdir()
-    for i in range(5):
-        small = rng.integers(0, 256, (6, 7, 3), dtype=np.uint8)
-        Image.fromarray(small).resize((50, 44), Image.Resampling.BICUBIC).save(folder / "images" / f"{i}.png")
-    for i in range(6):
-        mask = np.ones((32, 32), np.uint8)
-        mask[3 * i : 3 * i + 9, 8:24] = 0
-        write_mask(folder / "train" / f"{i}.png", mask)
-        write_mask(folder / "val" / f"{i}.png", mask.T)
-    return folder
-
-
-def arguments(folder, run, *more):
-    return [
-        f"run.dir={run}",
-        "run.device=cpu",
-        f"data.train={folder / 'images'}",
-        f"data.val={folder / 'images'}",
-        "data.val_pairs=3",
-        "data.image_size=32",
-        "data.workers=0",
-        f"masks.train_dir={folder / 'train'}",
-        f"masks.val_dir={folder / 'val'}",
-        "model.depth=3",
-        "model.base_channels=4",
-        "train.batch_size=2",
-        f"phases.0.steps={STEPS - 3}",
-        "phases.1.steps=3",
-        "phases.1.settle_batches=3",
-        "train.log_every=1",
-        "train.eval_every=4",
-        "train.save_every=1",
-        "train.keep_checkpoints=100",
-        *more,
-    ]
-
-
-def run_main(*args):
-    assert training.main([str(arg) for arg in args]) == 0
-
-
-@pytest.fixture(scope="module")
-def straight(folder, tmp_path_factory):
-    """A run that nothing interrupts, with a checkpoint of every step."""
-    run = RunFolder(tmp_path_factory.mktemp("runs") / "straight")
-    run_main(*arguments(folder, run.path))
-    return run
-
-
-def weights(run):
-    return torch.load(run.last, weights_only=True)["model"]
-
-
-def assert_same_weights(run, other):
-    ours, theirs = weights(run), weights(other)
-    assert ours.keys() == theirs.keys()
-    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
-
-
-def records(run):
-    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "train/images_per_second"} for line in lines]
 
 
 # --- what a run writes -------------------------------------------------------------------------------------------
@@ -115,7 +53,7 @@ def test_a_run_writes_all_that_it_promises(folder, straight):
     terms = [term for term, weight in load_config(straight.config).loss.weights if weight]
     assert all(f"train/{name}" in lines[0] for name in ("total", *terms, "lr"))
     lrs = [line["train/lr"] for line in lines if "train/lr" in line]
-    assert lrs == [2e-4] * 5 + [5e-5] * 3
+    assert lrs == [2e-4] * 4 + [5e-5] * 4
 
 
 def test_tensorboard_shows_the_same_numbers(straight):
@@ -134,7 +72,7 @@ def test_a_checkpoint_is_a_plain_dict_that_loads_safely(straight):
     assert set(checkpoint) >= {"model", "optimizer", "step", "config"}
     assert checkpoint["step"] == 3
     assert checkpoint["config"] == config_to_dict(load_config(straight.config))
-    assert load_model(straight.last).depth == 3
+    assert load_model(straight.last).depth == 2
 
 
 def test_trained_metric_is_the_metric_of_the_saved_file(straight):
@@ -174,10 +112,6 @@ def averaged(folder, tmp_path_factory):
     return run
 
 
-def at_step(run, step):
-    return torch.load(run.checkpoints / f"step_{step:08d}.pt", weights_only=True)
-
-
 def test_the_moving_average_by_hand(averaged, straight):
     """From the first step's weights on, a quarter of the new and three of what was; training stays the same."""
     assert "ema" not in at_step(straight, 1)
@@ -204,36 +138,28 @@ def test_validation_and_prediction_use_the_average(averaged):
     assert {name: last[f"val/{name}"] for name in metrics} == pytest.approx(metrics, rel=1e-6)
 
 
-@pytest.mark.parametrize("step", [0, 1, 5, 6])
+@pytest.mark.parametrize("step", [0, 1, 4, 6])
 def test_a_resumed_average_equals_a_straight_one(averaged, tmp_path, step):
-    run = RunFolder(tmp_path / "run")
-    shutil.copytree(averaged.path, run.path)
-    run.weights.unlink()
-    shutil.copy(run.checkpoints / f"step_{step:08d}.pt", run.last)
+    run = copy_of(averaged, tmp_path / "run", step)
     run_main("--resume", run.path)
     assert run.weights.read_bytes() == averaged.weights.read_bytes()
     assert records(run) == records(averaged)
 
 
 def test_an_average_switched_on_later_starts_from_there(straight, tmp_path):
-    run = RunFolder(tmp_path / "run")
-    shutil.copytree(straight.path, run.path)
-    shutil.copy(run.checkpoints / "step_00000006.pt", run.last)
+    run = copy_of(straight, tmp_path / "run", 6)
     run_main("--resume", run.path, "train.ema_decay=0.75")
-    before, after = (at_step(run, step)["model"]["decoder.2.conv.weight"] for step in (6, 7))
-    average = at_step(run, 7)["ema"]["decoder.2.conv.weight"]
+    before, after = (at_step(run, step)["model"]["decoder.1.conv.weight"] for step in (6, 7))
+    average = at_step(run, 7)["ema"]["decoder.1.conv.weight"]
     torch.testing.assert_close(average, 0.75 * before + 0.25 * after)
 
 
 # --- what a run computes is a function of its config -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", [0, 3, 5, 6])  # 5: the switch to fine-tuning is still to come; 6: it is behind
+@pytest.mark.parametrize("step", [0, 3, 4, 5])  # 4: the switch to fine-tuning is still to come; 5: it is behind
 def test_resume_equals_a_straight_run(straight, tmp_path, step):
-    run = RunFolder(tmp_path / "moved")  # a run folder may be moved
-    shutil.copytree(straight.path, run.path)
-    run.weights.unlink()
-    shutil.copy(run.checkpoints / f"step_{step:08d}.pt", run.last)
+    run = copy_of(straight, tmp_path / "moved", step)  # a run folder may be moved
     with open(run.metrics, "a") as file:
         file.write('{"step": 9, "tra')  # the line that a killed run was writing
     run_main("--resume", run.path)
@@ -243,11 +169,10 @@ def test_resume_equals_a_straight_run(straight, tmp_path, step):
 
 
 def test_a_run_can_be_made_longer(straight, folder, tmp_path):
-    run = RunFolder(tmp_path / "run")
-    shutil.copytree(straight.path, run.path)
-    run_main("--resume", run.path, "phases.1.steps=5")
+    run = copy_of(straight, tmp_path / "run")
+    run_main("--resume", run.path, "phases.1.steps=6")
     longer = RunFolder(tmp_path / "longer")
-    run_main(*arguments(folder, longer.path, "phases.1.steps=5"))
+    run_main(*arguments(folder, longer.path, "phases.1.steps=6"))
     assert_same_weights(run, longer)
 
 
@@ -264,32 +189,29 @@ def test_the_seed_changes_the_run(folder, straight, tmp_path):
     assert not torch.equal(weights(run)["encoder.0.conv.weight"], weights(straight)["encoder.0.conv.weight"])
 
 
-def start(folder, run, *more):
-    """main.py as a process of its own; returns when it has saved the step after the first."""
-    # Enough steps that no signal comes too late.
-    command = [sys.executable, "main.py", *arguments(folder, run.path, "phases.0.steps=60", *more)]
-    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    waited = time.monotonic() + 60
-    while not (run.checkpoints / "step_00000002.pt").exists():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < waited
-        time.sleep(0.01)
-    return process
-
-
 @pytest.fixture(scope="module")
 def longer(folder, tmp_path_factory):
     run = RunFolder(tmp_path_factory.mktemp("runs") / "longer")
-    run_main(*arguments(folder, run.path, "phases.0.steps=60"))
+    run_main(*arguments(folder, run.path, *LONGER))
     return run
+
+
+LONGER = ("phases.0.steps=100", "train.eval_every=40")  # enough steps that no signal comes too late
+
+
+def interrupted(folder, run, signum, *more):
+    """main.py as a process of its own, which gets a signal behind its second step; and its exit code."""
+    started = Started(run, *arguments(folder, run.path, *LONGER, *more))
+    started.wait_for((run.checkpoints / "step_00000002.pt").exists)
+    started.send(signum)
+    return started, started.end()
 
 
 def test_killed_and_resumed_equals_a_straight_run(folder, longer, tmp_path):
     run = RunFolder(tmp_path / "run")
-    process = start(folder, run)
-    process.kill()
-    process.communicate()
-    assert torch.load(run.last, weights_only=True)["step"] < 60
+    _, code = interrupted(folder, run, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert torch.load(run.last, weights_only=True)["step"] < 100
     run_main("--resume", run.path)
     assert_same_weights(run, longer)
     assert records(run) == records(longer)
@@ -298,15 +220,14 @@ def test_killed_and_resumed_equals_a_straight_run(folder, longer, tmp_path):
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(folder, longer, tmp_path, signum):
     run = RunFolder(tmp_path / "run")
-    process = start(folder, run, "data.workers=1", "train.save_every=2")
-    process.send_signal(signum)
-    text, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signum
+    started, code = interrupted(folder, run, signum, "data.workers=1", "train.save_every=2")
+    assert code == 128 + signum
+    text = started.text()
     assert f"python main.py --resume {run.path}" in text
     assert "Traceback" not in text
     step = torch.load(run.last, weights_only=True)["step"]
     assert f"stopped at step {step} and saved" in text
-    run_main("--resume", run.path)
+    run_main("--resume", run.path, "data.workers=0", "train.save_every=100")
     assert_same_weights(run, longer)
 
 
@@ -315,7 +236,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(folder, longer, 
 
 def test_fine_tuning_freezes_the_encoders_batch_norm(straight):
     before, at_switch, after = (
-        torch.load(straight.checkpoints / f"step_{step:08d}.pt", weights_only=True)["model"] for step in (5, 6, 8)
+        torch.load(straight.checkpoints / f"step_{step:08d}.pt", weights_only=True)["model"] for step in (4, 5, 8)
     )
     for key in after:
         if ".bn." in key and "num_batches" not in key:
@@ -330,24 +251,15 @@ def test_fine_tuning_freezes_the_encoders_batch_norm(straight):
 @pytest.mark.parametrize(("finetune_lr", "level"), [(5e-4, True), (1.0, False)])  # the second shows that it can fail
 def test_the_loss_stays_level_across_the_switch(tmp_path, folder, finetune_lr, level):
     run = RunFolder(tmp_path / "run")
-    more = ("data.train=sample", "data.val=sample", "data.val_pairs=1", "data.image_size=64", "data.workers=2")
-    more += ("model.depth=5", "model.base_channels=8", "train.batch_size=4", "phases.1.settle_batches=20")
-    more += ("phases.0.steps=60", "phases.1.steps=15", "train.eval_every=1000", "train.save_every=1000")
-    run_main(*arguments(folder, run.path, *more, "phases.0.lr=2e-3", f"phases.1.lr={finetune_lr}"))
+    more = ("data.train=sample", "data.val=sample", "data.val_pairs=1", "model.depth=3", "model.base_channels=8")
+    more += ("train.batch_size=4", "phases.0.steps=60", "phases.1.steps=15", "phases.1.settle_batches=20")
+    more += ("train.eval_every=1000", "train.save_every=1000", "phases.0.lr=2e-3", f"phases.1.lr={finetune_lr}")
+    run_main(*arguments(folder, run.path, *more))
     losses = [line["train/total"] for line in records(run) if "train/total" in line]
     assert (np.mean(losses[60:]) < 1.5 * np.mean(losses[10:60])) == level
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------------
-
-
-def fails(capsys, *args):
-    assert training.main([str(arg) for arg in args]) == 1
-    error = capsys.readouterr().err
-    line = error.strip().splitlines()[-1]
-    assert line.startswith("error: ")
-    assert "Traceback" not in error
-    return line
 
 
 def test_a_used_run_folder_is_refused(folder, straight, capsys):
@@ -382,7 +294,7 @@ def test_resume_with_another_model_is_refused(straight, tmp_path, capsys):
 )
 def test_a_start_that_fails_writes_nothing(folder, tmp_path, capsys, change, message):
     (tmp_path / "empty").mkdir()
-    line = fails(capsys, *arguments(folder, tmp_path / "run", change.format(tmp_path)))
+    line = fails(capsys, *arguments(folder, tmp_path / "run", *WITH_VGG, change.format(tmp_path)))
     assert re.search(message, line)
     assert not (tmp_path / "run").exists()
 
@@ -399,7 +311,7 @@ def test_a_broken_picture_is_named_in_one_line(folder, tmp_path, capsys, workers
 
 
 def test_overrides_may_stand_anywhere():
-    args = training.parse_arguments(["run.seed=1", "--config", "a.yml", "run.device=cpu", "--rescan", "train.amp=none"])
+    args = parse_arguments(["run.seed=1", "--config", "a.yml", "run.device=cpu", "--rescan", "train.amp=none"])
     assert args.overrides == ["run.seed=1", "run.device=cpu", "train.amp=none"]
     assert (args.config, args.rescan) == ("a.yml", True)
 
@@ -419,13 +331,13 @@ def test_init_from_starts_from_the_weights(folder, straight, tmp_path, capsys):
     first = torch.load(run.checkpoints / "step_00000000.pt", weights_only=True)["model"]
     assert all(torch.equal(first[key], value) for key, value in weights(straight).items())
     more = arguments(folder, tmp_path / "other", "model.depth=4")
-    assert "its model.depth is 3" in fails(capsys, "--init-from", straight.weights, *more)
+    assert "its model.depth is 2" in fails(capsys, "--init-from", straight.weights, *more)
 
 
 @pytest.mark.parametrize("project", foreign.PROJECTS)
 def test_a_run_from_another_projects_weights_is_that_network(folder, tmp_path, project):
     published = tmp_path / "published.pth"
-    torch.save({"model": foreign.weights(project, foreign.shapes(project, 3, 4))}, published)
+    torch.save({"model": foreign.weights(project, foreign.shapes(project, 2, 4))}, published)
     run = RunFolder(tmp_path / "run")
     run_main("--init-from", published, *arguments(folder, run.path))
     image, mask = torch.rand(1, 3, 32, 32), torch.ones(1, 1, 32, 32).triu()
@@ -436,10 +348,7 @@ def test_a_run_from_another_projects_weights_is_that_network(folder, tmp_path, p
     assert all(torch.equal(end.state_dict()[key], start.state_dict()[key]) for key in kept)
     assert [key for key in end.state_dict() if ".bn." in key] == [key for key in start.state_dict() if ".bn." in key]
     for step in (0, 6):
-        again = RunFolder(tmp_path / f"again_{step}")
-        shutil.copytree(run.path, again.path)
-        again.weights.unlink()
-        shutil.copy(again.checkpoints / f"step_{step:08d}.pt", again.last)
+        again = copy_of(run, tmp_path / f"again_{step}", step)
         run_main("--resume", again.path)
         assert_same_weights(again, run)
         assert again.weights.read_bytes() == run.weights.read_bytes()
@@ -448,7 +357,7 @@ def test_a_run_from_another_projects_weights_is_that_network(folder, tmp_path, p
 def test_fine_tuning_alone_from_other_weights(folder, straight, tmp_path):
     run = RunFolder(tmp_path / "run")
     run_main("--init-from", straight.weights, *arguments(folder, run.path, "phases.0.steps=0"))
-    assert [line["train/lr"] for line in records(run) if "train/lr" in line] == [5e-5] * 3
+    assert [line["train/lr"] for line in records(run) if "train/lr" in line] == [5e-5] * 4
 
 
 @pytest.mark.parametrize("name", ["AdamW", "SGD"])
@@ -456,9 +365,7 @@ def test_other_optimizers_resume_exactly_too(folder, tmp_path, name):
     run = RunFolder(tmp_path / "run")
     more = (f"optim.name={name}", "optim.weight_decay=0.01", "phases.0.lr=1e-5", "train.eval_every=100")
     run_main(*arguments(folder, run.path, *more))
-    again = RunFolder(tmp_path / "again")
-    shutil.copytree(run.path, again.path)
-    shutil.copy(again.checkpoints / "step_00000004.pt", again.last)
+    again = copy_of(run, tmp_path / "again", 4)
     run_main("--resume", again.path)
     assert_same_weights(again, run)
 
