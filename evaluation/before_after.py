@@ -1,6 +1,7 @@
 """A photograph with its hole, as repaired, and as it was, side by side.
 
 `python -m evaluation.before_after PHOTOGRAPH MASK REPAIRED OUTPUT`, as the end of `make demo` does; holes are black.
+docs/demo.png is the picture of such a demo.
 """
 
 from __future__ import annotations
