@@ -26,7 +26,7 @@ _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262  # tags
 _SCALED_TO_16_BITS = ("PNG", "PPM")
 _AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
-# What undoes the turn of a camera, by EXIF orientation; 1 is upright.
+# The operation that makes a picture upright, by EXIF orientation; 1 is upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -168,7 +168,7 @@ def exif_orientation(image: Image.Image) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # as many kinds as there are ways to damage an EXIF block; the picture itself is whole
+    except Exception:  # a damaged EXIF block can raise nearly anything; the picture itself is whole
         return 1
     return int(value) if value in range(1, 9) else 1
 

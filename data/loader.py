@@ -29,7 +29,7 @@ from utils.errors import UserError, message_of
 # Seconds that a worker goes on after SIGTERM: as long as torchrun and Slurm wait for the main process.
 _LAST_SECONDS = 30
 
-# More workers than cores are at worst slower: no warning of them.
+# No warning of more workers than cores: at worst they are slower.
 warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
 
 Pair = tuple[Tensor, Tensor]  # images (N,3,H,W) in [0,1] and masks (N,1,H,W), 1 = valid, 0 = hole: float32
@@ -120,7 +120,7 @@ def training_batches(
     A batch is an image (B,3,H,W) and a mask (B,1,H,W).
     Each rank gets its share of every batch: see StepBatches.
     tell: is called with each broken picture of a batch, in this process, before the batch comes.
-    beside: they are used while others of the training lie ready, so they must do with less shared memory.
+    beside: batches of the training lie ready at the same time, so these may use less shared memory.
     """
     batches = StepBatches(samples.phase, first_step, last_step, config.train.accumulate, rank, world_size)
     share, tells = (BESIDE, False) if beside else (TRAINING, rank == 0)
@@ -141,7 +141,7 @@ def validation_batches(
 def _loading(config: Config, batch: int, size: int, share: float, tells: bool = False) -> dict[str, Any]:
     """DataLoader's arguments for batches of so many images of size×size px, which fit into a share of shared memory.
 
-    tells: says so where that takes fewer workers than data.workers.
+    tells: print a line where fewer workers than data.workers are used.
     """
     batch_bytes = batch * size * size * 4  # three colours and a mask
     workers, prefetch = workers_that_fit(config.data.workers, batch_bytes, share)

@@ -49,7 +49,7 @@ class MaskJob(NamedTuple):
 
 
 def make_masks(config: Config, force: bool, processes: int | None) -> None:
-    """Fill the training and the validation folder. Both stay untouched where one of them must."""
+    """Fill the training and the validation folder. Where one of them may not be filled, both stay as they are."""
     masks, size, seed = config.masks, config.masks.size or config.data.image_size, config.run.seed
     sets = [
         (TRAIN_MASKS, Path(masks.train_dir), masks.train_count, "masks.train_dir"),
@@ -110,8 +110,8 @@ def opened_folder(folder: Path, force: bool, otherwise: str, writes: Sequence[st
 def check_folder(folder: Path, force: bool, otherwise: str, writes: Sequence[str] = (RECORD,)) -> None:
     """UserError where masks may not be written into a folder.
 
-    It may hold no images, or with `force` only such as masks.py made there, as the folder's record says. Of the files
-    that are written beside the masks (`writes`) none may be there from others. What else lies there stays untouched.
+    It may hold no images; with `force` it may hold images that masks.py made there, as the folder's record says. A file
+    of `writes`, which are written beside the masks, may be there only from masks.py. Other files are left as they are.
     """
     if not folder.exists():
         return

@@ -1,4 +1,4 @@
-"""Random numbers as a function of (purpose, number, seed). They never depend on what was drawn before."""
+"""Random numbers as a function of (purpose, number, seed). They never depend on earlier draws."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from data.schedule import Phase, Schedule
 from utils.config import Config
 from utils.errors import UserError
 
-# Other pictures that are tried in place of a broken one. If all are broken too, the disk is at fault.
+# How many other pictures are tried in place of a broken one. If all of them are broken, the disk is at fault.
 _TRIES = 30
 
 

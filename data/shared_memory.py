@@ -1,4 +1,4 @@
-"""How many batches data workers may hold ready: they lie in /dev/shm, of which Docker gives 64 MB."""
+"""How many batches data workers may hold ready. The batches lie in /dev/shm, which has 64 MB in Docker."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PREFETCH = 2  # batches a worker holds ready, where there is room
 
 
 def free_room() -> float:
-    """Bytes of shared memory that this process may fill: those of its machine, by the processes there."""
+    """Bytes of shared memory that this process may fill: an equal share of its machine's for each process there."""
     try:
         status = os.statvfs(SHARED_MEMORY)
     except (AttributeError, OSError):  # a system without it keeps shared memory elsewhere
@@ -28,7 +28,7 @@ def free_room() -> float:
 def workers_that_fit(workers: int, batch_bytes: int, share: float) -> tuple[int, int]:
     """How many data workers of so many, and how many batches each may hold ready, fit into a share of the free room.
 
-    All of them with one batch come before fewer with two. (0, 0): the main process must load.
+    More workers with one batch each are preferred to fewer with two. (0, 0): the main process must load.
     """
     batches = free_room() * share / batch_bytes - _IN_USE
     if batches >= workers * _PREFETCH:

@@ -75,7 +75,7 @@ def write_gallery(folder: Path, cases: Iterable[Case], methods: Sequence[str], t
     shown.sort(key=lambda entry: (_BINS.index(entry["bin"]), RANKS.index(entry["rank"])))
     index = folder / "index.html"
     page = _page(shown, methods, title)
-    # A name that came from a badly encoded file name may hold what UTF-8 has not.
+    # A file name that is no UTF-8 has surrogates, which UTF-8 can't encode.
     write_atomically(index, lambda temporary: temporary.write_text(page, encoding="utf-8", errors="replace"))
     written = {name for entry in shown for name in (entry["sheet"], *entry["pictures"])}
     for path in folder.iterdir():

@@ -176,7 +176,7 @@ def read_pairs(path: Path) -> list[EvaluationPair]:
 
 
 def as_listed(pairs: Iterable[EvaluationPair], images: Iterable[str], masks: Iterable[str]) -> list[EvaluationPair]:
-    """The pairs with names as images and masks have them, where they look the same: é may be one character or two."""
+    """The pairs, with names spelt as those of images and masks: é may be one character or two."""
     image_names, mask_names = (
         {unicodedata.normalize("NFC", name): name for name in names} for names in (images, masks)
     )

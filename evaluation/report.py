@@ -178,7 +178,7 @@ def _metrics(summary: Summary, methods: Sequence[str]) -> list[str]:
 
 
 def _grid(summary: Summary, metric: str, methods: Sequence[str], borders: Sequence[str]) -> tuple[list[Column], Grid]:
-    """The columns of a table and its rows; columns and methods without any value are left out."""
+    """The columns and the rows of a table. Columns and methods without a value are left out."""
     known = {key for key in summary if key.metric == metric and key.method in methods and key.border in borders}
     present = {(key.bin, key.border) for key in known}
     columns = [(bin_, border) for bin_ in (*BINS, ALL) for border in borders if (bin_, border) in present]
@@ -196,7 +196,7 @@ def _best(metric: str, column: Sequence[Estimate | None]) -> str | None:
 
 
 def _counts(grid: Grid) -> list[str]:
-    """The numbers of pairs of each column; a range where the methods' differ."""
+    """The number of pairs of each column; a range where it differs between methods."""
     counts = [{estimate.count for estimate in column if estimate} for column in zip(*grid.values(), strict=True)]
     return [f"{min(column)}" if len(column) == 1 else f"{min(column)}-{max(column)}" for column in counts]
 

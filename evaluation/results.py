@@ -49,8 +49,8 @@ class ResultsFolder:
     def open(self, pairs: str, settings: Mapping[str, Any], methods: Mapping[str, str]) -> list[str]:
         """Begin an evaluation, or go on with it; returns the methods whose rows were dropped, as they have changed.
 
-        pairs: the text of pairs.csv. settings: what all scores depend on. methods: by name, what tells a method from
-        another of this name. UserError where the folder holds something else.
+        pairs: the text of pairs.csv. settings: what all scores depend on. methods: the identity of each method by name,
+        such as the hash of its weights. UserError where the folder holds something else.
         """
         record = self._read_record()
         if record is None:

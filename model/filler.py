@@ -1,4 +1,4 @@
-"""The parts of a picture that are to be predicted, each from what the network has to see for it."""
+"""Prediction of parts of a picture, each from the window of the picture that it depends on."""
 
 from __future__ import annotations
 

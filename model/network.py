@@ -60,7 +60,7 @@ class Block(nn.Module):
             nn.init.zeros_(conv.bias)
 
     def _finished(self, y: Tensor, ratio: Tensor, mask: Tensor) -> Tensor:
-        """The rest of the row for what the convolution gave. ratio, mask: sum(1)/sum(M) and m' of the convolution."""
+        """Scaling of Eq. 1, batch norm and nonlinearity. y: Wᵀ(X ⊙ M). ratio, mask: sum(1)/sum(M) and m' of Eq. 2."""
         y, _ = self.conv.scaled(y, (ratio, mask))
         if self.bn is not None:
             y = self.bn(y).mul_(mask)  # without batch norm y is 0 there as it is

@@ -42,7 +42,7 @@ def load_tensors_only(path: Path) -> Any:
 
 
 class _Inert:
-    """In the place of whatever a file names: takes what unpickling gives to it, and does nothing."""
+    """Stands in for any object that a file names: accepts what unpickling passes to it, and does nothing."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -58,7 +58,7 @@ class _Inert:
 
 
 class _Dict(dict[Any, Any]):
-    """In the place of OrderedDict, without the attributes that a file gives to it."""
+    """Stands in for OrderedDict, without the attributes that a file sets."""
 
     def __setstate__(self, _: Any) -> None: ...
 

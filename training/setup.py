@@ -92,7 +92,7 @@ def open_run(config: Config, resume: str | Path | None) -> Iterator[tuple[RunFol
 
 
 def _restarts(run: RunFolder, config: Config) -> bool:
-    """Whether this start is torchrun's again of a run that it had begun: not of one that lay there before."""
+    """Whether torchrun has started this process again for a run that it began itself, not for an older one."""
     return restarted() and run.begun_by_launcher() and load_config(run.config, resume=True) == config
 
 
@@ -231,7 +231,7 @@ def begin_phase(
 
     def losses_of(image: Tensor, mask: Tensor) -> Losses:
         image = image.contiguous(memory_format=layout)
-        # Convolutions in the half dtype; masks and sums of the loss never.
+        # Convolutions compute in the half dtype; masks and sums of the loss do not.
         with torch.autocast(device.type, dtype, enabled=amp != "none"):
             total, terms = criterion(model(image, mask), image, mask)
         return {"total": total, **terms}

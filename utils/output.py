@@ -1,4 +1,4 @@
-"""stdout and stderr of the scripts: names in any encoding, and work that goes on where nothing can be said."""
+"""stdout and stderr of the scripts: names in any encoding, and work that goes on where neither can be written."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def optional_output() -> Iterator[None]:
 
 
 class _Optional:
-    """A text stream; from the first text on that can't be written it leads to /dev/null."""
+    """A text stream that leads to /dev/null once a write has failed."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
