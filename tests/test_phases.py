@@ -232,6 +232,16 @@ def test_a_loss_of_an_earlier_phase_is_named_with_its_phase(tmp_path, later):
         state.check_finite(RunFolder(tmp_path), SCHEDULE)
 
 
+@pytest.mark.parametrize("steps", [5, 6])  # the first step of the second phase, and its second
+def test_the_phase_that_made_the_weights_is_to_change(tmp_path, steps):
+    state = state_of()
+    for step in range(steps):
+        gradients(state)
+        state.take_step({"total": torch.tensor(1.0 if step < steps - 1 else float("inf"))})
+    with pytest.raises(ValueError, match=rf"^step {steps}: the loss is not finite .* phases\.{steps - 5}\.lr="):
+        state.check_finite(RunFolder(tmp_path), SCHEDULE)
+
+
 def test_momentum_is_whole_where_the_first_step_of_all_is_skipped():
     """As float16 does at the start: torch's fused SGD would go on with memory that nobody has written."""
     state = state_of("optim.name=SGD")

@@ -111,10 +111,13 @@ class TrainState:
         not. Waits for the device.
         """
         step, what = self.diverged.first()
+        changed_by = step - 1  # the step that made the weights which diverged: its learning rate is to be lowered
         if not step and not all_finite(self.eval_net.state_dict().values()):
-            step, what = self.step, "a weight of the network is not finite"
+            step = changed_by = self.step
+            what = "a weight of the network is not finite"
         if step:
-            raise UserError(f"step {step}: {what}. {way_back(run, schedule.phase_of(step - 1), step)}")
+            phase = schedule.phase_of(max(0, changed_by - 1))
+            raise UserError(f"step {step}: {what}. {way_back(run, phase, step)}")
         if self.scaler.get_scale() < SMALLEST_SCALE:
             raise UserError(
                 f"step {self.step}: the gradients overflow float16 even with the loss scaled by"
