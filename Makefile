@@ -81,7 +81,7 @@ test-slow: $(VENV)/installed-dev
 figures: $(VENV)/installed-dev
 	$(BIN)/python -m evaluation.showcase docs
 	$(BIN)/python -m tests.screenshot docs/app.png
-	$(BIN)/python -m pytest -q -c /dev/null --nbmake --overwrite --nbmake-timeout=1800 notebooks/inpainting.ipynb
+	$(BIN)/python -m pytest -q -c /dev/null -p no:cacheprovider --nbmake --overwrite --nbmake-timeout=1800 notebooks/inpainting.ipynb
 
 test-gpu: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -m cuda

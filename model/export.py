@@ -61,15 +61,16 @@ def convert(source: Path, output: Path, half: bool = False, hole_radius: float |
     return net
 
 
-def export_onnx(net: PConvUNet, path: Path) -> None:
-    """Write the network as one ONNX file, weights inside. UserError where a package is missing."""
-    write_onnx(to_program(net), path, "composite", DESCRIPTION)
+def export_onnx(
+    net: PConvUNet,
+    path: Path,
+    form: Callable[[PConvUNet], nn.Module] = Inpainter,
+    output: str = "composite",
+    description: str = DESCRIPTION,
+) -> None:
+    """Write the network as one ONNX file, weights inside, opset 20. UserError where a package is missing.
 
-
-def write_onnx(program: ExportedProgram, path: Path, output: str, description: str) -> None:
-    """Write a traced network as one ONNX file, weights inside, opset 20. UserError where a package is missing.
-
-    output: what the file is to call its result.
+    form: as of to_program. output: what the file calls its result.
     """
     try:
         import onnxscript  # noqa: F401, for torch.onnx; it needs onnx in turn
@@ -77,7 +78,7 @@ def write_onnx(program: ExportedProgram, path: Path, output: str, description: s
         raise _missing(error) from None
 
     onnx_program = torch.onnx.export(
-        program,
+        to_program(net, form),
         dynamo=True,
         dynamic_shapes={"image": {0: "batch", 2: "height", 3: "width"}, "mask": None},  # names, for the mask's axes too
         output_names=[output],

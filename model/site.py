@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from model.export import to_program, write_onnx
+from model.export import export_onnx
 from model.inpainting import predict_padded
 from model.loading import load_model
 from model.network import PConvUNet
@@ -45,7 +45,7 @@ def write_network(weights: Path | None, folder: Path) -> None:
     net = load_model(path)
     with tempfile.TemporaryDirectory() as temporary:
         exported = Path(temporary) / NETWORK
-        write_onnx(to_program(net, WithoutBase), exported, "prediction", DESCRIPTION)
+        export_onnx(net, exported, WithoutBase, "prediction", DESCRIPTION)
         halve_weights(exported, folder / NETWORK)
     facts = {"name": path.stem, "file": NETWORK, **facts_of(net)}
     (folder / FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
