@@ -11,8 +11,6 @@ import torch
 from loss import InpaintingLoss
 from model import PConvUNet, VGG16Features
 from model.sync_batch_norm import SyncBatchNorm2d, synchronise_batch_norm
-from training import Schedule, TrainState, begin_phase, make_network
-from training.setup import Data
 from utils.config import load_config
 
 
@@ -71,19 +69,6 @@ def test_checkpointed_activations_keep_less():
     net.checkpoint_activations = True
     less, _ = kept(net)
     assert less < 0.8 * whole
-
-
-@pytest.mark.parametrize(("amp", "on_cpu"), [("auto", torch.float32), ("bf16", torch.bfloat16)])
-def test_amp_auto_is_float32_on_a_cpu(amp, on_cpu):
-    config = load_config(overrides=["model.depth=4", "model.base_channels=8", "data.image_size=32", f"train.amp={amp}"])
-    device = torch.device("cpu")
-    state = TrainState(config, make_network(config, None, None), device)
-    seen = []
-    state.net.decoder[-1].register_forward_hook(lambda module, args, output: seen.append(output.dtype))
-    data = Data(None, None, None, VGG16Features())
-    _, losses_of = begin_phase(config, Schedule(config).phases[0], state, data, device)
-    losses_of(*inputs())
-    assert seen == [on_cpu]
 
 
 def test_batch_norm_is_ours_on_a_cpu_and_torchs_own_on_cuda():

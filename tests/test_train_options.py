@@ -126,7 +126,7 @@ def spoiled(net):
     return net
 
 
-@pytest.mark.parametrize("amp", ["none", "bf16"])
+@pytest.mark.parametrize("amp", ["none", "bf16", "auto"])  # auto: float32 on a CPU
 def test_validation_is_in_float32(folder, tmp_path, monkeypatch, amp):
     seen = {True: set(), False: set()}
     forward = PConvUNet.forward

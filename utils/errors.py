@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -18,8 +20,7 @@ class UserError(ValueError):
 def message_of(error: BaseException) -> str:
     """The message of an error, also of one that a data-loading process raised.
 
-    torch's DataLoader re-raises a worker's error with the worker's whole traceback as its message;
-    the last line of it is the message that was meant.
+    torch's DataLoader re-raises a worker's error with its whole traceback as the message: the last line is meant.
     """
     return str(error).rstrip().rsplit("UserError: ", 1)[-1]
 
@@ -59,12 +60,11 @@ def report(error: UserError | OSError | KeyboardInterrupt) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     error = shortage_of(error) or error
+    text = message_of(error)
     if isinstance(error, OSError):
-        where = f": {error.filename}" if error.filename else ""
-        reason = error.strerror or (str(error).strip() or type(error).__name__).splitlines()[-1]  # of a worker
-        print(f"error: {reason}{where}", file=sys.stderr)
-    else:
-        print(f"error: {message_of(error)}", file=sys.stderr)
+        reason = error.strerror or (text.strip() or type(error).__name__).splitlines()[-1]  # of a worker
+        text = f"{reason}: {error.filename}" if error.filename else reason
+    print(f"error: {text}", file=sys.stderr)
     return 1
 
 
@@ -83,10 +83,11 @@ def reports_user_errors(main: Callable[[Sequence[str] | None], int]) -> Script:
         try:
             return main(argv)
         except (UserError, OSError, KeyboardInterrupt) as error:
+            if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
+                time.sleep(10)  # rank 0 has met the same mistake, most likely, and once it has told, torchrun ends all
             return report(error)
         except (RuntimeError, MemoryError) as error:
-            shortage = shortage_of(error)
-            if shortage is None:
+            if (shortage := shortage_of(error)) is None:
                 raise
             return report(shortage)
 
