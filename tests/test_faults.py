@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import predict
 import training
@@ -35,7 +36,7 @@ from tests.small_runs import (
     records,
     run_main,
 )
-from training.run_folder import RunFolder
+from training.run_folder import RunFolder, _link_or_copy
 from utils import files
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
@@ -305,8 +306,6 @@ def test_no_room_for_logs_costs_a_warning_each(folder, straight, tmp_path):
 
 
 def test_no_room_for_one_event_costs_no_other(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     run = RunFolder(tmp_path / "run")
     run.create()
     run.samples.mkdir()
@@ -391,8 +390,6 @@ def test_what_a_killed_process_was_linking_is_not_written_into(tmp_path):
     older.write_text("older")
     newer.write_text("newer")
     os.link(older, tmp_path / f".last.pt.{os.getpid()}.tmp")  # as a process of the same number left it
-    from training.run_folder import _link_or_copy
-
     files.write_atomically(tmp_path / "last.pt", lambda temporary: _link_or_copy(newer, temporary))
     assert [path.read_text() for path in (older, newer, tmp_path / "last.pt")] == ["older", "newer", "newer"]
 

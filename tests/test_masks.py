@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -176,8 +177,6 @@ def test_ratios_of_a_bin_are_never_on_its_edge():
 
 def pages_fetched(_job):
     """How often the system had to hand out a page for a megabyte that this process just had and freed."""
-    import resource  # which Windows has not
-
     np.ones(1 << 20, np.uint8)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     np.ones(1 << 20, np.uint8)

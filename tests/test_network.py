@@ -5,10 +5,12 @@ import os
 import pytest
 import safetensors.torch
 import torch
+from skimage.data import astronaut
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import VGG16_Weights
 
 from benchmarks.reference import OrdinaryUNet, TextbookUNet
 from loss import InpaintingLoss
@@ -356,8 +358,6 @@ def test_vgg_gives_three_frozen_pools_of_the_normalised_image():
 
 def test_vgg_has_the_scale_that_the_losss_weights_were_chosen_for():
     """Mean activations of the shipped weights over photographs are 0.4 to 0.6 (weights/README.md)."""
-    from skimage.data import astronaut
-
     image = torch.from_numpy(astronaut() / 255.0).float().permute(2, 0, 1)[None]
     assert all(0.2 < pool.mean() < 2.5 for pool in VGG16Features()(image))
 
@@ -379,8 +379,6 @@ def test_vgg_reads_torchvisions_own_file(tmp_path):
 
 
 def test_a_failed_download_is_one_clear_line(monkeypatch):
-    from torchvision.models import VGG16_Weights
-
     def fail(*_, **__):
         raise OSError("no route to host")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.loader import as_floats, validation_batches
 from data.samples import validation_pairs
@@ -57,8 +58,6 @@ def test_a_run_writes_all_that_it_promises(folder, straight):
 
 
 def test_tensorboard_shows_the_same_numbers(straight):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     board = EventAccumulator(str(straight.path)).Reload()
     assert board.Tags()["images"] == ["val/pictures"]
     for line in records(straight):
