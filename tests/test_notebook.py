@@ -1,5 +1,7 @@
 """The notebook runs, and what is committed of it is what the present code gives."""
 
+import ast
+import importlib
 import json
 import os
 import shutil
@@ -35,6 +37,19 @@ def test_committed_as_it_was_run_from_top_to_bottom():
     assert "site-packages" not in text  # warnings and paths of the machine it was run on
 
 
+def test_what_it_imports_of_the_project_is_there():
+    lines = "".join("".join(cell["source"]) + "\n" for cell in code_cells(NOTEBOOK)).splitlines()
+    tree = ast.parse("\n".join(line for line in lines if not line.startswith("%")))
+    names = [
+        (node.module, alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (PROJECT / node.module.split(".")[0]).exists()
+        for alias in node.names
+    ]
+    assert len(names) > 5
+    assert [name for name in names if not hasattr(importlib.import_module(name[0]), name[1])] == []
+
+
 @pytest.mark.slow
 def test_it_runs_and_shows_the_same_kinds_of_things():
     pytest.importorskip("nbmake", reason="nbmake is not installed (requirements-dev.txt)")
@@ -51,9 +66,9 @@ def test_it_runs_and_shows_the_same_kinds_of_things():
         os.devnull,
         "--nbmake",
         "--overwrite",
-        "--nbmake-timeout=900",
+        "--nbmake-timeout=3600",  # the machine may be busy
     ]
-    result = subprocess.run([*command, "--nbmake-timeout=900", copy], cwd=copy.parent, capture_output=True, text=True)
+    result = subprocess.run([*command, copy], cwd=copy.parent, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-3000:]
     before, after = code_cells(NOTEBOOK), code_cells(copy)
     assert [kinds(cell) for cell in after] == [kinds(cell) for cell in before]
