@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     import_torch()
     from model.export import convert
 
-    net = convert(args.input, args.output, args.half, args.hole_radius)  # says so if the file is another project's
+    # Says so if a file is another project's.
+    net = convert(args.input, args.output, args.half, args.hole_radius, args.mix)
     size = f"{net.depth} levels, {net.base_channels} base channels"
     print(f"{args.output}: {FORMS[args.output.suffix]}, {size}, from {args.input}")
     return 0
@@ -60,6 +61,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="PX",
         help="what the file is to say of the holes of its training: the radius of the largest circle in them",
     )
+    parser.add_argument(
+        "--mix",
+        nargs=2,
+        metavar=("OTHER", "SHARE"),
+        help="write the mean with the weights of OTHER, of which it takes the SHARE between 0 and 1: for two networks"
+        " that one network became by two losses",
+    )
     args = parser.parse_args(argv)
     if [] in (args.input, args.output):  # what argparse makes of a second `--`
         parser.error("the following arguments are required: IN, OUT")
@@ -67,6 +75,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--half is for .safetensors files")
     if args.hole_radius and args.output.suffix != ".safetensors":
         parser.error("--hole-radius is for .safetensors files: the others fill in a single pass")
+    if args.mix:
+        try:
+            args.mix = path_argument(args.mix[0]), float(args.mix[1])
+        except ValueError:
+            parser.error(f"--mix: SHARE must be a number between 0 and 1, got {args.mix[1]!r}")
+        if not 0 <= args.mix[1] <= 1:
+            parser.error(f"--mix: SHARE must be between 0 and 1, got {args.mix[1]:g}")
     return args
 
 

@@ -119,6 +119,8 @@ def read_config(args: argparse.Namespace) -> Config:
         return load_config(DEFAULT_CONFIG if args.config is None else args.config, args.overrides)
     path = Path(args.resume)
     folder = path.parent.parent if path.is_file() else path  # of a checkpoint: RUN_DIR/checkpoints/NAME.pt
+    if path.name == CONFIG_NAME and path.is_file():
+        raise UserError(f"--resume {path}: is the config of a run; name the run's folder, {path.parent}")
     if not (folder / CONFIG_NAME).is_file():
         raise UserError(f"--resume {path}: nothing to go on from: {folder / CONFIG_NAME} does not exist")
     try:

@@ -18,6 +18,7 @@ from utils.startup import import_torch
 
 NETWORK = "network"  # the method that --model names
 _MASK = "_mask"  # of a mask's name: beach_mask.png belongs to beach.jpg
+_RESULT = "_inpainted"  # after the stem of a repaired image, or the name of its folder
 
 
 @reports_user_errors
@@ -26,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for folder in (path for path in dict.fromkeys([args.image, args.mask]) if path.is_dir()):
         tell_left_out(folder, other_pictures(folder))
     pairs = pair_up(args.image, args.mask, args.output, args.format)
+    if args.model.is_dir():
+        raise UserError(f"--model: a folder; name the file in it, as {args.model}/weights.safetensors")
     if not args.model.is_file():
         raise UserError(f"--model: no such file: {args.model}")
     inputs = [*images_of(args.image, "--image"), *images_of(args.mask, "--mask"), args.model]
@@ -46,7 +49,7 @@ def pair_up(
     masks: the one for all, or those of the folder that have the image's stem or, if there are none, the stem and
     `_mask`; there should be exactly one. Stems are compared as they are shown: the disk may spell é in two ways.
     """
-    images, masks = images_of(image, "--image"), images_of(mask, "--mask")
+    images, masks = _without_results(images_of(image, "--image")), images_of(mask, "--mask")
     if image.is_dir() and mask.is_dir() and image.samefile(mask):
         images, masks = _split(images, mask)
     by_stem: dict[str, list[Path]] = {}
@@ -60,7 +63,11 @@ def pair_up(
             raise UserError(f"--image: {taken[target]} and {path} would both become {target}; rename one of them")
         taken[target] = path
         stem = _stem(path)
-        candidates = (by_stem.get(stem) or by_stem.get(stem + _MASK, [])) if mask.is_dir() else masks
+        candidates = masks
+        if mask.is_dir():  # which may hold the image itself
+            named_alike = by_stem.get(stem, [])
+            others = [other for other in named_alike if not path.samefile(other)]
+            candidates = others or by_stem.get(stem + _MASK, []) or named_alike
         if any(path.samefile(candidate) for candidate in candidates):
             raise UserError(f"--mask: {path} is the image itself; name the mask that shows where its hole is")
         pairs.append((path, candidates, target))
@@ -77,6 +84,14 @@ def _split(files: Sequence[Path], folder: Path) -> tuple[list[Path], list[Path]]
             " masks, or call the mask of beach.jpg beach_mask.png"
         )
     return [path for path in files if path not in masks], masks
+
+
+def _without_results(images: list[Path]) -> list[Path]:
+    """Images without what this script has made of others of them: beach_inpainted.png beside beach.jpg."""
+    stems = {_stem(path) for path in images}
+    return [
+        path for path in images if not _stem(path).endswith(_RESULT) or _stem(path).removesuffix(_RESULT) not in stems
+    ]
 
 
 def _stem(path: Path) -> str:
@@ -106,9 +121,9 @@ def output_path(path: Path, source: Path, output: Path | None, format: str | Non
         if names_image or (output is not None and output.is_file()):
             raise UserError(f"--output: must be a folder, as --image is one: {output}")
         here = Path(os.path.abspath(source))  # `.` and `..` have names, too
-        return (output or here.parent / f"{here.name}_inpainted") / f"{path.stem}{suffix}"
+        return (output or here.parent / f"{here.name}{_RESULT}") / f"{path.stem}{suffix}"
     if output is None or output.is_dir():
-        return (output or path.parent) / f"{path.stem}_inpainted{suffix}"
+        return (output or path.parent) / f"{path.stem}{_RESULT}{suffix}"
     if names_image and format and OUTPUT_FORMATS[output.suffix.lower()] != OUTPUT_FORMATS[suffix]:
         raise UserError(f"--format {format}: --output says another: {output}; leave one of them out")
     if not names_image:

@@ -148,7 +148,7 @@ def read_checked_mask(path: Path, hole: str, data: bytes | None = None) -> np.nd
     if by_alpha:
         warn(f"mask {path}: {alpha_note(hole)}")
     other = "white" if hole == "black" else "black"
-    advice = f"if its holes are {other}, add --hole {other}"
+    advice = f"if its holes are {other}, add --hole {other}; if they have a colour, --hole-colour '#rrggbb'"
     if hole not in ("black", "white"):
         advice = "an editor's pipette tells the colour that it is painted in"
     ratio = hole_ratio(mask)

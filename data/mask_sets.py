@@ -121,8 +121,8 @@ def check_folder(folder: Path, force: bool, otherwise: str, writes: Sequence[str
     images = [name for name in names if is_image_name(name)]
     ours = is_ours(folder)
     if images and not force:
-        remedy = "--force replaces the masks that masks.py made there" if ours else "masks.py did not make them"
-        raise UserError(f"{folder} already holds {len(images)} images, which stay untouched: {remedy}; or {otherwise}")
+        remedy = "--force replaces the masks that masks.py made there, or" if ours else "masks.py did not make them;"
+        raise UserError(f"{folder} already holds {len(images)} images, which stay untouched: {remedy} {otherwise}")
     foreign = [name for name in images if not ours or not OWN_NAME.fullmatch(name)]
     if foreign:
         raise UserError(

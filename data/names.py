@@ -46,7 +46,7 @@ def tell_left_out(source: str | Path, names: Sequence[str]) -> None:
         shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
         print(
-            f"left out of {source}: {len(names)} pictures of other kinds than {kinds}: {shown};"
+            f"left out of {source}: {len(names)} of other kinds than {kinds}: {shown};"
             " save them as PNG or JPEG to have them read",
             file=sys.stderr,
         )

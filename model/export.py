@@ -41,14 +41,23 @@ class Inpainter(nn.Module):
         return composite(image, predict_padded(self.net, image, mask).clamp(0, 1), mask)
 
 
-def convert(source: Path, output: Path, half: bool = False, hole_radius: float | None = None) -> PConvUNet:
+def convert(
+    source: Path,
+    output: Path,
+    half: bool = False,
+    hole_radius: float | None = None,
+    mix: tuple[Path, float] | None = None,
+) -> PConvUNet:
     """Write the network of one file into another, in the form of the suffix: .safetensors, .onnx, .pt2. Returns it.
 
     half: convolution weights are written as float16. They are float32 again where the file is loaded.
     hole_radius: px, what the file is to say of the holes that its network was trained on; None: what it says already.
-    UserError as of `load_model`, or where what an export needs is missing.
+    mix: another file and its share; the mean of both networks' weights is written ("model soups", arXiv 2203.05482).
+    UserError as of `load_model`, where the two differ in architecture, or where what an export needs is missing.
     """
     net = load_model(source)
+    if mix is not None:
+        mix_with(net, source, *mix)
     if hole_radius is not None:
         net.hole_radius.fill_(hole_radius)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -59,6 +68,19 @@ def convert(source: Path, output: Path, half: bool = False, hole_radius: float |
         export = export_onnx if output.suffix == ".onnx" else export_program
         export(net, output)
     return net
+
+
+def mix_with(net: PConvUNet, source: Path, other: Path, share: float) -> None:
+    """Make the weights of a network, and its statistics, a mean with those of another file. UserError where it can't.
+
+    share: of the other, 0 to 1. source: the network's own file, for messages.
+    """
+    ours, theirs = net.state_dict(), load_model(other).state_dict()
+    if {key: t.shape for key, t in ours.items()} != {key: t.shape for key, t in theirs.items()}:
+        raise UserError(f"--mix: {other} and {source} hold networks of different architectures; no mean of them is one")
+    for key, tensor in ours.items():
+        if tensor.is_floating_point():
+            tensor.lerp_(theirs[key], share)
 
 
 def export_onnx(

@@ -33,6 +33,8 @@ def load_for_prediction(path: str | Path, device: str | torch.device = "cpu") ->
 
 def read_network(path: Path) -> Mapping[str, Tensor]:
     """As read_tensors; of a file that holds pickled objects, as others' checkpoints do, the tensors alone."""
+    if path.suffix in (".onnx", ".pt2"):
+        raise UserError(f"{path} is an export for other tools; name the .safetensors or .pt file that it was made from")
     try:
         return read_tensors(path)
     except PickledObjects as error:

@@ -12,6 +12,7 @@ import convert
 from model import PConvUNet, load_model
 from tests import foreign
 from tests.foreign import PROJECTS
+from utils.checkpoint import save_weights
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -53,6 +54,31 @@ def test_another_projects_file_becomes_ours(tmp_path, capsys, project):
     assert torch.equal(load_model(out)(*inputs()), load_model(path)(*inputs()))
     assert path.read_bytes() == before
     assert [entry.name for entry in out.parent.iterdir()] == [out.name]
+
+
+def test_two_networks_become_a_mean_of_their_weights(tmp_path, capsys):
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    states = []
+    for seed, path in enumerate(files):
+        torch.manual_seed(seed)
+        net = PConvUNet(2, 3)
+        net.encoder[1].bn.running_var.fill_(1 + seed)
+        net.hole_radius.fill_(10)
+        save_weights(path, net.state_dict())
+        states.append(net.state_dict())
+    assert run(files[0], tmp_path / "c.safetensors", "--mix", files[1], "0.25") == 0
+    mixed = load_model(tmp_path / "c.safetensors").state_dict()
+    for key, tensor in mixed.items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor, 0.75 * states[0][key] + 0.25 * states[1][key])
+    capsys.readouterr()
+    save_weights(tmp_path / "wider.safetensors", PConvUNet(2, 4).state_dict())
+    more = fails(capsys, files[0], tmp_path / "d.safetensors", "--mix", tmp_path / "wider.safetensors", "0.5")
+    assert "different architectures" in more
+    for share in ("1.5", "nan", "half"):
+        with pytest.raises(SystemExit):
+            run(files[0], tmp_path / "d.safetensors", "--mix", files[1], share)
+    assert not (tmp_path / "d.safetensors").exists()
 
 
 def test_our_own_checkpoint_becomes_a_weights_file(tmp_path, capsys):

@@ -187,7 +187,7 @@ def test_what_training_leaves_out_is_told(tmp_path, capsys):
     save_mask(tmp_path / "masks" / "m.png")
     shutil.copy(tmp_path / "d" / "more" / "b.gif", tmp_path / "masks")
     find_images(str(tmp_path / "d"), "data.train")
-    assert "1 pictures of other kinds" in (err := capsys.readouterr().err)
+    assert "1 of other kinds" in (err := capsys.readouterr().err)
     assert "more/b.gif" in err
     find_masks(str(tmp_path / "masks"), "masks.train_dir")
     assert "b.gif" in capsys.readouterr().err

@@ -199,7 +199,7 @@ def test_every_kind_in_a_folder_is_repaired_or_told_of(tmp_path, run):
     assert code == 0
     read = ["avif", "bmp", "jfif", "jpe", "jpg", "png", "tif", "webp"]
     assert sorted(os.listdir("d_inpainted")) == [f"{kind}.png" for kind in read]
-    assert "3 pictures of other kinds" in err
+    assert "3 of other kinds" in err
     assert all(name in err for name in ("phone.HEIC", "gif.gif", "jp2.jp2", "save them as PNG"))
     assert "notes.txt" not in err
 
@@ -222,3 +222,42 @@ def test_a_format_that_the_name_contradicts(tmp_path, run):
     assert code == 1
     assert "--format jpg" in err
     assert run("--image", "p.png", "--mask", "m.png", "--format", "jpg", "--output", "out.jpeg")[0] == 0
+
+
+def test_a_photograph_and_its_mask_may_share_a_folder_with_earlier_results(tmp_path, run):
+    save(tmp_path / "one" / "beach.png", IMAGE)
+    save_mask(tmp_path / "one" / "beach_mask.png")
+    assert run("--image", "one/beach.png", "--mask", "one")[0] == 0
+    first = (tmp_path / "one" / "beach_inpainted.png").read_bytes()
+    # The folder of all three holds one photograph, its mask, and what was made of it.
+    code, _, err = run("--image", "one", "--mask", "one", "--output", "out")
+    assert (code, err) == (0, "")
+    assert contents(tmp_path / "out") == {tmp_path / "out" / "beach.png": first}
+    # A photograph that has such a name of its own is one like any other.
+    save(tmp_path / "two" / "sea_inpainted.png", IMAGE)
+    assert run("--image", "two", "--mask", "one/beach_mask.png", "--output", "out")[0] == 0
+    assert (tmp_path / "out" / "sea_inpainted.png").exists()
+
+
+@pytest.mark.parametrize(("name", "words"), [("net.onnx", "made from"), ("run", "weights.safetensors")])
+def test_a_model_that_is_an_export_or_a_folder(tmp_path, run, name, words):
+    if name == "run":
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_bytes(b"ONNX")
+    save(tmp_path / "a.png", IMAGE)
+    save_mask(tmp_path / "m.png")
+    code, _, err = run("--image", "a.png", "--mask", "m.png", "--model", name, method=None)
+    assert code == 1
+    assert words in err
+
+
+def test_a_mask_of_one_colour_is_told_of_the_colour_option(tmp_path, run):
+    save(tmp_path / "a.png", IMAGE)
+    yellow = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
+    yellow[HOLE] = 255, 255, 0
+    save(tmp_path / "m.png", yellow)
+    for hole in ("black", "white"):
+        code, _, err = run("--image", "a.png", "--mask", "m.png", "--hole", hole)
+        assert code == 1
+        assert "--hole-colour" in err

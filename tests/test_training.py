@@ -268,9 +268,21 @@ def test_a_used_run_folder_is_refused(folder, straight, capsys):
     assert before == sorted(path.name for path in straight.path.rglob("*"))
 
 
+def test_photographs_that_are_trained_on_and_held_out_are_told_of(folder, tmp_path, capsys):
+    few = ("phases.0.steps=1", "phases.1.steps=0")
+    told = "the held-out figures are of pictures that are trained on"
+    run_main(*arguments(folder, tmp_path / "a", *few))
+    assert told in capsys.readouterr().err
+    shutil.copytree(folder / "images", tmp_path / "others")
+    run_main(*arguments(folder, tmp_path / "b", *few, f"data.val={tmp_path / 'others'}"))
+    assert told not in capsys.readouterr().err
+
+
 def test_nothing_to_resume(tmp_path, capsys):
     assert "does not exist" in fails(capsys, "--resume", tmp_path / "none")
     assert "config.yml does not exist" in fails(capsys, "--resume", tmp_path)
+    (tmp_path / "config.yml").touch()
+    assert f"name the run's folder, {tmp_path}" in fails(capsys, "--resume", tmp_path / "config.yml")
 
 
 def test_resume_with_another_model_is_refused(straight, tmp_path, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -105,6 +106,9 @@ def open_data(config: Config, schedule: Schedule, run: RunFolder, begun: bool, r
     check_batches(config, schedule, world_size)
     lists = from_rank_0(lambda: _lists(config, run, begun, rescan))
     train_masks, val_pairs = lists.train_masks, validation_pairs(config, lists.val_images, lists.val_masks)
+    train, val = (os.path.realpath(path) for path in (config.data.train, config.data.val))
+    if rank == 0 and val == train and os.path.exists(val):  # `sample` is no folder
+        print("data.val is data.train: the held-out figures are of pictures that are trained on", file=sys.stderr)
     from_rank_0(lambda: look_at_some_masks("masks.train_dir", train_masks, config.masks.hole))
     from_rank_0(lambda: look_at_some_masks("masks.val_dir", val_pairs.masks, config.masks.hole))
     pairs = validation_batches(val_pairs, config, rank, world_size)
