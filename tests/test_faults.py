@@ -89,7 +89,7 @@ def test_killed_at_thirty_moments_a_run_ends_as_if_never_interrupted(folder, tmp
             while time.monotonic() < latest and not has_record(run, furthest):
                 time.sleep(0.005)
         else:  # when it is at work; every other time, as soon as something is being written
-            before = len(run.metrics.read_bytes()) if begun else 0
+            before = len(run.metrics.read_bytes()) if run.metrics.exists() else 0
             started.wait_for(lambda before=before: run.metrics.exists() and len(run.metrics.read_bytes()) > before)
             time.sleep(rng.uniform(0, 0.1))
             if kills % 3 == 1:
