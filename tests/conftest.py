@@ -46,6 +46,14 @@ def process_as_it_was():
     Image.MAX_IMAGE_PIXELS = limit
 
 
+@pytest.fixture(autouse=True, scope="module")
+def limit_of_pillow_as_it_was():
+    """The same around what a file's own fixtures do."""
+    limit = Image.MAX_IMAGE_PIXELS
+    yield
+    Image.MAX_IMAGE_PIXELS = limit
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """The data of small runs: nothing may change it."""

@@ -53,7 +53,7 @@ def test_without_the_best_the_last_is_taken_and_told(folder, tmp_path, capsys):
     assert same(load_file(run.weights), load_checkpoint(run.last)["model"])
 
 
-@pytest.mark.parametrize(("config", "export"), [("demo", "best"), ("photos", "best"), ("paper_512", "last")])
+@pytest.mark.parametrize(("config", "export"), [("demo", "best"), ("photos", "last"), ("paper_512", "last")])
 def test_what_each_config_ends_with(config, export):
     assert load_config(DEFAULT_CONFIG.parent / "configs" / f"{config}.yml").train.export == export
 
