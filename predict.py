@@ -87,11 +87,12 @@ def _split(files: Sequence[Path], folder: Path) -> tuple[list[Path], list[Path]]
 
 
 def _without_results(images: list[Path]) -> list[Path]:
-    """Images without what this script has made of others of them: beach_inpainted.png beside beach.jpg."""
+    """Images without earlier results, beach_inpainted.png beside beach.jpg, which a line on stderr tells of."""
     stems = {_stem(path) for path in images}
-    return [
-        path for path in images if not _stem(path).endswith(_RESULT) or _stem(path).removesuffix(_RESULT) not in stems
-    ]
+    results = {path for path in images if _stem(path).endswith(_RESULT) and _stem(path).removesuffix(_RESULT) in stems}
+    if results:
+        print(f"left out: {len(results)} earlier results, as {min(results)}", file=sys.stderr)
+    return [path for path in images if path not in results]
 
 
 def _stem(path: Path) -> str:
