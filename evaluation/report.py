@@ -85,6 +85,11 @@ def summary_markdown(
             " bootstrap interval. Bold: the interval leaves out 0.",
             _difference_table(differences, methods),
         ]
+        for metric in _metrics(differences, methods):
+            parts += [
+                f"{_title(metric)}, by column. {_escaped(methods[0])} is {_lead(differences, metric, methods)}.",
+                _difference_table_by_column(differences, metric, methods),
+            ]
     parts += ["## Settings", "\n".join(f"- {_escaped(key)}: {_escaped(value)}" for key, value in settings.items())]
     return "\n\n".join(parts) + "\n"
 
@@ -146,8 +151,7 @@ def _markdown_table(summary: Summary, metric: str, methods: Sequence[str], borde
     lines.append(["pairs", *_counts(grid)])
     if quoted := _quoted(metric, columns):
         lines.append(["*PConv, QUOTED from the paper; the other cells: its Table 1, arXiv 1804.07723*", *quoted])
-    heads = [bin_ if border == ALL else f"{bin_}<br>{_LETTERS[border]}" for bin_, border in columns]
-    return _table(["method", *heads], lines)
+    return _table(["method", *map(_head, columns)], lines)
 
 
 def _difference_table(differences: Summary, methods: Sequence[str]) -> str:
@@ -156,13 +160,45 @@ def _difference_table(differences: Summary, methods: Sequence[str]) -> str:
     for method in methods[1:]:
         cells = []
         for metric in metrics:
-            estimate = differences.get(Key(method, metric, ALL, ALL))
-            text = _number(metric, estimate, signed=True)
-            if _leaves_out_zero(estimate):
-                text = f"**{text}**"
-            cells.append(text + _interval(metric, estimate, signed=True))
+            cells.append(_difference(metric, differences.get(Key(method, metric, ALL, ALL))))
         lines.append([_escaped(method), *cells])
     return _table(["method", *map(_title, metrics)], lines)
+
+
+def _difference_table_by_column(differences: Summary, metric: str, methods: Sequence[str]) -> str:
+    columns, grid = _grid(differences, metric, methods[1:], BORDERS)
+    lines = ([_escaped(name), *(_difference(metric, estimate) for estimate in row)] for name, row in grid.items())
+    return _table(["method", *map(_head, columns)], lines)
+
+
+def _lead(differences: Summary, metric: str, methods: Sequence[str]) -> str:
+    """In how many columns of bin and border the first method is better than each of the others."""
+    columns, grid = _grid(differences, metric, methods[1:], BORDERS)
+    sign = -1 if METRICS[metric].higher_is_better else 1  # of a difference to a worse method
+    better = certain = 0
+    bins = [cells for (bin_, _), cells in zip(columns, zip(*grid.values(), strict=True), strict=True) if bin_ != ALL]
+    for cells in bins:
+        ahead = all(cell is not None and cell.mean * sign > 0 for cell in cells)
+        better += ahead
+        certain += ahead and all(map(_leaves_out_zero, cells))
+    return (
+        f"better than each of the others in {better} of {len(bins)} bins and borders, in {certain} of them with"
+        " intervals that leave out 0"
+    )
+
+
+def _difference(metric: str, estimate: Estimate | None) -> str:
+    """A cell of a table of differences."""
+    text = _number(metric, estimate, signed=True)
+    if _leaves_out_zero(estimate):
+        text = f"**{text}**"
+    return text + _interval(metric, estimate, signed=True)
+
+
+def _head(column: Column) -> str:
+    """The head of a column of a bin and a border."""
+    bin_, border = column
+    return bin_ if border == ALL else f"{bin_}<br>{_LETTERS[border]}"
 
 
 def _table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -203,10 +203,31 @@ def test_a_value_of_a_set_has_no_interval_and_a_gap_a_dash():
 
 
 def test_differences_to_the_first_method(markdown, rows):
-    before, (heads, *lines) = tables(markdown)[-1]
+    before, (heads, *lines) = tables(markdown)[-3]  # two metrics by column follow
     assert before.startswith("Each method minus ours, pair by pair, over all bins and borders")
     assert heads == ["method", "L1 % (lower is better)", "PSNR dB (higher is better)"]
     assert lines == [["telea", f"**+1.000**<br>[+1.000,{NBSP}+1.000]", f"**-1.000**<br>[-1.000,{NBSP}-1.000]"]]
+
+
+def test_differences_by_column(markdown):
+    before, (heads, *lines) = tables(markdown)[-2]
+    columns = [f"{bin_}<br>{letter}" for bin_ in (*BINS, "all") for letter in "NB"]
+    assert heads == ["method", *columns]
+    assert lines == [["telea", *[f"**+1.000**<br>[+1.000,{NBSP}+1.000]"] * len(columns)]]
+    assert before == (
+        "L1 % (lower is better), by column. ours is better than each of the others in 12 of 12 bins and borders, in 12"
+        " of them with intervals that leave out 0."
+    )
+
+
+def test_ahead_means_of_every_other_method_and_beyond_the_interval():
+    bins = [(bin_, border) for bin_ in BINS[:2] for border in BORDERS]
+    better = {Key("telea", "psnr", *column): one(-0.5, -0.9, -0.1) for column in bins}
+    other = {Key("mean", "psnr", *column): one(-0.5, -0.9, -0.1) for column in bins}
+    other[Key("mean", "psnr", *bins[0])] = one(0.1, -0.2, 0.4)  # better than ours
+    other[Key("mean", "psnr", *bins[1])] = one(-0.1, -0.2, 0.4)  # perhaps
+    text = summary_markdown({}, better | other, ("ours", "telea", "mean"), {})
+    assert "ours is better than each of the others in 3 of 4 bins and borders, in 2 of them with" in text
 
 
 @pytest.mark.parametrize(
