@@ -33,7 +33,6 @@ from utils.startup import keep_freed_memory
 
 BATCHES = {1: 4, 4: 3, 16: 1}  # and how often each is measured; of several the first does not count
 FORMS = ("transposed convolution", "packed weights")
-MEMORY = ("freed memory", "large pages")
 TRAINING, PREDICTION = "training step", "prediction"
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -144,12 +143,12 @@ def show_gains(form: str, every: Times, but_one: Times, name: str) -> None:
 
 def main() -> None:
     print("| form | of a | batch of 1 | batch of 4 | batch of 16 |\n|---|---|---|---|---|")
-    times = in_a_process(list(FORMS), True, True)
+    times = in_a_process(list(FORMS), True, False)
     for form in FORMS:
         show_gains(form, times, times, form)
-    both = in_a_process([], True, True)
-    for form in MEMORY:
-        show_gains(form, both, in_a_process([], form != "freed memory", form != "large pages"), "")
+    freed = in_a_process([], True, False)
+    show_gains("freed memory", freed, in_a_process([], False, False), "")
+    show_gains("large pages (not set by the scripts)", in_a_process([], True, True), freed, "")
 
 
 if __name__ == "__main__":

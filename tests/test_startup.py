@@ -14,7 +14,6 @@ from model import PConvUNet, load_for_prediction, load_model
 from tests import foreign
 from utils.checkpoint import save_weights
 from utils.errors import UserError
-from utils.startup import import_torch
 
 PROJECT = Path(__file__).resolve().parent.parent
 LARGE = {"torch", "numpy", "cv2", "PIL", "skimage", "scipy", "matplotlib", "tqdm"}
@@ -118,21 +117,6 @@ import_torch()
 assert gc.get_freeze_count() == frozen
 """
     new_process(code)
-
-
-def test_where_torch_is_there_already_nothing_is_frozen(monkeypatch):
-    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
-    import_torch()
-    assert "THP_MEM_ALLOC_ENABLE" not in os.environ
-
-
-@pytest.mark.parametrize(("given", "kept"), [({}, "1"), ({"THP_MEM_ALLOC_ENABLE": "0"}, "0")])
-def test_large_pages_unless_the_user_says_no(monkeypatch, given, kept):
-    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
-    code = (
-        "import os\nfrom utils.startup import import_torch\nimport_torch()\nprint(os.environ['THP_MEM_ALLOC_ENABLE'])"
-    )
-    assert new_process(code, **given).strip() == kept
 
 
 # --- from a file to a network ------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
 import sys
 
 # Numbers of mallopt's parameters, in glibc's malloc.h.
@@ -13,18 +12,14 @@ _NEVER = 2**31 - 1  # bytes, the most that mallopt takes
 
 
 def import_torch() -> None:
-    """`import torch` in two thirds of the time, and with huge pages. Does nothing where torch is imported already.
+    """`import torch` in two thirds of the time. Does nothing where torch is imported already.
 
     The import makes a quarter of a million objects that live as long as the process. The garbage collector would
     traverse them many times and free nothing. So it is off during the import, and the objects are frozen afterwards.
     Later objects are collected as usual.
-
-    Linux maps pages of 4 kB on first use. With THP_MEM_ALLOC_ENABLE=1, which is set here unless the user set it, torch
-    asks for pages of 2 MB for large tensors.
     """
     if "torch" in sys.modules:
         return
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     was_enabled = gc.isenabled()
     gc.disable()
     try:
