@@ -1,4 +1,4 @@
-"""The training loss of the paper, Eq. 3 to 7, and a squared term of the hole that the paper does not have."""
+"""The training loss of the paper, Eq. 3 to 7, and an additional squared hole term."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ TERMS = tuple(LossWeights.model_fields)
 
 
 class InpaintingLoss(nn.Module):
-    """L_total of Eq. 7, the weighted sum of its terms. A term of weight 0 is not computed.
+    """L_total of Eq. 7, the weighted sum of its terms. Terms of weight 0 are left out.
 
-    features: Ψ, any callable from images (N,3,H,W) in [0,1] to a sequence of feature maps, image by image. It may be
-    None where perceptual and style have the weight 0.
-    weights: of terms of TERMS; one that is left out has the weight 0. ValueError for any other name, and where features
-    are needed and not given.
+    features: Ψ, a callable from images (N,3,H,W) in [0,1] to a sequence of feature maps, independent for each image.
+    May be None if perceptual and style have weight 0.
+    weights: by name in TERMS; missing ones are 0. Raises ValueError for any other name, or if features are needed and
+    None.
     """
 
     def __init__(self, features: Callable[[Tensor], Sequence[Tensor]] | None, weights: Mapping[str, float]) -> None:
@@ -33,14 +33,14 @@ class InpaintingLoss(nn.Module):
             raise ValueError("features must be given where perceptual or style has a weight")
 
     def forward(self, output: Tensor, image: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return (L_total, the terms without their weights), all scalars. Terms of weight 0 are left out.
+        """Return (L_total, unweighted terms), all scalars. Terms of weight 0 are left out.
 
-        output: I_out (N,3,H,W). image: I_gt (N,3,H,W), the truth, in [0,1]. mask: M (N,1,H,W), 1 = valid, 0 = hole.
+        output: I_out (N,3,H,W). image: I_gt (N,3,H,W) in [0,1], ground truth. mask: M (N,1,H,W), 1 = valid, 0 = hole.
         """
         comp = composite(image, output, mask)
         difference = (output - image).abs()
         terms = {
-            "valid": (mask * difference).mean(),  # Eq. 3: over all N = C·H·W, not over the valid part
+            "valid": (mask * difference).mean(),  # Eq. 3: over all N = C·H·W, not only the valid part
             "hole": ((1 - mask) * difference).mean(),
         }
         if "hole_l2" in self.weights:
@@ -48,7 +48,7 @@ class InpaintingLoss(nn.Module):
         if self.features is not None and needs_features(self.weights):
             with torch.no_grad():
                 psi_gt = self.features(image)
-            psi = self.features(torch.cat([output, comp]))  # one pass for the two that have a gradient: (2N,…)
+            psi = self.features(torch.cat([output, comp]))  # one pass for both inputs with a gradient: (2N,…)
             terms["perceptual"] = perceptual(psi, psi_gt)
             terms["style"] = style(psi, psi_gt)
         if "tv" in self.weights:
@@ -59,14 +59,14 @@ class InpaintingLoss(nn.Module):
 
 
 def needs_features(weights: Mapping[str, float]) -> bool:
-    """Whether the loss with these weights looks at Ψ."""
+    """Return whether the loss with these weights uses Ψ."""
     return bool(weights.get("perceptual") or weights.get("style"))
 
 
 def perceptual(psi: Sequence[Tensor], psi_gt: Sequence[Tensor]) -> Tensor:
-    """Eq. 4: Σ_p ‖Ψ_p(I_out) − Ψ_p(I_gt)‖₁ / N_Ψp and the same of I_comp.
+    """Eq. 4: Σ_p ‖Ψ_p(I_out) − Ψ_p(I_gt)‖₁ / N_Ψp plus the same for I_comp.
 
-    psi: Ψ of the batch of I_out, then of that of I_comp, (2N,C,H,W) each; of one batch alone its half of Eq. 4 comes.
+    psi: Ψ of I_out and I_comp, concatenated to (2N,C,H,W) each; with Ψ of one of them only, returns its half of Eq. 4.
     psi_gt: Ψ of I_gt, (N,C,H,W) each.
     """
     return torch.stack([_sum_of_means(p, gt) for p, gt in zip(psi, psi_gt, strict=True)]).sum()
@@ -75,23 +75,23 @@ def perceptual(psi: Sequence[Tensor], psi_gt: Sequence[Tensor]) -> Tensor:
 def style(psi: Sequence[Tensor], psi_gt: Sequence[Tensor]) -> Tensor:
     """Eq. 5 + Eq. 6: Σ_p 1/C_p² ‖K_p (ΨᵀΨ − ΨᵀΨ(I_gt))‖₁ of I_out and of I_comp, averaged over the batch.
 
-    Arguments as of perceptual.
+    Arguments: see perceptual.
     """
     grams = zip(map(gram_matrix, psi), map(gram_matrix, psi_gt), strict=True)
     return torch.stack([_sum_of_means(gram, gram_gt) for gram, gram_gt in grams]).sum()
 
 
 def _sum_of_means(batches: Tensor, truth: Tensor) -> Tensor:
-    """The mean |difference| from the truth of each of the batches that lie one after another, added up."""
+    """Return the sum, over concatenated batches, of each batch's mean |difference| from the truth."""
     count = len(batches) // len(truth)
     difference = (batches.unflatten(0, (count, -1)) - truth).abs()
-    return count * difference.mean(dtype=torch.promote_types(difference.dtype, torch.float32))  # no half type adds up
+    return count * difference.mean(dtype=torch.promote_types(difference.dtype, torch.float32))  # no half-precision sum
 
 
 def gram_matrix(features: Tensor) -> Tensor:
-    """K_p ΨᵀΨ of Eq. 5: (N,C,C) of features (N,C,H,W), K_p = 1/(C·H·W). At least float32, never autocast.
+    """Return K_p ΨᵀΨ of Eq. 5: (N,C,C) for features (N,C,H,W), K_p = 1/(C·H·W). At least float32.
 
-    The sums would overflow a half type.
+    Autocast is off: the sums would overflow a half type.
     """
     _n, c, h, w = features.shape
     with torch.autocast(features.device.type, enabled=False):
@@ -100,9 +100,9 @@ def gram_matrix(features: Tensor) -> Tensor:
 
 
 def total_variation(image: Tensor, mask: Tensor) -> Tensor:
-    """L_tv: mean |difference| of neighbours that both lie in R, the hole dilated by one pixel.
+    """L_tv: mean |difference| of neighbours that are both in R, the hole dilated by one pixel.
 
-    image: I_comp (N,C,H,W). mask: (N,1,H,W), 0 = hole. The mean is over all elements of the image, not over R.
+    image: I_comp (N,C,H,W). mask: (N,1,H,W), 0 = hole. The mean is over all elements of the image, not only R.
     """
     region = F.max_pool2d(1 - mask, 3, stride=1, padding=1)  # R, (N,1,H,W)
     across = (image[..., :, 1:] - image[..., :, :-1]).abs() * (region[..., :, 1:] * region[..., :, :-1])

@@ -1,4 +1,4 @@
-"""The layer, the network, the features that its loss sees, and loading from a file."""
+"""Partial convolution, U-Net, VGG-16 features for the loss, and loading from files."""
 
 from model.inpainting import inpaint, predict_whole
 from model.layer import PartialConv2d

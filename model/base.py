@@ -1,4 +1,4 @@
-"""The base that the network can stand on: a fill of the holes by a pyramid of masked means, without a weight."""
+"""Push-pull hole filling: a pyramid of masked means without learned weights, on which the network can build."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Levels that reach one pixel for any image up to 2**16 px a side. Further levels would repeat that pixel.
+# Enough levels to reduce any image of up to 2**16 px per side to one pixel. Further levels would repeat that pixel.
 LEVELS = 16
 
 
 @torch.no_grad()
 def push_pull(image: Tensor, mask: Tensor) -> Tensor:
-    """Fill the holes of an image smoothly from its valid pixels, by pull and push along a pyramid.
+    """Fill the holes of an image smoothly from its valid pixels with a push-pull pyramid.
 
-    Pull: a pixel of the next level is the mean of the valid ones among 2×2 pixels, and valid where there is one. That
-    is Eq. 1 and 2 with the constant weight 1/4 and stride 2. The last level has one pixel.
-    Push: a hole's pixel takes the value of the level below, interpolated bilinearly. Valid pixels stay as they are.
+    Pull: each pixel of the next level is the mean of the valid pixels in a 2×2 window, and valid if any of them is.
+    This is Eq. 1 and 2 with constant weight 1/4 and stride 2. The last level has one pixel.
+    Push: each hole pixel is interpolated bilinearly from the next coarser level. Valid pixels stay unchanged.
 
-    image: (N,3,H,W); values in a hole never matter. mask: (N,1,H,W), 1 = valid, 0 = hole.
-    Returns (N,3,H,W), at least float32: the image where valid. 0 everywhere for an image without a valid pixel.
+    image: (N,3,H,W); values in holes are ignored. mask: (N,1,H,W), 1 = valid, 0 = hole.
+    Returns (N,3,H,W), at least float32: the image with filled holes; 0 everywhere if it has no valid pixel.
     """
     with torch.autocast(image.device.type, enabled=False):
         *finer, (coarsest, _) = pull(image, mask)
@@ -27,7 +27,7 @@ def push_pull(image: Tensor, mask: Tensor) -> Tensor:
 
 
 def pull(image: Tensor, mask: Tensor, levels: int = LEVELS) -> list[tuple[Tensor, Tensor]]:
-    """Image, mask and the levels below them, at most `levels`: each level is ⌈H/2⌉×⌈W/2⌉. The last may be one pixel."""
+    """Return (image, mask) and up to `levels` coarser pairs, each ⌈H/2⌉×⌈W/2⌉. Stops at 1×1 px, except in an export."""
     dtype = torch.promote_types(image.dtype, torch.float32)
     mask = mask.to(dtype)
     x = image.to(dtype).masked_fill(mask == 0, 0)
@@ -41,7 +41,7 @@ def pull(image: Tensor, mask: Tensor, levels: int = LEVELS) -> list[tuple[Tensor
 
 
 def push(pyramid: list[tuple[Tensor, Tensor]], below: Tensor) -> Tensor:
-    """The first level of a pyramid, its holes filled. below: the filled level that comes after the pyramid's last."""
+    """Return the first level of a pyramid with its holes filled. below: the filled level after the pyramid's last."""
     for x, mask in reversed(pyramid):
         height, width = x.shape[-2:]
         finer = F.interpolate(below, scale_factor=2, mode="bilinear", align_corners=False)
@@ -50,5 +50,5 @@ def push(pyramid: list[tuple[Tensor, Tensor]], below: Tensor) -> Tensor:
 
 
 def _sums_of_2x2(x: Tensor) -> Tensor:
-    """(N,C,H,W) → (N,C,⌈H/2⌉,⌈W/2⌉). Beyond the edge lies nothing."""
-    return 4 * F.avg_pool2d(F.pad(x, (0, 1, 0, 1)), 2)  # neither ceil_mode nor divisor_override can be exported
+    """Sum 2×2 windows: (N,C,H,W) → (N,C,⌈H/2⌉,⌈W/2⌉), zero-padded at the bottom and right."""
+    return 4 * F.avg_pool2d(F.pad(x, (0, 1, 0, 1)), 2)  # ceil_mode and divisor_override cannot be exported

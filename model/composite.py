@@ -1,4 +1,4 @@
-"""The composite: what is known from the input, the rest from the network."""
+"""The composite: valid pixels from the input, hole pixels from the network."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 def composite(image: Tensor, output: Tensor, mask: Tensor) -> Tensor:
-    """I_comp = M ⊙ I_gt + (1 − M) ⊙ I_out, by choice instead of products: valid pixels stay bit for bit.
+    """Return I_comp = M ⊙ I_gt + (1 − M) ⊙ I_out by selection, not products: valid pixels are bit-identical.
 
-    image, output: (N,3,H,W); mask: (N,1,H,W), 1 = valid, 0 = hole. What either holds in the other's part never matters.
+    image, output: (N,3,H,W); mask: (N,1,H,W), 1 = valid, 0 = hole. Values that are not selected are ignored.
     """
     return torch.where(mask > 0, image, output)

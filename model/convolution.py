@@ -1,8 +1,8 @@
-"""The decoder's convolution and the constant convolutions of prediction, in forms that take less time.
+"""Faster forms of the decoder's convolution and of convolutions with constant weights.
 
-The layers use three names of this file: `conv2d_of_upsampled`, and for prediction `FixedConvolution` and
-`FixedUpConvolution`. Each says what it equals, to rounding. Without the faster forms the network is right, and slower;
-`python -m benchmarks.forms` measures what each form gains.
+The layers use `conv2d_of_upsampled` and, for inference, `FixedConvolution` and `FixedUpConvolution`. Each docstring
+names the plain operation that it equals to rounding. These forms only save time; `python -m benchmarks.forms` measures
+how much.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# torch's own names for oneDNN's packed weights, which torch.compile uses; not all builds have them.
+# Private torch ops for oneDNN's packed weights, used by torch.compile. Not all builds have them.
 _PACKING = (
     "_reorder_convolution_weight",
     "_reorder_convolution_transpose_weight",
@@ -23,11 +23,11 @@ _PACKING = (
 
 
 def conv2d_of_upsampled(x: Tensor, skip: Tensor, weight: Tensor) -> Tensor:
-    """conv2d(concat(upsample(x), skip), weight, padding=1), without the concat and the upsampled map where that pays.
+    """Return conv2d(concat(upsample(x), skip), weight, padding=1), without concat and upsampled map where faster.
 
     x: (N,C,H,W), skip: (N,S,2H,2W), weight: (C',C+S,3,3). Returns (N,C',2H,2W).
 
-    Wᵀ is linear: Wᵀ[up(X), S] = W_upᵀ up(X) + W_skipᵀ S. The first term is a transposed convolution of x.
+    Wᵀ is linear: Wᵀ[up(X), S] = W_upᵀ up(X) + W_skipᵀ S. The first term becomes a transposed convolution of x.
     """
     if fastest_form(x) == "plain":
         return F.conv2d(torch.cat([upsample(x), skip], 1), weight, padding=1)
@@ -37,43 +37,43 @@ def conv2d_of_upsampled(x: Tensor, skip: Tensor, weight: Tensor) -> Tensor:
 
 
 def fastest_form(x: Tensor) -> str:
-    """The form of conv2d_of_upsampled for x, (N,C,H,W): "transposed", or "plain" for few pixels.
+    """Return the form of conv2d_of_upsampled for x (N,C,H,W): "transposed", or "plain" for few pixels.
 
-    With few pixels it costs more to make the kernel of the transposed convolution than it saves.
+    For few pixels, building the transposed kernel costs more than it saves.
     """
     return "transposed" if x.shape[0] * x.shape[2] * x.shape[3] >= 256 else "plain"
 
 
 def upsample(x: Tensor) -> Tensor:
-    """Nearest-neighbour ×2, of features and masks."""
+    """Upsample features or masks ×2, nearest neighbour."""
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
 def upsampling_kernel(weight: Tensor) -> Tensor:
-    """K (C,C',4,4) with conv_transpose2d(x, K, stride=2, padding=1) = conv2d(upsample(x), weight, padding=1).
+    """Return K (C,C',4,4): conv_transpose2d(x, K, stride=2, padding=1) = conv2d(upsample(x), weight, padding=1).
 
-    weight: (C',C,3,3). Of the 36 products that 2×2 pixels of the result cost for each pair of channels, 16 are left.
+    weight: (C',C,3,3). For each pair of channels, 2×2 output pixels need 16 products instead of 36.
 
-    In one dimension, with the weight (a, b, c): a pixel of upsample(x) adds c times itself to the pixel before it, b
-    times to its own place, a times to the one behind. A pixel of x is two of those side by side, so it adds
-    (c, b+c, a+b, a) times itself to four pixels; and the next pixel of x does so two pixels further. That is a
-    transposed convolution of stride 2. In two dimensions it is the same along both.
+    In one dimension, with weight (a, b, c): a pixel of upsample(x) adds c times itself to the pixel before it, b times
+    to its own position, a times to the one after it. A pixel of x appears there twice in a row, so it adds (c, b+c,
+    a+b, a) times itself to four pixels. The next pixel of x does so two pixels further. That is a transposed
+    convolution of stride 2. In two dimensions the same holds along both axes.
     """
     taps = weight.permute(1, 2, 3, 0).contiguous()  # (C,3,3,C')
     for axis in (1, 2):
         a, b, c = taps.unbind(axis)
         taps = torch.stack([c, b + c, a + b, a], axis)
-    return taps.permute(0, 3, 1, 2)  # in memory it is channels-last, as the convolution wants it
+    return taps.permute(0, 3, 1, 2)  # channels-last in memory, as the convolution prefers
 
 
-# --- for prediction: weights that stay as they are -------------------------------------------------------------------
+# --- inference: constant weights -------------------------------------------------------------------------------------
 
 
 class FixedConvolution(nn.Module):
-    """conv2d(x, weight) without bias, or conv_transpose2d, with a constant weight and no gradient.
+    """conv2d(x, weight) or conv_transpose2d without bias, with a constant weight and no gradient.
 
-    On a CPU torch reorders a weight into oneDNN's layout at every call, which for a small map takes longer than the
-    convolution. Here it is reordered once, at the first call.
+    On a CPU, torch reorders a weight into oneDNN's layout on every call, which takes longer than the convolution of a
+    small map. This module reorders it once, on the first call.
     """
 
     weight: Tensor
@@ -98,26 +98,26 @@ class FixedConvolution(nn.Module):
                 return F.conv_transpose2d(x, self.weight, None, self.stride, self.padding, 0, 1, self.dilation)
             return F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation)
         onednn: Any = torch.ops.mkldnn
-        between = ([0, 0],) if self.transposed else ()  # no padding of the output
+        between = ([0, 0],) if self.transposed else ()  # no output padding
         if self._packed is None:
             pack = (
                 onednn._reorder_convolution_transpose_weight if self.transposed else onednn._reorder_convolution_weight
             )
             self._packed = pack(self.weight, self.padding, *between, self.stride, self.dilation, 1)
         run = onednn._convolution_transpose_pointwise if self.transposed else onednn._convolution_pointwise
-        # "none": nothing is done to the result; 1: groups.
+        # "none": no fused operation on the result; 1: groups.
         return run(x, self._packed, None, self.padding, *between, self.stride, self.dilation, 1, "none", [], "")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packed": None}  # it can't be copied; the copy makes its own
+        return {**self.__dict__, "_packed": None}  # packed weights cannot be copied; the copy packs its own
 
     def _apply(self, *arguments: Any, **options: Any) -> FixedConvolution:
-        self._packed = None  # of the weight as it was
+        self._packed = None  # packed from the old weight
         return super()._apply(*arguments, **options)
 
 
 class FixedUpConvolution(nn.Module):
-    """conv2d_of_upsampled(x, skip, weight) of a constant weight (C',C+S,3,3), where x has C channels."""
+    """conv2d_of_upsampled(x, skip, weight) with a constant weight (C',C+S,3,3), where x has C channels."""
 
     def __init__(self, weight: Tensor, channels: int) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ def _can_pack(x: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
-        and not (torch.is_grad_enabled() and x.requires_grad)  # the packed forms know of no gradient
+        and not (torch.is_grad_enabled() and x.requires_grad)  # the packed ops have no gradient
         and torch.backends.mkldnn.is_available()
         and bool(torch.backends.mkldnn.enabled)
         and all(hasattr(onednn, name) for name in _PACKING)

@@ -1,8 +1,8 @@
-"""Networks as files that other tools run without this code: ONNX and torch.export's programs.
+"""Export networks to files that run without this code: ONNX and torch.export programs.
 
 Both take `image`, float32 (N,3,H,W) in [0,1], and `mask`, float32 (N,1,H,W), 1 = valid, 0 = hole, and return
-`composite`, (N,3,H,W) in [0,1], for any N, H and W of at least 1. Valid pixels come back bit for bit; what lies in a
-hole never matters.
+`composite`, (N,3,H,W) in [0,1], for any N, H, W of at least 1. Valid pixels are bit-identical; values in holes are
+ignored.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DESCRIPTION = (
 
 
 class Inpainter(nn.Module):
-    """`inpaint` as one graph: without its checks, which an exporter can't follow."""
+    """`inpaint` as one graph, without its input checks, which cannot be exported."""
 
     def __init__(self, net: PConvUNet) -> None:
         super().__init__()
@@ -48,12 +48,12 @@ def convert(
     hole_radius: float | None = None,
     mix: tuple[Path, float] | None = None,
 ) -> PConvUNet:
-    """Write the network of one file into another, in the form of the suffix: .safetensors, .onnx, .pt2. Returns it.
+    """Write the network of one file to another in the format of its suffix (.safetensors, .onnx, .pt2). Return it.
 
-    half: convolution weights are written as float16. They are float32 again where the file is loaded.
-    hole_radius: px, what the file is to say of the holes that its network was trained on; None: what it says already.
-    mix: another file and its share; the mean of both networks' weights is written ("model soups", arXiv 2203.05482).
-    UserError as of `load_model`, where the two differ in architecture, or where what an export needs is missing.
+    half: store convolution weights as float16 (.safetensors only). They become float32 again on load.
+    hole_radius: px, replaces the radius of the holes in training that the file records; None keeps it.
+    mix: another file and its share; writes the weighted mean of both networks ("model soups", arXiv 2203.05482).
+    Raises UserError like `load_model`, if the architectures differ, or if a package for the export is missing.
     """
     net = load_model(source)
     if mix is not None:
@@ -71,9 +71,9 @@ def convert(
 
 
 def mix_with(net: PConvUNet, source: Path, other: Path, share: float) -> None:
-    """Make the weights of a network, and its statistics, a mean with those of another file. UserError where it can't.
+    """Average the weights and statistics of `net` in place with those of another file.
 
-    share: of the other, 0 to 1. source: the network's own file, for messages.
+    share: weight of `other`, 0 to 1. source: the file of `net`, for messages. Raises UserError if architectures differ.
     """
     ours, theirs = net.state_dict(), load_model(other).state_dict()
     if {key: t.shape for key, t in ours.items()} != {key: t.shape for key, t in theirs.items()}:
@@ -90,19 +90,19 @@ def export_onnx(
     output: str = "composite",
     description: str = DESCRIPTION,
 ) -> None:
-    """Write the network as one ONNX file, weights inside, opset 20. UserError where a package is missing.
+    """Write the network as one ONNX file, weights included, opset 20. Raises UserError if a package is missing.
 
-    form: as of to_program. output: what the file calls its result.
+    form: see to_program. output: name of the ONNX output.
     """
     try:
-        import onnxscript  # noqa: F401, for torch.onnx; it needs onnx in turn
+        import onnxscript  # noqa: F401, torch.onnx needs it, and it needs onnx
     except ImportError as error:
         raise _missing(error) from None
 
     onnx_program = torch.onnx.export(
         to_program(net, form),
         dynamo=True,
-        dynamic_shapes={"image": {0: "batch", 2: "height", 3: "width"}, "mask": None},  # names, for the mask's axes too
+        dynamic_shapes={"image": {0: "batch", 2: "height", 3: "width"}, "mask": None},  # axis names, also for the mask
         output_names=[output],
         opset_version=20,
         verbose=False,
@@ -113,17 +113,17 @@ def export_onnx(
 
 
 def export_program(net: PConvUNet, path: Path) -> None:
-    """Write the network as a .pt2 file, for `torch.export.load(path).module()`. UserError where torch is too old."""
-    # Into memory first: where the disk is full, torch.export.save aborts the process.
+    """Write the network as a .pt2 file for `torch.export.load(path).module()`. Raises UserError if torch is too old."""
+    # Into memory first: if the disk is full, torch.export.save aborts the process.
     file = io.BytesIO()
     torch.export.save(to_program(net), file)
     write_atomically(path, lambda temporary: temporary.write_bytes(file.getbuffer()))
 
 
 def to_program(net: PConvUNet, form: Callable[[PConvUNet], nn.Module] = Inpainter) -> ExportedProgram:
-    """The network, in this form, traced for all sizes, in float32 on the CPU. The network is left as it is.
+    """Trace the network for all sizes, in float32 on the CPU. The network itself stays unchanged.
 
-    form: makes a module that takes image and mask, of a copy of the network. UserError where torch is too old.
+    form: builds, from a copy of the network, a module that takes image and mask. Raises UserError if torch is too old.
     """
     try:
         from torch.fx.experimental.dynamic_spec import ParamsSpec, ShapesSpec, ShapeVar, TensorSpec
@@ -136,9 +136,9 @@ def to_program(net: PConvUNet, form: Callable[[PConvUNet], nn.Module] = Inpainte
     example = torch.zeros(2, 3, 5, 7), torch.ones(2, 1, 5, 7)
     with torch.no_grad():
         program = torch.export.export(form(folded).eval(), example, dynamic_shapes=ShapesSpec(params=sizes))
-    program = program.run_decompositions({})  # removes unused symbols, of which loading would warn
+    program = program.run_decompositions({})  # removes unused symbols, which cause warnings on load
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # it holds paths of this machine
+        node.meta.pop("stack_trace", None)  # contains local paths
     return program
 
 

@@ -1,4 +1,4 @@
-"""Prediction of parts of a picture, each from the window of the picture that it depends on."""
+"""Prediction of parts of an image, each from the window that it depends on."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from model.network import PConvUNet
 from model.regions import Box, Part, Span, largest_window, parts_of, unet_within
 from utils.errors import UserError
 
-# A part of an image: float (1,3,h,w) in [0,1].
+# Returns a box of an image: float (1,3,h,w) in [0,1].
 Read = Callable[[Box], Tensor]
 
 
 class Filler:
-    """The parts of a picture that are to be predicted: `len` of them, and an iterator over (box, values (1,3,h,w)).
+    """Iterate over predicted parts of an image: (box, values (1,3,h,w)). `len` is the number of parts.
 
-    Each part is predicted from what the network sees around it, so that time and memory follow the holes. The values
-    in [0,1] are those that the whole picture gives, to rounding. UserError where they are not finite.
+    Each part is predicted from its receptive field, so time and memory scale with the holes. Values are in [0,1] and
+    match a prediction of the full image to rounding. Raises UserError if they are not finite.
 
-    read: of a part of the picture. valid: bool (H,W), False in holes. wanted: bool (H,W), all of it is in the boxes.
-    largest: px of the largest part that the network takes at once; a default that needs less than 1 GB.
+    read: returns a box of the image. valid: bool (H,W), False in holes. wanted: bool (H,W), covered by the boxes; None:
+    the holes. largest: px of the largest window to predict at once; by default one that needs less than 1 GB.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Filler:
         self.largest = largest or largest_window(net)
         multiple = 2**net.depth
         height, width = (-(-length // multiple) * multiple for length in valid.shape)
-        self.size = height, width  # of the picture padded with hole
+        self.size = height, width  # of the image, padded with hole
         wanted = ~valid if wanted is None else wanted
         self.parts = parts_of(net, wanted.cpu(), self.size, self.largest)
 
@@ -57,17 +57,17 @@ class Filler:
                 yield part.box, values.clamp(0, 1)
 
     def _cut(self, box: Box) -> tuple[Tensor, Tensor]:
-        """Image (1,3,h,w) and mask (1,1,h,w) as the network wants them, of a box in the padded picture."""
-        weight = next(self.net.parameters())  # it has the type and the device that the model computes with
+        """Return image (1,3,h,w) and mask (1,1,h,w) of a box in the padded image, as input for the network."""
+        weight = next(self.net.parameters())  # has the dtype and device of the model
         inside = Box(*(span.within(length) for span, length in zip(box, self.valid.shape, strict=True)))
         padding = (0, box.columns.stop - inside.columns.stop, 0, box.rows.stop - inside.rows.stop)
         image, mask = self.read(inside), self.valid[inside.slices][None, None]
         return F.pad(image.to(weight), padding), F.pad(mask.to(weight), padding)
 
     def _base(self, image: Tensor, mask: Tensor, part: Part, below: Tensor, place: Box) -> Tensor:
-        """The base at part.box: the window's levels, and the filled level that comes after them.
+        """Return the base at part.box. below, place: the filled level after the window's levels, and its box.
 
-        A window has room for it: the base sees as far along its first `depth` levels as the decoder does.
+        The window suffices: over its first `depth` levels the base reads no further than the decoder.
         """
         depth = self.net.depth
         window = Box(*(Span(span.start >> depth, span.stop >> depth) for span in part.window))
@@ -76,9 +76,9 @@ class Filler:
         return filled[part.box.relative_to(part.window)].to(image)
 
     def _levels_below(self) -> tuple[Tensor, Box]:
-        """The base's filled level 2**depth times as coarse as the picture, and the box of its px that was needed.
+        """Return the base's filled level at 1/2**depth of the image's size, and the box of that level that it covers.
 
-        How far the base sees depends on the holes: up to where each px of a coarser level holds something valid.
+        How far the base reads depends on the holes: until each px of a coarser level contains a valid one.
         """
         multiple = 2**self.net.depth
         windows = [window for _, window in self.parts]
@@ -89,7 +89,7 @@ class Filler:
             )
         )
         place = surroundings(shrunk(self.valid, multiple), needed)
-        step = max(1, self.largest // (place.columns.length * multiple**2))  # rows of px of that level at once
+        step = max(1, self.largest // (place.columns.length * multiple**2))  # rows of that level per strip
         strips = []
         for top in range(place.rows.start, place.rows.stop, step):
             rows = Span(top, min(top + step, place.rows.stop))
@@ -100,7 +100,7 @@ class Filler:
 
 
 def surroundings(valid: Tensor, box: Box) -> Box:
-    """What push_pull has to see of a picture to fill `box` of it as it does with the whole. valid: bool (H,W)."""
+    """Return the box that push_pull must read to fill `box` as in the full image. valid: bool (H,W)."""
     whole = Box(*(Span(0, length) for length in valid.shape))
     spans, step = list(box), 1
     while True:
@@ -112,13 +112,13 @@ def surroundings(valid: Tensor, box: Box) -> Box:
         )
         if seen == whole or bool(shrunk(valid[seen.slices], step).all()):
             return seen
-        # A level is interpolated from the one below, a px beyond on each side.
+        # Each level is interpolated from the next coarser one, with a margin of 1 px on each side.
         spans = [Span((start - 1) // 2, stop // 2 + 1) for start, stop in spans]
         step *= 2
 
 
 def shrunk(valid: Tensor, step: int) -> Tensor:
-    """Which squares of `step` px of a bool (H,W) hold a True; those at the end may be cut."""
+    """Return which squares of `step` px of a bool (H,W) contain a True. The last ones may be cut off."""
     rows, columns = (-length % step for length in valid.shape)
     padded = F.pad(valid, (0, columns, 0, rows))
     return padded.unflatten(1, (-1, step)).any(2).unflatten(0, (-1, step)).any(1)
@@ -126,7 +126,7 @@ def shrunk(valid: Tensor, step: int) -> Tensor:
 
 @contextmanager
 def _evaluating(net: PConvUNet) -> Iterator[None]:
-    """The network in evaluation mode, and then as it was."""
+    """Put the network in evaluation mode within the block, then restore its mode."""
     was_training = net.training
     net.eval()
     try:

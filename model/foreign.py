@@ -1,4 +1,4 @@
-"""Other projects' weights: recognised by their keys, converted to our form; and networks that compute as theirs do."""
+"""Weights of other projects: recognise them by key, convert them, and compute as their networks do."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from model.vgg import IMAGENET_MEAN, IMAGENET_STD
 
 @dataclass(frozen=True)
 class Project:
-    """How a project names its tensors, and how its network differs from the paper."""
+    """Names of a project's tensors, and how its network differs from the paper."""
 
     name: str
     conv: str  # key of a convolution's tensor: side is enc or dec, level 1 has the highest resolution
-    norm: str | None  # key of a batch norm's tensor; None where its network never applies batch norm
-    unused: str  # pattern of keys that its network does not compute with
-    levels: int  # the most that its network uses
-    mean: tuple[float, float, float] = (0, 0, 0)  # input and output of its network are (image − mean)/std
+    norm: str | None  # key of a batch norm's tensor; None if its network never applies batch norm
+    unused: str  # pattern of keys that its network does not use
+    levels: int  # maximum number of levels
+    mean: tuple[float, float, float] = (0, 0, 0)  # its network's input and output are (image − mean)/std
     std: tuple[float, float, float] = (1, 1, 1)
-    one_bias: bool = False  # dec_1 alone has a bias
+    one_bias: bool = False  # only dec_1 has a bias
     no_sum_1: bool = False  # Eq. 1 without the factor sum(1)
     ratio_twice: bool = False  # dec_1 multiplies its result, bias included, by sum(1)/sum(M) a second time
 
     def key(self, side: str, level: int, part: str, name: str) -> str:
-        """The project's key of a tensor. part: conv or bn; name: weight, bias, …"""
+        """Return the project's key of a tensor. part: conv or bn; name: weight, bias, …"""
         form = self.conv if part == "conv" or self.norm is None else self.norm
         return form.format(side=side, level=level, name=name)
 
     def depth(self, state_dict: Mapping[str, Tensor]) -> int:
-        """The number of levels of these tensors; 0 where they are not of this project."""
+        """Return the number of levels of a state_dict; 0 if it is not from this project."""
         levels = range(1, self.levels + 1)
         return max((level for level in levels if self.key("enc", level, "conv", "weight") in state_dict), default=0)
 
 
-# levels=32: as many as there are; no picture allows for more.
+# levels=32: no limit, as no image allows for more.
 PROJECTS = (
     Project(
         "naoto0804/pytorch-inpainting-with-partial-conv",
@@ -57,7 +57,7 @@ PROJECTS = (
         "yashk2000/SneakySketchers or tanimutomo/partialconv",
         conv="{side}_{level}.conv.{name}",
         norm=None,
-        unused=r"^(enc|dec)_8\.",  # always in the file, but at its 256×256 px seven levels are used
+        unused=r"^(enc|dec)_8\.",  # always in the file, but its network for 256×256 px uses seven levels
         levels=7,
         one_bias=True,
         ratio_twice=True,
@@ -66,7 +66,7 @@ PROJECTS = (
         "open-mmlab/mmagic",
         conv="{side}oder.{side}{level}.conv.{name}",
         norm="{side}oder.{side}{level}.bn.{name}",
-        unused=r"\.weight_mask_updater$|^(?!encoder\.|decoder\.)",  # the second: parts of its losses
+        unused=r"\.weight_mask_updater$|^(?!encoder\.|decoder\.)",  # second pattern: parts of its losses
         levels=32,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
@@ -75,19 +75,19 @@ PROJECTS = (
 
 
 class RatioTwiceConv2d(UpPartialConv2d):
-    """The partial convolution with its result, bias included, multiplied by sum(1)/sum(M) once more."""
+    """Partial convolution whose result, bias included, is multiplied by sum(1)/sum(M) a second time."""
 
     def scaled(self, y: Tensor, ratio_and_mask: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """As of UpPartialConv2d."""
+        """Overrides UpPartialConv2d."""
         y, updated_mask = super().scaled(y, ratio_and_mask)
         return y.mul_(ratio_and_mask[0]), updated_mask
 
 
 class ForeignUNet(PConvUNet):
-    """A PConvUNet that computes as another project's network does.
+    """A PConvUNet that computes like another project's network.
 
-    Its state_dict says how: `mean` and `std` of input and output, `ratio_twice`, and no keys of batch norm where the
-    network has none. So a checkpoint of a run that began with foreign weights loads as such a network, too.
+    Its state_dict records the differences: `mean` and `std` of input and output, `ratio_twice`, and no batch norm keys
+    if the network has none. So a checkpoint of a run that started from foreign weights loads as such a network, too.
     """
 
     mean: Tensor
@@ -106,12 +106,12 @@ class ForeignUNet(PConvUNet):
                 block.conv.bias = nn.Parameter(torch.zeros(block.conv.out_channels))
 
     def unet(self, image: Tensor, mask: Tensor, crops: Sequence[Crop] | None = None) -> Tensor:
-        """Arguments and result as of PConvUNet: image and result on the scale of [0,1]."""
+        """Overrides PConvUNet. Image and result are on the scale of [0,1]; only the layers use normalised values."""
         return super().unet((image - self.mean) / self.std, mask, crops) * self.std + self.mean
 
 
 def network_for(state_dict: Mapping[str, Tensor]) -> PConvUNet:
-    """A network, with random weights, that can load this state_dict in our form. ValueError where there is none."""
+    """Return a randomly initialised network that can load this state_dict. Raises ValueError if there is none."""
     size = architecture_of(state_dict)
     if "ratio_twice" not in state_dict:
         return PConvUNet(**size)
@@ -120,10 +120,10 @@ def network_for(state_dict: Mapping[str, Tensor]) -> PConvUNet:
 
 
 def in_our_form(state_dict: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], str | None]:
-    """The state_dict in the form that network_for takes, and the name of the project that it is of.
+    """Return the state_dict as network_for takes it, and the name of the project that it comes from.
 
-    A state_dict of no known project comes back as it is, with None.
-    ValueError where a key of the project is missing or unexpected, or a tensor has another shape.
+    A state_dict of no known project is only unwrapped and returned with None.
+    Raises ValueError if a key of the project is missing or unexpected, or if a tensor has another shape.
     """
     theirs = dict(_unwrapped(state_dict))
     project = next((project for project in PROJECTS if project.depth(theirs)), None)
@@ -136,16 +136,16 @@ def in_our_form(state_dict: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor],
 
 
 def _unwrapped(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The tensors of the network alone, without prefixes of their names.
+    """Return only the tensors of the network, with prefixes removed from their names.
 
     DataParallel and AveragedModel add `module.`, torch.compile `_orig_mod.`, mmagic `generator.`, Lightning the name of
-    the attribute. Of several networks the average is taken, `…ema.`. ValueError where there are several and no average.
+    the attribute. Of several networks, the average (`…ema.`) is used; ValueError unless there is exactly one average.
     """
     firsts = ["encoder.0.conv.weight", *(project.key("enc", 1, "conv", "weight") for project in PROJECTS)]
     prefixes = {key.removesuffix(first) for key in state_dict for first in firsts if f".{key}".endswith(f".{first}")}
     if "" in prefixes:
         return state_dict
-    if not prefixes:  # no network, or a damaged one: without the usual prefixes, so that messages name plain keys
+    if not prefixes:  # no network, or a damaged one: strip common prefixes, so that messages name plain keys
         return {key.removeprefix("module.").removeprefix("generator."): state_dict[key] for key in state_dict}
     chosen = sorted(prefix for prefix in prefixes if "ema" in prefix or len(prefixes) == 1)
     if len(chosen) != 1:
@@ -154,7 +154,7 @@ def _unwrapped(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def _convert(theirs: dict[str, Tensor], project: Project) -> dict[str, Tensor]:
-    """Convert a project's tensors to our form. Each tensor that is used is removed from `theirs`."""
+    """Convert a project's tensors to our form, removing each used tensor from `theirs`."""
     depth = project.depth(theirs)
     first_key = project.key("enc", 1, "conv", "weight")
     first = theirs.get(first_key)
@@ -171,7 +171,7 @@ def _convert(theirs: dict[str, Tensor], project: Project) -> dict[str, Tensor]:
         their_key = project.key(side[:3], level, part, name)
         tensor = theirs.pop(their_key, None)
         no_bias = project.one_bias and (part, name) == ("conv", "bias") and (side, level) != ("decoder", 1)
-        if tensor is None and (no_bias or name == "num_batches_tracked"):  # which files of old torch versions lack
+        if tensor is None and (no_bias or name == "num_batches_tracked"):  # old torch versions lack it
             tensor = torch.zeros_like(wanted[key])
         if tensor is None:
             raise ValueError(f"{their_key} is missing")

@@ -12,14 +12,14 @@ from model.convolution import FixedConvolution, FixedUpConvolution, conv2d_of_up
 
 
 class PartialConv2d(nn.Conv2d):
-    """A convolution over the valid pixels alone, scaled by how many there are in the window.
+    """Convolution over valid pixels only, rescaled by the number of valid pixels in the window.
 
     x' = Wᵀ(X ⊙ M) · sum(1)/sum(M) + b  where sum(M) > 0, else 0     (Eq. 1)
     m' = 1                              where sum(M) > 0, else 0     (Eq. 2)
 
-    Both sums run over the window and over all input channels. Padding counts as hole: with an all-valid mask the
-    ratio is 1.5 on an edge and 2.25 in a corner (3×3, padding 1).
-    Parameters and initialisation are those of `torch.nn.Conv2d`: `weight` and `bias`, nothing else.
+    Both sums run over the window and over all input channels. Padding counts as hole: with an all-valid mask the ratio
+    is 1.5 at an edge and 2.25 in a corner (3×3, padding 1).
+    Parameters and initialisation match `torch.nn.Conv2d`: `weight` and `bias`, nothing else.
     """
 
     def __init__(
@@ -38,21 +38,21 @@ class PartialConv2d(nn.Conv2d):
     def forward(  # type: ignore[override]
         self, x: Tensor | Sequence[Tensor], mask: Tensor | Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Return (y, updated_mask): (N,C',H',W') in x's type, (N,1,H',W') in mask arithmetic's type.
+        """Return (y, updated_mask): (N,C',H',W') in x's dtype, (N,1,H',W') in at least float32.
 
-        x: features (N,C,H,W). What lies where the mask is 0 never matters, NaN and infinity included.
+        x: features (N,C,H,W). Values where the mask is 0 are ignored, including NaN and infinity.
         mask: 0/1, 1 = valid, (N,1,H,W) or (N,C,H,W).
-        Both may be sequences of tensors of the same size: features to be concatenated, each with its mask.
-        One-channel masks then say all: each weighs as much as its features have channels.
+        Both may be sequences of tensors of the same N, H, W: features to concatenate, each with its mask. A one-channel
+        mask counts once for each channel of its features.
 
-        ValueError where shapes do not fit.
+        Raises ValueError if shapes do not fit.
         """
         parts = [x] if isinstance(x, Tensor) else list(x)
         masks = [mask] if isinstance(mask, Tensor) else list(mask)
         self._check(parts, masks)
-        # masked_fill rather than a product: 0 · NaN would be NaN.
+        # masked_fill, not a product: 0 · NaN is NaN.
         masked = [part.masked_fill(m == 0, 0) for part, m in zip(parts, masks, strict=True)]
-        # A one-channel mask stands for as many copies as its features have channels.
+        # A one-channel mask counts once for each channel of its features.
         counts = [
             counted(m).sum(1, keepdim=True) * (part.shape[1] // m.shape[1])
             for part, m in zip(parts, masks, strict=True)
@@ -60,23 +60,23 @@ class PartialConv2d(nn.Conv2d):
         return self.forward_masked(torch.cat(masked, 1), torch.stack(counts).sum(0))
 
     def forward_masked(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """`forward` for X ⊙ M, features (N,C,H,W) that are 0 already where their mask is.
+        """`forward` for X ⊙ M: features (N,C,H,W) that are already 0 where their mask is 0.
 
-        valid: how many channels are valid at each pixel, (N,1,H,W), at least float32.
+        valid: number of valid channels at each pixel, (N,1,H,W), at least float32.
         """
         return self.scaled(self.convolved(x), self.ratio(valid))
 
     def convolved(self, x: Tensor) -> Tensor:
-        """Wᵀ(X ⊙ M), (N,C',H',W'), of features X ⊙ M, (N,C,H,W)."""
+        """Return Wᵀ(X ⊙ M), (N,C',H',W'), for features X ⊙ M, (N,C,H,W)."""
         if self.fixed is not None:
             return self.fixed(x)
         assert not isinstance(self.padding, str)  # as nn.Conv2d would allow
         return F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation)
 
     def fix(self, scale: Tensor) -> None:
-        """Multiply the weight by `scale`, (C',), and make it a constant, which can't be trained or saved any more.
+        """Multiply the weight by `scale` (C',) and make it constant, for faster inference with `forward_masked`.
 
-        `forward_masked` is faster then.
+        The layer can no longer be trained or saved.
         """
         weight = self.weight.detach() * scale.view(-1, 1, 1, 1)
         assert not isinstance(self.padding, str)  # as nn.Conv2d would allow
@@ -84,19 +84,19 @@ class PartialConv2d(nn.Conv2d):
         self.register_parameter("weight", None)
 
     def scaled(self, y: Tensor, ratio_and_mask: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """What Eq. 1 and 2 make of y = Wᵀ(X ⊙ M), which is overwritten, and of what `ratio` returned."""
+        """Apply Eq. 1 and 2 to y = Wᵀ(X ⊙ M), which is overwritten, and the result of `ratio`."""
         ratio, updated_mask = ratio_and_mask
-        y = y.mul_(ratio)  # computed in float32 where y is a half type: the ratio may be beyond float16
+        y = y.mul_(ratio)  # computed in float32 if y is a half type: the ratio may exceed float16
         if self.bias is not None:
             y = y.addcmul_(self.bias.view(1, -1, 1, 1).to(y), updated_mask.to(y))
         return y, updated_mask
 
     @torch.no_grad()
     def ratio(self, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """(sum(1)/sum(M) or 0, m'), both (N,1,H',W'); valid: as of forward_masked.
+        """Return (sum(1)/sum(M) or 0, m'), both (N,1,H',W'). valid: see forward_masked.
 
-        sum(M) is the same for all features, so a window of ones over one channel is enough. Never autocast: float16
-        and bfloat16 can't count to 9·1024.
+        sum(M) is the same for all features, so a one-channel window of ones is enough. Autocast is off: float16 and
+        bfloat16 cannot count to 9·1024.
         """
         with torch.autocast(valid.device.type, enabled=False):
             window = valid.new_ones(1, 1, *self.kernel_size)
@@ -122,9 +122,9 @@ class PartialConv2d(nn.Conv2d):
 
 
 class UpPartialConv2d(PartialConv2d):
-    """The decoder's layer: a 3×3 partial convolution of features upsampled ×2 and features of that size.
+    """The decoder's layer: 3×3 partial convolution of ×2 upsampled features and skip features of that size.
 
-    Parameters, arguments and results are those of PartialConv2d. `forward_upsampled` takes the small map instead.
+    Parameters, arguments and results match PartialConv2d. `forward_upsampled` takes features before upsampling.
     """
 
     def __init__(self, up_channels: int, skip_channels: int, out_channels: int, bias: bool = True) -> None:
@@ -133,29 +133,29 @@ class UpPartialConv2d(PartialConv2d):
         self.fixed_up: FixedUpConvolution | None = None
 
     def forward_upsampled(self, x: Tensor, mask: Tensor, skip: Tensor, skip_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """forward([upsample(x), skip], [upsample(mask), skip_mask]) of features that are 0 where their masks are.
+        """forward([upsample(x), skip], [upsample(mask), skip_mask]) for features that are 0 where their masks are.
 
-        x: (N,C,H,W), mask: (N,1,H,W), float32 at least. skip and skip_mask: likewise, of 2H×2W.
-        sum(M) is a box filter of one channel.
+        x: (N,C,H,W), mask: (N,1,H,W), at least float32. skip, skip_mask: the same at 2H×2W.
+        sum(M) is a one-channel box filter.
         """
         return self.scaled(self.convolved_upsampled(x, skip), self.ratio(self.valid_upsampled(mask, skip_mask)))
 
     def valid_upsampled(self, mask: Tensor, skip_mask: Tensor) -> Tensor:
-        """How many channels are valid at each pixel, (N,1,2H,2W). Arguments as of forward_upsampled."""
+        """Return the number of valid channels at each pixel, (N,1,2H,2W). Arguments: see forward_upsampled."""
         up_channels, skip_channels = self.part_channels
         return upsample(mask) * up_channels + skip_mask * skip_channels
 
     def convolved_upsampled(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Wᵀ of the concat, (N,C',2H,2W). Arguments as of forward_upsampled."""
+        """Return Wᵀ of the concat, (N,C',2H,2W). Arguments: see forward_upsampled."""
         return conv2d_of_upsampled(x, skip, self.weight) if self.fixed_up is None else self.fixed_up(x, skip)
 
     def fix(self, scale: Tensor) -> None:
-        """As of PartialConv2d, for `forward_upsampled` alone."""
+        """Overrides PartialConv2d, only for `forward_upsampled`."""
         weight = self.weight.detach() * scale.view(-1, 1, 1, 1)
         self.fixed_up = FixedUpConvolution(weight, self.part_channels[0])
         self.register_parameter("weight", None)
 
 
 def counted(mask: Tensor) -> Tensor:
-    """A mask in a dtype that can count its pixels: float32, or float64 if it is that."""
+    """Convert a mask to a dtype that can count its pixels: float32, or float64 if it has that."""
     return mask.to(torch.promote_types(mask.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""From a file to a network."""
+"""Load networks from files."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from utils.errors import UserError
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> PConvUNet:
-    """The network of a training checkpoint or of a weights file, in evaluation mode, on `device`.
+    """Load the network of a training checkpoint or a weights file, in evaluation mode, on `device`.
 
-    The architecture comes from the file. Files of the projects that model/foreign.py knows will do as well; a line
-    on stderr says so. UserError where the file is missing, damaged, or not one of a PConvUNet, or where a key is
-    missing, unexpected or of another shape.
+    The architecture comes from the file. Files of the projects in model/foreign.py are converted, with a line on
+    stderr. Raises UserError if the file is missing, damaged or not from a PConvUNet, if a key is missing, unexpected or
+    of another shape, or if weights are not finite.
     """
     return network_of(read_network(Path(path)), path).to(device)
 
 
 def load_for_prediction(path: str | Path, device: str | torch.device = "cpu") -> PConvUNet:
-    """`load_model(path, device).folded()`, without a copy of the weights in between. Errors as of load_model."""
+    """Return `load_model(path, device).folded()` without an intermediate copy of the weights. Same errors."""
     return network_of(read_network(Path(path)), path, copies=False).to(device).folded()
 
 
 def read_network(path: Path) -> Mapping[str, Tensor]:
-    """As read_tensors; of a file that holds pickled objects, as others' checkpoints do, the tensors alone."""
+    """Like read_tensors; from files with pickled objects, as other projects' checkpoints, read only the tensors."""
     if path.suffix in (".onnx", ".pt2"):
         raise UserError(f"{path} is an export for other tools; name the .safetensors or .pt file that it was made from")
     try:
@@ -42,15 +42,15 @@ def read_network(path: Path) -> Mapping[str, Tensor]:
             return network_tensors(load_tensors_only(path), path)
         except UserError:
             raise
-        except Exception:  # unpickling raises nearly anything
+        except Exception:  # unpickling can raise nearly any exception
             raise error from None
 
 
 def network_of(tensors: Mapping[str, Tensor], path: str | Path, copies: bool = True) -> PConvUNet:
-    """The network of these tensors by name, in evaluation mode, on the CPU. Errors as of load_model, naming `path`.
+    """Build the network from named tensors, in evaluation mode on the CPU. Errors: see load_model; they name `path`.
 
-    copies: False lets the network consist of the tensors themselves. If these are mapped from a file, later writes to
-    the file change the network.
+    copies: False makes the network use the tensors themselves. If they are mapped from a file, later writes to the file
+    change the network.
     """
     try:
         state, project = in_our_form(tensors)

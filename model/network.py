@@ -1,4 +1,4 @@
-"""The U-Net of partial convolutions: the table in the paper's appendix."""
+"""The U-Net of partial convolutions from the table in the paper's appendix."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # of torch.nn.BatchNorm2d and SyncBatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # base class of BatchNorm2d and SyncBatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from model.base import push_pull
@@ -25,19 +25,19 @@ BASE_KEY = "push_pull_base"
 
 
 def encoder_channels(depth: int, base_channels: int) -> list[int]:
-    """Channels of PConv1, PConv2, …: doubled at every level up to 8 · base_channels."""
+    """Return the channels of PConv1, PConv2, …: doubled at every level, up to 8 · base_channels."""
     return [base_channels * min(2**level, 8) for level in range(depth)]
 
 
 class Crop(NamedTuple):
-    """Rows and columns that a block of the decoder takes of the features below it, and of those that skip them."""
+    """Rows and columns that a decoder block takes from the features below it and from the skip features."""
 
     features: tuple[slice, slice]
     skip: tuple[slice, slice]
 
 
 def _cut(x: Tensor, crop: tuple[slice, slice]) -> Tensor:
-    """A copy of a part, so that the whole can be freed."""
+    """Return a copy of a part, so that the full tensor can be freed."""
     part = x[..., crop[0], crop[1]]
     return part if part.shape == x.shape else part.clone(memory_format=torch.preserve_format)
 
@@ -45,32 +45,32 @@ def _cut(x: Tensor, crop: tuple[slice, slice]) -> Tensor:
 class Block(nn.Module):
     """Partial convolution, batch norm, nonlinearity: one row of the paper's table.
 
-    Features go in and come out as X ⊙ M of Eq. 1, 0 where their mask is: so each is masked once, though two layers
-    take it.
+    Inputs and outputs are X ⊙ M of Eq. 1, 0 where their mask is 0. So features are masked once, though two layers read
+    them.
     """
 
     def __init__(self, conv: PartialConv2d, batch_norm: bool, slope: float | None) -> None:
         super().__init__()
         self.conv = conv
         self.bn = nn.BatchNorm2d(conv.out_channels) if batch_norm else None
-        self.slope = slope  # of LeakyReLU; 0 is ReLU, None no nonlinearity
-        # He initialisation; a slope of 1 is its gain for a layer without nonlinearity.
+        self.slope = slope  # of LeakyReLU; 0: ReLU, None: no nonlinearity
+        # He initialisation. A slope of 1 gives the gain for a layer without nonlinearity.
         nn.init.kaiming_normal_(conv.weight, a=1 if slope is None else slope)
         if conv.bias is not None:
             nn.init.zeros_(conv.bias)
 
     def _finished(self, y: Tensor, ratio: Tensor, mask: Tensor) -> Tensor:
-        """Scaling of Eq. 1, batch norm and nonlinearity. y: Wᵀ(X ⊙ M). ratio, mask: sum(1)/sum(M) and m' of Eq. 2."""
+        """Apply Eq. 1's scale, batch norm and nonlinearity. y: Wᵀ(X ⊙ M). ratio, mask: sum(1)/sum(M), m' of Eq. 2."""
         y, _ = self.conv.scaled(y, (ratio, mask))
         if self.bn is not None:
-            y = self.bn(y).mul_(mask)  # without batch norm y is 0 there as it is
-        if self.slope is not None:  # both take 0 to 0
+            y = self.bn(y).mul_(mask)  # without batch norm y is already 0 there
+        if self.slope is not None:  # both map 0 to 0
             y = F.leaky_relu_(y, self.slope) if self.slope > 0 else F.relu_(y)
         return y
 
 
 class EncoderBlock(Block):
-    """A row that halves height and width."""
+    """Encoder block: halves height and width."""
 
     def forward(self, ratio: Tensor, mask: Tensor, x: Tensor) -> Tensor:
         """x: (N,C,H,W). ratio, mask: sum(1)/sum(M) and m' of the convolution, (N,1,H/2,W/2)."""
@@ -78,7 +78,7 @@ class EncoderBlock(Block):
 
 
 class DecoderBlock(Block):
-    """A row that doubles them, and joins what the encoder had at that size."""
+    """Decoder block: doubles height and width, and joins the encoder's features of that size."""
 
     conv: UpPartialConv2d
 
@@ -90,13 +90,13 @@ class DecoderBlock(Block):
 class PConvUNet(nn.Module):
     """The network of the paper: `depth` 8 at 512×512, 7 at 256×256.
 
-    Encoder levels halve height and width; decoder levels double them (nearest neighbour), join features and
-    masks with those of the encoder's level of that size, at last with the image itself.
+    Encoder levels halve height and width. Decoder levels double them (nearest neighbour) and join features and masks
+    with those of the encoder at that size; the last level joins the image itself.
 
-    base: `none` is the paper's network, whose U-Net predicts the picture. With `push_pull` the U-Net predicts what is
-    to be added to `push_pull(image, mask)`. Its last layer starts at zero, so the untrained network returns the base.
+    base: `none` is the paper's network, whose U-Net predicts the image. With `push_pull` the U-Net predicts a residual
+    to `push_pull(image, mask)`. Its last layer starts at zero, so the untrained network returns the base.
 
-    ValueError unless depth and base_channels are at least 1 and base is one of BASES.
+    Raises ValueError unless depth and base_channels are at least 1 and base is one of BASES.
     """
 
     def __init__(self, depth: int = 7, base_channels: int = 64, base: str = "none") -> None:
@@ -108,9 +108,9 @@ class PConvUNet(nn.Module):
         self.depth = depth
         self.base_channels = base_channels
         self.base = base
-        widths = [3, *encoder_channels(depth, base_channels)]  # of the image, PConv1, PConv2, …
+        widths = [3, *encoder_channels(depth, base_channels)]  # channels of the image, PConv1, PConv2, …
         kernels = [*ENCODER_KERNELS, *[3] * depth][:depth]
-        # The first level of the encoder and the last of the decoder have no batch norm, so a bias instead.
+        # The first encoder level and the last decoder level have a bias instead of batch norm.
         self.encoder = nn.ModuleList(
             EncoderBlock(
                 PartialConv2d(widths[i], widths[i + 1], kernels[i], stride=2, padding=kernels[i] // 2, bias=i == 0),
@@ -127,8 +127,8 @@ class PConvUNet(nn.Module):
             )
             for i in reversed(range(depth))
         )
-        # Px: how far from the rim of a hole the network was trained to fill, the 99 % quantile of the largest inscribed
-        # circles of its training masks. 0 where that is not known.
+        # How far from the rim of a hole the network was trained to fill, px: the 99 % quantile of the radii of the
+        # largest circles inscribed in the holes of its training masks. 0 if unknown.
         self.hole_radius: Tensor
         self.register_buffer("hole_radius", torch.zeros(()))
         self.checkpoint_activations = False
@@ -136,28 +136,28 @@ class PConvUNet(nn.Module):
         if base == "push_pull":
             last = self.decoder[-1]
             assert isinstance(last, DecoderBlock)
-            # The buffer has no use but to be in the state_dict: weights files say by it that they need the base.
+            # The buffer only marks in the state_dict that the weights need the base.
             self.register_buffer(BASE_KEY, torch.ones(()))
             nn.init.zeros_(last.conv.weight)
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Predict the whole picture, (N,3,H,W); nothing bounds it to [0,1].
+        """Predict the full image, (N,3,H,W), not clamped to [0,1].
 
-        image: (N,3,H,W) in [0,1]; what lies in a hole never matters. mask: (N,1,H,W), 1 = valid, 0 = hole.
-        ValueError unless height and width are multiples of 2**depth and the shapes fit.
+        image: (N,3,H,W) in [0,1]; values in holes are ignored. mask: (N,1,H,W), 1 = valid, 0 = hole.
+        Raises ValueError unless height and width are multiples of 2**depth and the shapes fit.
         """
         self._check(image, mask)
         residual = self.unet(image, mask)
         return residual if self.base == "none" else push_pull(image, mask) + residual
 
     def unet(self, image: Tensor, mask: Tensor, crops: Sequence[Crop] | None = None) -> Tensor:
-        """The U-Net alone, without the base: (N,3,H,W). Arguments as of forward, unchecked.
+        """Return the output of the U-Net, without the base: (N,3,H,W). Arguments as in forward, unchecked.
 
-        crops: for each block of the encoder, and the block of the decoder that joins its input, what that goes on with.
-        So the decoder computes a part of the picture alone.
+        crops: one per level, the rows and columns that the decoder keeps at that level, so that it computes only part
+        of the image.
         """
         ratios_and_masks = iter(self.ratios_and_masks(counted(mask), crops))
-        x = image.masked_fill(mask == 0, 0)  # a product would not do: 0 · NaN is NaN
+        x = image.masked_fill(mask == 0, 0)  # not a product: 0 · NaN is NaN
         skips = []
         for level, block in enumerate(self.encoder):
             skips.append(x if crops is None else _cut(x, crops[level].skip))
@@ -169,9 +169,9 @@ class PConvUNet(nn.Module):
 
     @torch.no_grad()
     def ratios_and_masks(self, mask: Tensor, crops: Sequence[Crop] | None = None) -> list[tuple[Tensor, Tensor]]:
-        """(sum(1)/sum(M), m') of every layer, encoder and decoder in order. They depend on the mask alone.
+        """Return (sum(1)/sum(M), m') of every layer, encoder and decoder in order. They depend only on the mask.
 
-        mask: (N,1,H,W), at least float32. crops: as of unet.
+        mask: (N,1,H,W), at least float32. crops: see unet.
         """
         found: list[tuple[Tensor, Tensor]] = []
         skips = []
@@ -188,26 +188,26 @@ class PConvUNet(nn.Module):
         return found
 
     def _run(self, block: nn.Module, *features: Tensor) -> Tensor:
-        """block(*features). With checkpoint_activations its inner features are computed again in the backward pass."""
+        """Return block(*features). With checkpoint_activations, the backward pass recomputes its inner features."""
         if not (self.checkpoint_activations and self.training and torch.is_grad_enabled()):
             return block(*features)
         contexts = lambda: (contextlib.nullcontext(), _untracked_batch_norm(block))  # noqa: E731
         return checkpoint(block, *features, use_reentrant=False, context_fn=contexts)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """As of nn.Module. Files of before hole_radius lack it: it is not known then."""
+        """Overrides nn.Module. Files written before `hole_radius` existed lack it; it is then 0, unknown."""
         state_dict.setdefault(prefix + "hole_radius", torch.zeros(()))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @torch.no_grad()
     def folded(self) -> PConvUNet:
-        """A copy for prediction alone: it computes the same to rounding, faster, and can't be trained or saved.
+        """Return a faster copy for inference. Outputs agree to rounding. The copy cannot be trained or saved.
 
-        Batch norm, by its running statistics, is part of the convolutions there: of x' it makes s·x' + t, which is what
-        a partial convolution with the weights s·W and the bias t makes where sum(M) > 0; elsewhere nobody looks.
+        Batch norm with running statistics turns x' into s·x' + t. A partial convolution with weights s·W and bias t
+        gives the same where sum(M) > 0; elsewhere both are 0.
         """
         weights = {id(block.conv.weight): block.conv.weight for block in [*self.encoder, *self.decoder]}
-        net = copy.deepcopy(self, weights).eval()  # but for these: what becomes of them is a copy
+        net = copy.deepcopy(self, weights).eval()  # the weights are not copied here, but in fix()
         for block in [*net.encoder, *net.decoder]:
             conv, bn = block.conv, block.bn
             scale = conv.weight.new_ones(conv.out_channels)
@@ -219,11 +219,11 @@ class PConvUNet(nn.Module):
         return net.requires_grad_(False)
 
     def encoder_batch_norms(self) -> Iterator[nn.BatchNorm2d]:
-        """The batch norms that fine-tuning freezes."""
+        """Return the batch norms that fine-tuning freezes."""
         return (block.bn for block in self.encoder if isinstance(block, Block) and block.bn is not None)
 
     def freeze_encoder_batch_norm(self, frozen: bool = True) -> PConvUNet:
-        """Freeze statistics and affine weights of the encoder's batch norms (§4.2), or thaw them. Outlives train()."""
+        """Freeze or unfreeze statistics and weights of the encoder's batch norms (§4.2). train() keeps that state."""
         self._encoder_batch_norm_frozen = frozen
         for bn in self.encoder_batch_norms():
             bn.requires_grad_(not frozen)
@@ -250,9 +250,9 @@ class PConvUNet(nn.Module):
 
 
 def architecture_of(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the PConvUNet that has this state_dict, read off its keys and shapes.
+    """Return the arguments of the PConvUNet that has this state_dict, inferred from keys and shapes.
 
-    ValueError where it is not one of a PConvUNet. Whoever gives PConvUNet another argument extends this.
+    Raises ValueError if it is not from a PConvUNet. Extend this when PConvUNet gets a new argument.
     """
     first = state_dict.get("encoder.0.conv.weight")
     if not isinstance(first, Tensor) or first.ndim != 4:
@@ -264,7 +264,7 @@ def architecture_of(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _untracked_batch_norm(block: nn.Module) -> Iterator[None]:
-    """Batch norms in it leave their running statistics as they are: the forward pass has updated them already."""
+    """Leave a block's batch norm statistics unchanged: the first forward pass has already updated them."""
     norms = [module for module in block.modules() if isinstance(module, BatchNorm) and module.training]
     before = [(norm.momentum, copy.deepcopy(norm.num_batches_tracked)) for norm in norms]
     for norm in norms:
@@ -278,10 +278,10 @@ def _untracked_batch_norm(block: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def settle_encoder_batch_norm(net: PConvUNet, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
-    """Replace the encoder's running statistics by the plain mean over these batches of (image, mask).
+    """Replace the encoder's running statistics with their plain mean over these batches of (image, mask).
 
-    Running statistics lag behind the weights and weigh the last few batches most. Freezing them as they are
-    makes the loss jump, so they are taken anew for the weights that are frozen with them.
+    Running statistics lag behind the weights and weigh the last batches most. Freezing them in that state makes the
+    loss jump, so they are recomputed for the current weights.
     """
     before = {bn: bn.momentum for bn in net.encoder_batch_norms()}
     training = net.training
@@ -289,7 +289,7 @@ def settle_encoder_batch_norm(net: PConvUNet, batches: Iterator[tuple[Tensor, Te
     decoder = [module for module in net.decoder.modules() if isinstance(module, BatchNorm)]
     for bn in before:
         bn.reset_running_stats()
-        bn.momentum = None  # torch's word for the cumulative mean
+        bn.momentum = None  # None: cumulative mean
     for norm in decoder:
         norm.track_running_stats = False
     for image, mask in batches:

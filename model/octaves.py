@@ -1,8 +1,8 @@
-"""Holes larger than those that a network was trained on: filled on a reduced picture first, then octave by octave.
+"""Fill holes larger than those in training: on a reduced image first, then octave by octave.
 
-A network fills well as far from the rim of a hole as its training masks went. Deeper inside it sees little. So
-what lies deeper than that is filled on the picture at half the size, where the same hole is half as deep, by the same
-rule. Enlarged again it counts as valid, and a ring along the rim is left, of which the network sees both sides.
+A network fills well only as far from the rim of a hole as its training masks reached. Deeper pixels are filled on the
+image at half size, where the same hole is half as deep, by the same rule. Enlarged again they count as valid. A ring
+along the rim remains, and the network has context on both sides of it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from model.filler import Filler, Read, shrunk
 from model.network import PConvUNet
 from model.regions import Box, Span, tight_box
 
-# Px of a picture that are reduced or enlarged at once.
+# px of an image that are reduced or enlarged at once.
 _STRIP = 2**22
 
 
 class OctaveFiller:
-    """As Filler: an iterator over (box, values (1,3,h,w)) of boxes that hold all that is wanted. Later ones prevail.
+    """Like Filler: iterate over (box, values (1,3,h,w)); the boxes cover `wanted`. Later values replace earlier ones.
 
-    read: of a part of the picture. valid: bool (H,W), False in holes. wanted: bool (H,W).
+    read: returns a box of the image. valid: bool (H,W), False in holes. wanted: bool (H,W); None: the holes.
     radius: px, how far from the rim of a hole the network fills well; infinite for a single pass.
-    `len` counts the parts of all octaves; tick is called after each. Errors as of Filler.
+    `len` counts the parts of all octaves; tick is called after each part. Errors: see Filler.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class OctaveFiller:
         self.below = OctaveFiller(
             net, self._read_below, valid_below, _interpolated_from(self.deep) & ~valid_below, radius, tick
         )
-        self._image_below = torch.empty(0)  # at half the size; filled when it is needed
+        self._image_below = torch.empty(0)  # at half size, filled on iteration
 
     def __len__(self) -> int:
         return len(self.filler) + (len(self.below) if self.below is not None else 0)
@@ -65,7 +65,7 @@ class OctaveFiller:
             for strip in _strips(self.deep_box):
                 yield strip, self._enlarged(strip)
         for box, values in self.filler:
-            if self.below is not None:  # what the network makes of the deep part does not count
+            if self.below is not None:  # deep pixels keep the enlarged fill
                 values = torch.where(self.deep[box.slices].to(values.device), self._enlarged(box).to(values), values)
             yield box, values
             self.tick()
@@ -78,7 +78,7 @@ class OctaveFiller:
         return self._image_below[box.slices]
 
     def _reduced(self) -> Tensor:
-        """The picture at half the size: of each 2×2 px the mean of the valid ones."""
+        """Return the image at half size: the mean of the valid pixels in each 2×2 window."""
         strips = [
             pull(self.read(strip), self.valid[strip.slices][None, None], 1)[-1][0]
             for strip in _strips(Box(*(Span(0, length) for length in self.valid.shape)))
@@ -86,7 +86,7 @@ class OctaveFiller:
         return torch.cat(strips, 2)
 
     def _enlarged(self, box: Box) -> Tensor:
-        """A box of the picture, interpolated bilinearly from the one at half the size."""
+        """Return a box of the image, interpolated bilinearly from the half-size image."""
         spans = [Span((start - 1) // 2, stop // 2 + 1) for start, stop in box]
         cut = Box(*(span.within(length) for span, length in zip(spans, self._image_below.shape[2:], strict=True)))
         enlarged = F.interpolate(self._image_below[cut.slices], scale_factor=2, mode="bilinear", align_corners=False)
@@ -94,10 +94,10 @@ class OctaveFiller:
 
 
 def trusted_radius(net: PConvUNet, valid: Tensor, scale: float | None) -> float:
-    """The radius for OctaveFiller, px. valid: bool (H,W). scale: as of inpaint. ValueError where it is below 1.
+    """Return the radius for OctaveFiller, px. valid: bool (H,W). scale: see inpaint; ValueError if below 1.
 
-    Holes of the size of those in training are filled in a single pass. In larger ones half of that size is trusted,
-    which was better than the whole where both were tried: near the rim the network fills best.
+    Holes no deeper than in training are filled in a single pass. For deeper ones the radius is half the training
+    radius, which was better than all of it where both were tried: the network fills best near the rim.
     """
     if scale is None:
         known = float(net.hole_radius)
@@ -108,7 +108,7 @@ def trusted_radius(net: PConvUNet, valid: Tensor, scale: float | None) -> float:
 
 
 def largest_radius(valid: Tensor) -> int:
-    """Px from the deepest pixel of a hole to the nearest True of a bool (H,W), to 8 %; 0 without one of either kind."""
+    """Return px from the deepest hole pixel to the nearest True of a bool (H,W), to 8 %; 0 if all or none are True."""
     low, high = 0, 1
     while deeper_than(valid, high).any():
         low, high = high, 2 * high
@@ -119,33 +119,33 @@ def largest_radius(valid: Tensor) -> int:
 
 
 def write(parts: Iterable[tuple[Box, Tensor]], image: Tensor, hole: Tensor) -> None:
-    """Write parts (box, values) into an image (1,3,H,W) where there is hole: bool (1,1,H,W)."""
+    """Write parts (box, values) in place into an image (1,3,H,W) where `hole`, bool (1,1,H,W), is True."""
     for box, values in parts:
         part = image[box.slices]
         part.copy_(torch.where(hole[box.slices], values.to(part), part))
 
 
 def deeper_than(valid: Tensor, radius: float) -> Tensor:
-    """Which px of a bool (H,W) have no True nearer than `radius` px. Beyond the edge lies nothing.
+    """Return which pixels of a bool (H,W) have no True nearer than `radius` px. There is no True outside the image.
 
-    The circle is an octagon around it, so some px that are up to 8 % deeper are left out. Nothing where all is hole.
+    An octagon around the circle replaces it, so px up to 8 % deeper may be missed. All False if none is True.
     """
     deep = torch.zeros_like(valid)
     hole = tight_box(~valid, Box(*(Span(0, length) for length in valid.shape)))
     if hole is None or not math.isfinite(radius) or not valid.any():
         return deep
-    # An octagon is a square, widened along both diagonals.
+    # An octagon is a square, dilated along both diagonals.
     straight, diagonal = round((math.sqrt(2) - 1) * radius), round((1 - math.sqrt(0.5)) * radius)
     margin = straight + 2 * diagonal
     if min(hole.rows.length, hole.columns.length) <= margin and margin < min(valid.shape):
-        return deep  # too narrow to be deep, unless the picture is as narrow
+        return deep  # too narrow to be deep, unless the image is as narrow
     around = Box(
         *(
             Span(start - margin, stop + margin).within(length)
             for (start, stop), length in zip(hole, valid.shape, strict=True)
         )
     )
-    room = 2 * diagonal  # beyond the edge, for what is moved out of the picture and back
+    room = 2 * diagonal  # padding for shifts beyond the edge and back
     near = F.pad(valid[around.slices], (room, room, room, room))
     for step, count in (((1, 0), straight), ((0, 1), straight), ((1, 1), diagonal), ((1, -1), diagonal)):
         near = _widened(near, step, count)
@@ -155,7 +155,7 @@ def deeper_than(valid: Tensor, radius: float) -> Tensor:
 
 
 def _widened(x: Tensor, step: tuple[int, int], count: int) -> Tensor:
-    """x, or x moved by 1 to `count` steps: bool (H,W)."""
+    """Return the union of x, bool (H,W), and of x shifted by 1 to `count` steps."""
     height, width = x.shape
     covered = 0  # steps
     while covered < count:
@@ -171,14 +171,14 @@ def _widened(x: Tensor, step: tuple[int, int], count: int) -> Tensor:
 
 
 def _interpolated_from(deep: Tensor) -> Tensor:
-    """Which px at half the size the px that are True, bool (H,W), are interpolated from."""
+    """Return which half-size pixels the True pixels of `deep`, bool (H,W), are interpolated from."""
     height, width = deep.shape
     even = F.pad(deep, (0, width % 2, 0, height % 2))
     return F.max_pool2d(even[None, None].float(), 4, 2, 1)[0, 0] > 0
 
 
 def _strips(box: Box) -> Iterator[Box]:
-    """A box in strips, each of an even number of rows but the last."""
+    """Split a box into strips with an even number of rows, except the last."""
     rows = max(2, _STRIP // box.columns.length // 2 * 2)
     for top in range(box.rows.start, box.rows.stop, rows):
         yield box._replace(rows=Span(top, min(top + rows, box.rows.stop)))

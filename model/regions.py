@@ -1,9 +1,8 @@
-"""What the network has to see of a picture to fill a part of it, and the parts that the holes of a picture make up.
+"""Receptive fields: what the network reads to fill a part of an image, and the parts that cover its holes.
 
-A pixel of the result depends on a finite part of the picture, as each convolution sees a finite window. Pixels farther
-away can be left out, and the result is the same to rounding. The part that is cut out begins at a multiple of 2**depth,
-so that the strides fall on the same pixels as in the whole picture. All numbers here are computed from the layers'
-kernels, strides and paddings.
+Each convolution has a finite window, so an output pixel depends on a finite part of the image. Pixels further away can
+be left out; the result is the same to rounding. A window starts at a multiple of 2**depth, so that strides hit the same
+pixels as in the full image. All numbers are computed from the layers' kernels, strides and paddings.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from torch import Tensor
 
 from model.network import Crop, PConvUNet
 
-# Px of a cut-out that a network of 32 base channels predicts at once: 0.4 GB. Larger parts are split.
+# px of a window that a network of 32 base channels predicts at once: 0.4 GB. Larger windows are split.
 LARGEST = 2**22
-# A cut-out costs as much time as so many px more: what is the same for all sizes.
+# Fixed cost of a window, as the number of px that take the same time.
 OVERHEAD = 2**14
 
 
@@ -34,7 +33,7 @@ class Span(NamedTuple):
         return Span(max(0, self.start), min(size, self.stop))
 
     def aligned(self, step: int) -> Span:
-        """The smallest span around this one whose ends are multiples of `step`."""
+        """Return the smallest span around this one whose ends are multiples of `step`."""
         return Span(self.start // step * step, -(-self.stop // step) * step)
 
     def relative_to(self, other: Span) -> slice:
@@ -46,18 +45,18 @@ class Span(NamedTuple):
 
 
 class Box(NamedTuple):
-    """A rectangle of px."""
+    """A rectangle of pixels."""
 
     rows: Span
     columns: Span
 
     def relative_to(self, other: Box) -> Slices:
-        """The slices that cut this box out of what lies in the other."""
+        """Return the slices that cut this box out of a tensor that covers the other."""
         return ..., self.rows.relative_to(other.rows), self.columns.relative_to(other.columns)
 
     @property
     def slices(self) -> Slices:
-        """The slices that cut this box out of a picture (…,H,W)."""
+        """The slices that cut this box out of an image (…,H,W)."""
         return ..., slice(*self.rows), slice(*self.columns)
 
     @property
@@ -66,16 +65,16 @@ class Box(NamedTuple):
 
 
 class Level(NamedTuple):
-    """The layers between a level and the one below: the encoder's down, the decoder's up. Lengths are px."""
+    """Layers between a level and the next coarser one: the encoder's, and the decoder's margin. Lengths in px."""
 
     kernel: int
     stride: int
     padding: int
-    margin: int  # how far the decoder's kernel, which is odd and has the stride 1, sees beyond its middle
+    margin: int  # how far the decoder's kernel, odd and with stride 1, extends beyond its centre
 
 
 def levels_of(net: PConvUNet) -> list[Level]:
-    """The network's layers, from the picture down."""
+    """Return the network's levels, finest first."""
     encoder: Any = net.encoder
     decoder: Any = reversed(net.decoder)
     return [
@@ -85,7 +84,7 @@ def levels_of(net: PConvUNet) -> list[Level]:
 
 
 def decoder_spans(net: PConvUNet, span: Span) -> list[Span]:
-    """Of the maps of level 0 (the picture), 1, …, depth: what the decoder needs to compute `span` of the picture."""
+    """Return what the decoder needs of levels 0 (the image), 1, …, depth to compute `span` of the image."""
     spans = [span]
     for level in levels_of(net):
         start, stop = spans[-1]
@@ -94,30 +93,30 @@ def decoder_spans(net: PConvUNet, span: Span) -> list[Span]:
 
 
 def seen(net: PConvUNet, span: Span) -> Span:
-    """What the U-Net sees along an axis to predict `span`, as if the picture had no end."""
+    """Return the U-Net's receptive field of `span` along an axis, as if the image had no end."""
     *spans, (start, stop) = decoder_spans(net, span)
     for level, (first, end) in reversed(list(zip(levels_of(net), spans, strict=True))):
-        # The encoder's window, and the decoder's: it takes the encoder's input, too.
+        # The encoder's window, and the decoder's, which also reads the encoder's input.
         start = min(start * level.stride - level.padding, first - level.margin)
         stop = max((stop - 1) * level.stride - level.padding + level.kernel, end + level.margin)
     return Span(start, stop)
 
 
 def reach(net: PConvUNet) -> int:
-    """How many px away from a pixel of the result a pixel of the picture may lie and still change it, base apart."""
+    """Return how many px away from an output pixel an image pixel can be and still change it, base excluded."""
     spans = [(start, seen(net, Span(start, start + 1))) for start in range(2**net.depth)]
     return max(max(start - span.start, span.stop - 1 - start) for start, span in spans)
 
 
 class Part(NamedTuple):
-    """A part of a picture that is predicted at once: `box`, for which the U-Net has to see `window`."""
+    """A part of an image that is predicted at once: `box`, and the `window` that the U-Net reads for it."""
 
     box: Box
     window: Box
 
 
 def part_of(net: PConvUNet, box: Box, size: tuple[int, int]) -> Part:
-    """box: in a picture of `size`, height and width, which are multiples of 2**depth."""
+    """Return the part for `box`. size: height and width of the image, multiples of 2**depth."""
     rows, columns = (
         seen(net, span).aligned(2**net.depth).within(length) for span, length in zip(box, size, strict=True)
     )
@@ -125,7 +124,7 @@ def part_of(net: PConvUNet, box: Box, size: tuple[int, int]) -> Part:
 
 
 def unet_within(net: PConvUNet, image: Tensor, mask: Tensor, part: Part) -> Tensor:
-    """net.unet of a picture, at part.box alone: (N,3,h,w). image, mask: what lies in part.window."""
+    """Return net.unet of an image only at part.box: (N,3,h,w). image, mask: the content of part.window."""
     spans = [_crops_of(net, *axis) for axis in zip(part.box, part.window, strict=True)]
     crops = [
         Crop((down[0], across[0]), (down[1], across[1])) for down, across in zip(spans[0][0], spans[1][0], strict=True)
@@ -134,13 +133,15 @@ def unet_within(net: PConvUNet, image: Tensor, mask: Tensor, part: Part) -> Tens
 
 
 def _crops_of(net: PConvUNet, span: Span, window: Span) -> tuple[list[tuple[slice, slice]], slice]:
-    """Of one axis: what each level's decoder block takes of the features below and of those that skip, and where `span`
-    lies in what comes out at last."""
+    """Return each level's crops of the features below and of the skip features, and the slice of the output.
+
+    All for one axis. The slice cuts `span` out of the U-Net's output. window: span of the image that the U-Net reads.
+    """
     crops = []
-    at_hand = Span(window.start >> net.depth, window.stop >> net.depth)  # of the map below the block
+    at_hand = Span(window.start >> net.depth, window.stop >> net.depth)  # in the map below the block
     for level, needed in reversed(list(enumerate(decoder_spans(net, span)[1:]))):
         taken = Span(max(needed.start, at_hand.start), min(needed.stop, at_hand.stop))
-        beyond = Span(2 * taken.start, 2 * taken.stop)  # of the map that the block makes
+        beyond = Span(2 * taken.start, 2 * taken.stop)  # in the block's output
         crops.append(
             (taken.relative_to(at_hand), beyond.relative_to(Span(window.start >> level, window.stop >> level)))
         )
@@ -149,19 +150,19 @@ def _crops_of(net: PConvUNet, span: Span, window: Span) -> tuple[list[tuple[slic
 
 
 def largest_window(net: PConvUNet) -> int:
-    """Px of a window that the network predicts in less than 1 GB."""
+    """Return px of a window that the network predicts in less than 1 GB."""
     return LARGEST * 32 // max(32, net.base_channels)
 
 
 def parts_of(net: PConvUNet, hole: Tensor, size: tuple[int, int], largest: int) -> list[Part]:
-    """Parts that hold all holes, at little cost: near holes share a part, far ones do not.
+    """Return parts that cover all holes at low cost: nearby holes share a part, distant ones do not.
 
-    hole: bool (H,W). size: as of part_of. largest: px of the largest window; a part larger than that is split, as long
-    as that makes it smaller.
+    hole: bool (H,W). size: see part_of. largest: px of the largest window; larger ones are split while that makes them
+    smaller.
     """
 
     def cost(part: Part) -> int:
-        # The decoder, two thirds of the work, computes the box alone.
+        # The decoder, two thirds of the work, computes only the box.
         return part.window.pixels + 2 * part.box.pixels + OVERHEAD
 
     def split(box: Box) -> list[Part]:
@@ -175,13 +176,13 @@ def parts_of(net: PConvUNet, hole: Tensor, size: tuple[int, int], largest: int) 
         cheaper = sum(cost(part) for part in parts) < cost(whole)
         return parts if cheaper or whole.window.pixels > largest else [whole]
 
-    near = max(reach(net), 2**net.depth)  # px: what lies nearer together shares most of its window
+    near = max(reach(net), 2**net.depth)  # px: holes closer together share most of their windows
     height, width = hole.shape
     return split(Box(Span(0, height), Span(0, width)))
 
 
 def tight_box(hole: Tensor, box: Box) -> Box | None:
-    """The smallest box around what is True within `box`; None where nothing is."""
+    """Return the smallest box around the True pixels within `box`; None if there are none."""
     cut = hole[box.slices]
     spans = []
     for axis in (1, 0):
@@ -196,7 +197,7 @@ def tight_box(hole: Tensor, box: Box) -> Box | None:
 
 
 def halves(hole: Tensor, box: Box) -> tuple[Box, Box]:
-    """`box` in two: cut in the widest gap between holes, or in the middle of its longer side where there is none."""
+    """Split `box` in the widest gap between holes, or in the middle of its longer side if there is no gap."""
     cut = hole[box.slices]
     gaps = [widest_gap(cut.any(axis)) for axis in (1, 0)]
     if any(gap.length for gap in gaps):
@@ -213,7 +214,7 @@ def halves(hole: Tensor, box: Box) -> tuple[Box, Box]:
 
 
 def widest_gap(occupied: Tensor) -> Span:
-    """The longest run of False in a bool vector whose ends are True; an empty one where all are."""
+    """Return the longest run of False in a bool vector whose ends are True; empty if all are True."""
     places = occupied.nonzero()[:, 0]
     distances = places.diff()
     if not len(distances) or int(distances.max()) == 1:

@@ -1,4 +1,4 @@
-"""The network as the page without a server takes it: ONNX with half the bytes, and what the page must know of it."""
+"""Export the network for the static web page: ONNX with half the bytes, and the facts that the page needs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from model.regions import reach
 from utils.arguments import DEFAULT_WEIGHTS
 from utils.errors import UserError
 
-# Weights with fewer numbers than this stay as they are: biases, and constants that shapes are made of.
+# Tensors with fewer values than this stay unchanged: biases, and constants for shapes.
 _SMALL = 1024
 
 NETWORK, FACTS = "network.onnx", "network.json"
@@ -28,7 +28,7 @@ DESCRIPTION = (
 
 
 class WithoutBase(nn.Module):
-    """What the network adds to its base, as one graph. The page makes the base: it sees more of a picture."""
+    """The U-Net's output as one graph. The page computes the base, which reads more of an image."""
 
     def __init__(self, net: PConvUNet) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class WithoutBase(nn.Module):
 
 
 def write_network(weights: Path | None, folder: Path) -> None:
-    """Write the network of a file (None: the shipped one) into the page's folder. UserError as of load_model."""
+    """Write the network of a file (None: the shipped one) to the page's folder. Raises UserError like load_model."""
     path = weights or DEFAULT_WEIGHTS
     net = load_model(path)
     with tempfile.TemporaryDirectory() as temporary:
@@ -52,14 +52,14 @@ def write_network(weights: Path | None, folder: Path) -> None:
 
 
 def facts_of(net: PConvUNet) -> dict[str, int | str]:
-    """What the page cuts out around a hole, its corner at a `multiple` and `reach` on all sides, px; and the base."""
+    """Return how the page cuts out a window: its corner at a `multiple`, `reach` px around the hole; and the base."""
     return {"multiple": 2**net.depth, "reach": reach(net), "base": net.base}
 
 
 def halve_weights(source: Path, target: Path) -> None:
-    """Store an ONNX file's large weights in float16. They become float32 again when it is loaded: it computes in that.
+    """Store an ONNX file's large weights as float16. They are cast back on load: the network computes in float32.
 
-    UserError where a weight is too large for float16.
+    Raises UserError if a weight is too large for float16.
     """
     import onnx
 

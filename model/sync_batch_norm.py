@@ -12,11 +12,11 @@ from utils.processes import all_reduce_mean, rank_and_world_size
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d` with statistics over the inputs of all ranks in training.
+    """`torch.nn.BatchNorm2d` with training statistics over the inputs of all ranks.
 
-    Parameters, buffers, keys and evaluation mode are the same. torch's own SyncBatchNorm refuses tensors on a CPU. All
-    ranks must call it with inputs of the same shape. The result has the input's dtype; statistics are in float32 at
-    least, as half types can't add up so many values.
+    Parameters, buffers, keys and evaluation mode are the same. Unlike torch's SyncBatchNorm it supports CPU tensors.
+    All ranks must call it with inputs of the same shape. The result has the input's dtype; statistics use at least
+    float32, as half types cannot sum so many values.
     """
 
     running_mean: Tensor
@@ -34,7 +34,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        """Update the running statistics as nn.BatchNorm2d does: with the unbiased variance of `count` values."""
+        """Update the running statistics like nn.BatchNorm2d, with the unbiased variance of `count` values."""
         self.num_batches_tracked += 1
         share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, share)
@@ -42,16 +42,16 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 class _Normalise(torch.autograd.Function):
-    """(x − mean) / sqrt(variance + eps), mean and variance; x (N,C,H,W), the others (C,), over all ranks.
+    """Return (x − mean) / sqrt(variance + eps), mean and variance over all ranks. x: (N,C,H,W), statistics: (C,).
 
-    Gradients pass through mean and variance too, and come from the losses of all ranks.
+    Gradients pass through mean and variance, too, and include the losses of all ranks.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         mean = all_reduce_mean(x.mean((0, 2, 3)))
         centred = x - mean.view(1, -1, 1, 1)
-        # The mean of centred squares: E[x²] − E[x]² would lose digits.
+        # Mean of centred squares: E[x²] − E[x]² would lose precision.
         variance = all_reduce_mean(centred.square().mean((0, 2, 3)))
         scale = (variance + eps).rsqrt().view(1, -1, 1, 1)
         normal = centred.mul_(scale)
@@ -69,10 +69,10 @@ class _Normalise(torch.autograd.Function):
 
 
 def synchronise_batch_norm(net: PConvUNet, device: torch.device) -> PConvUNet:
-    """The network with batch norms that take their statistics over all ranks: torch's own on CUDA, ours on a CPU."""
+    """Return the network with batch norm statistics over all ranks: torch's module on CUDA, ours on a CPU."""
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(net)
     for module in net.modules():
         if type(module) is nn.BatchNorm2d:
-            module.__class__ = SyncBatchNorm2d  # the same module otherwise: its tensors, its mode, its name
+            module.__class__ = SyncBatchNorm2d  # keeps its tensors, mode and name
     return net

@@ -1,4 +1,4 @@
-"""Files that torch's safe loading refuses, as they hold pickled objects: their tensors alone, without their code."""
+"""Read only the tensors of files that torch's safe loading refuses for pickled objects, without running their code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # opens torch files from before the zip format
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first value of torch files older than the zip format
 STORAGES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -30,9 +30,9 @@ STORAGES = {
 
 
 def load_tensors_only(path: Path) -> Any:
-    """What a torch file of either format holds, on the CPU, with something inert for all but tensors and plain values.
+    """Load a torch file of either format on the CPU. Inert objects replace all but tensors and plain values.
 
-    No code of the file is run and nothing that it names is imported. Nearly any exception where it is damaged.
+    No code of the file is run and nothing that it names is imported. A damaged file raises nearly any exception.
     """
     with open(path, "rb") as file:
         if zipfile.is_zipfile(file):
@@ -42,7 +42,7 @@ def load_tensors_only(path: Path) -> Any:
 
 
 class _Inert:
-    """Stands in for any object that a file names: accepts what unpickling passes to it, and does nothing."""
+    """Placeholder for any object that a file names: accepts whatever unpickling passes to it and does nothing."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -58,21 +58,21 @@ class _Inert:
 
 
 class _Dict(dict[Any, Any]):
-    """Stands in for OrderedDict, without the attributes that a file sets."""
+    """Replacement for OrderedDict that ignores the attributes that a file sets."""
 
     def __setstate__(self, _: Any) -> None: ...
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds tensors and plain values. storage: (key, type, count) -> flat tensor."""
+    """Unpickler for tensors and plain values only. storage: maps (key, dtype, count) to a flat tensor."""
 
     def __init__(self, file: IO[bytes], storage: Callable[[str, torch.dtype, int], Tensor] | None = None) -> None:
-        super().__init__(file, encoding="latin1")  # Python 2's strings may hold any byte
+        super().__init__(file, encoding="latin1")  # strings of Python 2 may hold any byte
         self._storage = storage
 
     def find_class(self, module: str, name: str) -> Any:
-        # All that unpickling can call comes from here: two classes and two methods. Methods and not functions, as
-        # a file may set a function's attributes.
+        # Unpickling can call only what this returns: two classes and two methods. Methods, not functions, as a file may
+        # set a function's attributes.
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
         if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
@@ -86,7 +86,7 @@ class _Unpickler(pickle.Unpickler):
             return _Inert()
         _, dtype, key, _, count, *view = pid
         flat = self._storage(key, dtype, count)
-        if view and view[0] is not None:  # old files: a part of another storage
+        if view and view[0] is not None:  # old files: a view of another storage
             _, offset, size = view[0]
             flat = flat[offset : offset + size]
         return flat
@@ -94,14 +94,14 @@ class _Unpickler(pickle.Unpickler):
     def _tensor(self, flat: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Any:
         if not isinstance(flat, Tensor):
             return _Inert()
-        return flat.as_strided(size, stride, flat.storage_offset() + offset)  # refuses to leave the storage
+        return flat.as_strided(size, stride, flat.storage_offset() + offset)  # raises beyond the storage's end
 
     def _parameter(self, data: Any, *_: Any) -> Any:
         return data
 
 
 def _load_zip(file: IO[bytes]) -> Any:
-    """A zip archive of FOLDER/data.pkl and FOLDER/data/KEY, the bytes of a storage each."""
+    """Load a zip archive: FOLDER/data.pkl, and the bytes of each storage in FOLDER/data/KEY."""
     with zipfile.ZipFile(file) as archive:
         folder = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("data.pkl")
         if f"{folder}byteorder" in archive.namelist():
@@ -117,7 +117,7 @@ def _load_zip(file: IO[bytes]) -> Any:
 
 
 def _load_legacy(file: IO[bytes]) -> Any:
-    """Pickles of a magic number, a version, the system, the object, the storages' keys; then the storages' bytes."""
+    """Load pickles of magic number, version, system, object and storage keys, then the bytes of the storages."""
     if _Unpickler(file).load() != LEGACY_MAGIC:
         raise pickle.UnpicklingError("not a torch file")
     _, system = _Unpickler(file).load(), _Unpickler(file).load()
@@ -136,7 +136,7 @@ def _load_legacy(file: IO[bytes]) -> Any:
 
 
 def _flat(data: bytes, dtype: torch.dtype, count: int) -> Tensor:
-    """A storage's bytes as a tensor of `count` values, which may be none."""
+    """Return a storage's bytes as a tensor of `count` values, possibly 0."""
     return torch.frombuffer(bytearray(data), dtype=dtype, count=count) if count else torch.zeros(0, dtype=dtype)
 
 

@@ -1,4 +1,4 @@
-"""VGG-16's first three blocks: the features of the perceptual and the style loss."""
+"""First three blocks of VGG-16: features for the perceptual and style losses."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class VGG16Features(nn.Module):
-    """Ψ of Eq. 4 and 5: pool1, pool2, pool3 of VGG-16 for an image in [0,1]. Frozen; normalises by itself.
+    """Ψ of Eq. 4 and 5: pool1, pool2, pool3 of VGG-16 for an image in [0,1]. Frozen; normalises its input.
 
-    weights: a file with torchvision's keys (`features.0.weight` …), safetensors or a torch checkpoint, or
-    `torchvision`, which downloads torchvision's own. A relative path is looked for in the current folder,
-    then beside the code. UserError where the weights can't be had.
+    weights: a safetensors file or torch checkpoint with torchvision's keys (`features.0.weight` …), or `torchvision` to
+    download torchvision's weights. A relative path is resolved in the current folder, then in the project's. Raises
+    UserError if the weights are missing or do not fit.
     """
 
     mean: Tensor
@@ -39,9 +39,9 @@ class VGG16Features(nn.Module):
             for width in block:
                 layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
                 channels = width
-            # The pool comes before the block's last ReLU, which then has a quarter of the work: max and ReLU commute.
+            # Pooling before the block's last ReLU saves three quarters of its work: max and ReLU commute.
             layers.insert(-1, nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers)  # the indices are torchvision's, so its keys fit
+        self.features = nn.Sequential(*layers)  # same indices as torchvision, so its keys match
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         self._load(weights)
@@ -49,7 +49,7 @@ class VGG16Features(nn.Module):
         self.to(memory_format=torch.channels_last)  # a third faster on a CPU
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Feature maps (N,64,H/2,W/2), (N,128,H/4,W/4), (N,256,H/8,W/8) of image (N,3,H,W) in [0,1]."""
+        """Return (N,64,H/2,W/2), (N,128,H/4,W/4), (N,256,H/8,W/8) features of image (N,3,H,W) in [0,1]."""
         x = ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         pools = []
         pooled = False
@@ -87,7 +87,7 @@ def _download() -> dict[str, Tensor]:
 
     try:
         return VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError) as error:  # no network, no space, a download cut off
+    except (OSError, RuntimeError) as error:  # no network, disk full, interrupted download
         raise UserError(
             f"torchvision could not download its VGG-16 weights ({error}); set loss.vgg16={SHIPPED_WEIGHTS},"
             " which needs no download"
