@@ -1,4 +1,4 @@
-"""Make masks with irregular holes, or look at a folder of masks. `python masks.py --help` says how."""
+"""Make masks with irregular holes, or print statistics of a mask folder. See `python masks.py --help`."""
 
 from __future__ import annotations
 

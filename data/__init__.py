@@ -1,1 +1,1 @@
-"""Where pictures and masks come from. Import from the modules: `data.holes` alone needs no torch."""
+"""Images, masks and batches. Import from the modules: `data.holes`, for one, needs no torch."""

@@ -1,4 +1,4 @@
-"""Random parts of images and random changes of masks. All of it a function of the generator given."""
+"""Random crops of images and random changes of masks, all determined by the given generator."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from PIL import Image, ImageOps
 
 from data.images import Box
 
-# Width over height of a random part, from 3:4 to 4:3, as torchvision's RandomResizedCrop: its logarithm.
+# Logarithm of a crop's width over height, from 3:4 to 4:3 as in torchvision's RandomResizedCrop.
 _LOG_ASPECT = (math.log(3 / 4), math.log(4 / 3))
-_TRIES = 8  # parts of a mask that are tried before the whole mask is taken
+_TRIES = 8  # crops of a mask to try before the whole mask is used
 
 
 def random_part(
     width: int, height: int, scale: tuple[float, float], rng: np.random.Generator, unit: str = "area", size: int = 0
 ) -> Box:
-    """A random part of an image of this size.
+    """Return a random crop of an image of this size.
 
-    scale: the part's smallest and largest extent. unit `area`: its share of the picture's area, in shapes from 3:4 to
-    4:3. `px`: the side of a square. `image_size`: that side in multiples of `size` px. A small picture limits the part.
+    scale: smallest and largest extent of the crop. unit `area`: share of the image's area, with aspect ratios from 3:4
+    to 4:3. `px`: side of a square. `image_size`: that side in multiples of `size` px. Small images limit the crop.
     """
     if unit != "area":
         side = round(rng.uniform(*scale) * (size if unit == "image_size" else 1))
@@ -39,12 +39,12 @@ def random_part(
 
 
 def centre_crop(image: Image.Image, width: int, height: int) -> Image.Image:
-    """The largest centred part of an RGB image that has this shape, at width×height px."""
+    """Return the largest centred crop of an RGB image with this aspect ratio, resized to width×height px."""
     return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
 
 
 def fit_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """The largest centred square of a mask (H,W) at size×size px, nearest neighbour, so that it stays 0 or 1."""
+    """Return the largest centred square of a mask (H,W) at size×size px, by nearest neighbour to stay binary."""
     height, width = mask.shape
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -55,19 +55,18 @@ def fit_mask(mask: np.ndarray, size: int) -> np.ndarray:
 def augment_mask(
     mask: np.ndarray, size: int, dilate: tuple[int, int], rng: np.random.Generator, own_scale: bool = False
 ) -> np.ndarray:
-    """Dilate the holes, then rotate, shift, zoom and mirror a mask at random (§4.1); returns (size,size), 0 or 1.
+    """Dilate the holes, then rotate, shift, zoom and mirror a mask at random (§4.1). Returns (size,size), 0 or 1.
 
-    mask: uint8 (H,W), 1 = valid, 0 = hole. dilate: smallest and largest side of the square that holes are
-    dilated with, px of a mask of 512 px. own_scale: cut out a part of about `size` px, so that holes stay as wide as
-    they are; otherwise nearly the whole mask becomes `size` px. Beyond its edge the mask is mirrored. A mask that this
-    would leave without a valid pixel is only fitted.
+    mask: uint8 (H,W), 1 = valid, 0 = hole. dilate: smallest and largest side of the square for the dilation, px of a
+    mask of 512 px. own_scale: crop about `size` px, so that holes keep their width; otherwise nearly the full mask is
+    resized to `size` px. The mask is mirrored beyond its edge. If no valid pixel would remain, the mask is only fitted.
     """
     short = min(mask.shape)
     side = round(int(rng.integers(dilate[0], dilate[1] + 1)) * short / 512)
-    # Eroding what is valid dilates what is not.
+    # Eroding the valid part dilates the holes.
     dilated = cv2.erode(mask, np.ones((side, side), np.uint8)) if side > 1 else mask
     flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
-    # A part at the mask's own scale may miss all holes, or all that is valid: then another one is drawn.
+    # A crop at the mask's own scale may miss all holes or all valid pixels; then another one is drawn.
     for _ in range(_TRIES if own_scale else 1):
         to_mask = _random_similarity(mask.shape, size, rng, own_scale)
         changed = cv2.warpAffine(dilated, to_mask, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
@@ -77,9 +76,9 @@ def augment_mask(
 
 
 def _random_similarity(shape: tuple[int, ...], size: int, rng: np.random.Generator, own_scale: bool) -> np.ndarray:
-    """Where the pixels (x, y, 1) of a size×size crop lie in a mask of shape (H,W): a matrix (2,3).
+    """Return the matrix (2,3) that maps pixels (x, y, 1) of a size×size crop into a mask of shape (H,W).
 
-    The crop is a square of any direction. Its side is 0.7 to 1 times the mask's shorter one or, at the mask's own
+    The crop is a randomly rotated square. Its side is 0.7 to 1 times the mask's shorter side or, at the mask's own
     scale, 0.85 to 1.2 times `size` px.
     """
     angle = rng.uniform(0, 2 * math.pi)

@@ -1,4 +1,4 @@
-"""--check-data: reads every picture and mask of a config once, and reports broken files and statistics."""
+"""--check-data: read every image and mask of a config once, and report broken files and statistics."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from data.parallel import cores, in_processes
 from utils.config import Config
 from utils.errors import UserError
 
-LOOKED_AT = 64  # masks, before a run starts
+LOOKED_AT = 64  # masks to read before a run starts
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 class Picture(NamedTuple):
-    """What a picture is like, or why it can't be used."""
+    """Properties of an image, or why it cannot be used."""
 
     fault: str | None
     short: int = 0  # px of the shorter side
@@ -38,17 +38,17 @@ class Picture(NamedTuple):
 
 
 class Mask(NamedTuple):
-    """What a mask is like, or why it can't be used."""
+    """Properties of a mask, or why it cannot be used."""
 
     fault: str | None
-    ratio: float = 0.0  # share that is hole
-    by_alpha: bool = False  # whether it is the alpha channel of its file
+    ratio: float = 0.0  # share of hole pixels
+    by_alpha: bool = False  # whether alpha is the mask
 
 
 def check_data(config: Config) -> int:
-    """Read all that a run may read and print what it is like. Exit code 1 where something is broken.
+    """Read all images and masks that a run may read and print statistics. Returns exit code 1 if any is broken.
 
-    Only counts are kept, so the number of files does not matter.
+    Only counts are kept, so memory does not grow with the number of files.
     """
     data, masks = config.data, config.masks
     sources = {"data.train": data.train, "data.val": data.val}
@@ -57,7 +57,7 @@ def check_data(config: Config) -> int:
     all_masks = {key: find_masks(folder, key) for key, folder in folders.items()}
     broken = 0
     for key, images in all_images.items():
-        # Training decodes a part of a picture, as coarsely as that allows; validation all of it.
+        # Training decodes a crop, as coarsely as that allows; validation decodes the full image.
         scale = data.crop_scale if key == "data.train" else None
         broken += check_pictures(key, images, data.image_size, data.workers, scale, data.crop_unit)
     for key, files in all_masks.items():
@@ -73,9 +73,9 @@ def check_pictures(
     crop_scale: tuple[float, float] | None = None,
     crop_unit: str = "area",
 ) -> int:
-    """Read pictures, list the broken ones, print how large the others are and how long they take. Returns the broken.
+    """Read images, list the broken ones, print sizes and decoding times of the others. Returns the number broken.
 
-    size: data.image_size, px. crop_scale, crop_unit: read a part, as training does; without crop_scale all of it.
+    size: data.image_size, px. crop_scale, crop_unit: read a crop, as in training; without crop_scale the full image.
     """
     sides: Counter[int] = Counter()
     seconds, broken = 0.0, 0
@@ -103,11 +103,13 @@ def check_pictures(
 
 
 def look_at_some_masks(key: str, paths: Sequence[str] | Sequence[Path], hole: str) -> None:
-    """Look at LOOKED_AT masks of a folder, evenly spread. UserError where none of them has a hole; a line where some
-    have none, and where alpha is the mask."""
+    """Read LOOKED_AT masks of a folder, evenly spread. Raises UserError if none has a hole.
+
+    Prints a line if some have no hole, and if alpha is the mask.
+    """
     places = [i * len(paths) // LOOKED_AT for i in range(LOOKED_AT)] if len(paths) > LOOKED_AT else range(len(paths))
     chosen = [Path(paths[place]) for place in places]
-    masks = [mask for path in chosen if not (mask := look_at_mask(path, hole)).fault]  # a fault shows when it is met
+    masks = [mask for path in chosen if not (mask := look_at_mask(path, hole)).fault]  # reported when read
     empty, by_alpha = sum(mask.ratio == 0 for mask in masks), sum(mask.by_alpha for mask in masks)
     of_them = f"of {len(masks)} masks that were looked at in {chosen[0].parent}" if masks else ""
     if masks and empty == len(masks):
@@ -123,9 +125,9 @@ def look_at_some_masks(key: str, paths: Sequence[str] | Sequence[Path], hole: st
 
 
 def check_masks(key: str, paths: Sequence[Path], hole: str, size: int) -> int:
-    """Read masks, list the broken ones, print how much of the others is hole. Returns the broken.
+    """Read masks, list the broken ones, print the hole ratios of the others. Returns the number broken.
 
-    size: data.image_size, px, that masks are cropped to.
+    size: data.image_size, px, to which masks are cropped.
     """
     bins: Counter[int | None] = Counter()
     total, broken, empty, by_alpha = 0.0, 0, 0, 0
@@ -160,7 +162,7 @@ def look_at_picture(path: str, size: int, crop_scale: tuple[float, float] | None
             with open_picture(path) as picture:
                 check_size(path, *picture.size)
                 short = min(picture.size)
-                rng = np.random.default_rng(zlib.crc32(os.fsencode(path)))  # the same part at every check
+                rng = np.random.default_rng(zlib.crc32(os.fsencode(path)))  # the same crop at every check
                 picture.decode(random_part(*picture.size, crop_scale, rng, crop_unit, size), size)
     except UserError as error:
         return Picture(str(error))
@@ -168,7 +170,7 @@ def look_at_picture(path: str, size: int, crop_scale: tuple[float, float] | None
 
 
 def look_at_mask(path: Path, hole: str, size: int = 0) -> Mask:
-    """size: px that masks are cropped to, of which some must be valid; 0 leaves them as they are."""
+    """Read a mask. size: px to crop it to, with a valid pixel left; 0 leaves it uncropped."""
     try:
         mask, _, by_alpha = read_mask(path, hole)
         not_all_hole(fit_mask(mask, size) if size else mask, path, hole)
@@ -182,7 +184,7 @@ def _tell(fault: str) -> None:
 
 
 def _quantile(counts: Counter[int], share: float) -> int:
-    """The smallest value that at least this share of all does not exceed."""
+    """Return the smallest value that at least this share of all values does not exceed."""
     wanted = share * counts.total()
     for value in sorted(counts):
         wanted -= counts[value]

@@ -1,4 +1,4 @@
-"""Broken pictures and masks: checks, and the record of the pictures that a run replaced."""
+"""Broken images and masks: checks, and the record of the images that a run replaced."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from utils.config import Config
 from utils.errors import UserError
 from utils.files import append, write_atomically
 
-SMALLEST = 16  # px of the shorter side, the least data.image_size: in less there is nothing to learn from
-LEAST_MET = 1000  # images; data.max_bad is a share of at least so many, or of all: a share of fewer would say little
+SMALLEST = 16  # px of the shorter side, as the minimum of data.image_size: less is too small to learn from
+LEAST_MET = 1000  # images; data.max_bad is a share of at least this many, or of all: few say little
 
 _LINE = re.compile(rb"\d+\t[^\t]+\t[^\t]+")
 
 
 def read_picture(path: str) -> Image.Image:
-    """An image file as 8-bit RGB, upright; of an animation the first picture.
+    """Read an image file as 8-bit RGB, upright; the first frame of an animation.
 
-    UserError where it can't be read, or is too small.
+    Raises UserError if it cannot be read or is too small.
     """
     image = to_rgb(open_image(path))
     check_size(path, *image.size)
@@ -35,13 +35,13 @@ def read_picture(path: str) -> Image.Image:
 
 
 def check_size(path: str, width: int, height: int) -> None:
-    """UserError where a picture is too small to be trained on."""
+    """Raise UserError if an image is too small for training."""
     if min(width, height) < SMALLEST:
         raise UserError(f"image {path} is {width}×{height} px; the shorter side must be at least {SMALLEST} px")
 
 
 def not_all_hole(mask: np.ndarray, path: str | Path, hole: str) -> np.ndarray:
-    """Return the mask, cropped to the size of training. UserError where it has no valid pixel."""
+    """Return the mask, already cropped to the training size. Raises UserError if it has no valid pixel."""
     if not mask.any():
         size = f"{mask.shape[1]}×{mask.shape[0]} px"
         raise UserError(f"mask {path}: cropped to {size} it is all hole; remove it, or change masks.hole ({hole} now)")
@@ -49,7 +49,7 @@ def not_all_hole(mask: np.ndarray, path: str | Path, hole: str) -> np.ndarray:
 
 
 class Fault(NamedTuple):
-    """A picture that could not be used, and the sample that met it."""
+    """An image that could not be used, and the number of the sample that read it."""
 
     number: int
     path: str
@@ -57,10 +57,10 @@ class Fault(NamedTuple):
 
 
 class BadFiles:
-    """bad_files.txt of a run: for each broken picture the first step that met it, its path, the reason; between tabs.
+    """bad_files.txt of a run: per broken image the first step that read it, its path and the reason, tab-separated.
 
-    All ranks append to the one file and read what the others appended. So each picture is named once, and all ranks
-    count the same at the same step.
+    All ranks append to this file and read each other's lines. So each image is listed once, and all ranks have the same
+    count at the same step.
     """
 
     def __init__(self, path: Path, config: Config, images: int) -> None:
@@ -70,11 +70,11 @@ class BadFiles:
         self.images = images
         self._names: set[str] = set()
         self._steps: list[int] = []  # sorted
-        self._read = 0  # bytes of the file
-        self._warned = False  # that it can't be written
+        self._read = 0  # bytes read of the file
+        self._warned = False  # whether a failed write was reported
 
     def rewind(self, step: int) -> None:
-        """Drop the lines of later steps, which a resumed run writes again, and a line that was cut off."""
+        """Drop incomplete lines, and lines of later steps, which a resumed run writes again."""
         if not self.path.exists():
             return
         lines = self.path.read_bytes().split(b"\n")
@@ -82,7 +82,7 @@ class BadFiles:
         write_atomically(self.path, lambda temporary: temporary.write_bytes(b"".join(kept)))
 
     def note(self, fault: Fault) -> None:
-        """Record a picture that has no line yet, in the file and on stderr; with a full disk on stderr alone."""
+        """Record an image that has no line yet, in the file and on stderr; only on stderr if the disk is full."""
         self._read_on()
         name, reason = one_line(fault.path), one_line(fault.reason)
         if name in self._names:
@@ -91,7 +91,7 @@ class BadFiles:
         try:
             append(self.path, f"{step}\t{name}\t{reason}\n".encode())
         except OSError as error:
-            self._take_up(step, name)  # on this rank alone
+            self._take_up(step, name)  # only on this rank
             if not self._warned:
                 self._warned = True
                 disk = f"{error.strerror or error}: {error.filename or self.path}"
@@ -99,12 +99,12 @@ class BadFiles:
         tqdm.write(f"warning: {reason}; another picture stands in for it", file=sys.stderr)
 
     def count(self, step: int) -> int:
-        """How many broken pictures the run has met up to `step`, on all ranks."""
+        """Return how many broken images the run has found up to `step`, on all ranks."""
         self._read_on()
         return bisect.bisect_right(self._steps, step)
 
     def check(self, step: int) -> None:
-        """UserError where more pictures are broken than data.max_bad allows."""
+        """Raise UserError if more images are broken than data.max_bad allows."""
         count, met = self.count(step), min(self.schedule.samples_before(step), self.images)
         allowed = self.max_bad * max(met, min(self.images, LEAST_MET))
         if count > allowed:
@@ -114,7 +114,7 @@ class BadFiles:
             )
 
     def _read_on(self) -> None:
-        """Read the lines that this and other ranks have appended."""
+        """Read the lines that any rank has appended since the last call."""
         if not self.path.exists():
             return
         with open(self.path, "rb") as file:
@@ -133,6 +133,6 @@ class BadFiles:
 
 
 def one_line(text: str) -> str:
-    """A text as one line of UTF-8. File names in it may hold any byte."""
+    """Return a text as one line of UTF-8. File names in it may contain any byte."""
     plain = text.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
     return plain.encode("utf-8", "backslashreplace").decode()

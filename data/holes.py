@@ -1,8 +1,8 @@
-"""Irregular holes that take a wanted share of the image, in three styles.
+"""Draw irregular holes that cover a given share of the image, in three styles.
 
-Every style draws on a small canvas and stops close to the wanted share: shapes and strokes shorten the last piece,
-contours sort their pieces and take as many as are needed. The canvas is then scaled to the image's size with soft
-edges, and a threshold takes the exact number of pixels. No mask is drawn anew until it fits: every share is reached.
+Each style draws on a small canvas and stops close to that share: shapes and strokes shorten the last piece, contours
+sort their pieces and take as many as needed. The canvas is then resized with soft edges, and a threshold selects the
+exact number of pixels. So every share is reached without redrawing.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ import numpy as np
 
 from utils.config import MASK_STYLES
 
-_CANVAS = 256  # px, side of the canvas that every style draws on: holes look alike at any image size
+_CANVAS = 256  # px, side of the canvas of all styles: holes look alike at any image size
 _WIDE = 364  # px, side of the canvas of contours before they are rotated: _CANVAS times the square root of 2
-_MAX_PIECES = 400  # shapes or strokes of one mask; where these cover too little, the holes are dilated
-_SOFTNESS = 1.0  # px of the canvas, standard deviation of the blur before the threshold: smooths the canvas' pixels
-_SHARES = 64  # steps in which the last piece is shortened
+_MAX_PIECES = 400  # maximum per mask; if they cover too little, the holes are dilated
+_SOFTNESS = 1.0  # px of the canvas, standard deviation of the blur before the threshold: hides the canvas' pixels
+_SHARES = 64  # steps for shortening the last piece
 _GOLDEN = (5**0.5 - 1) / 2
 _ZERO, _UNIT = 128, 32  # mean and standard deviation of noise in uint8
-_NEVER = 65535  # the time of pixels that no contour reaches
-_LATEST = 12.0  # delay of contours that would cross an edge to keep clear of, in standard deviations of time
+_NEVER = 65535  # time of pixels that no contour reaches
+_LATEST = 12.0  # delay of contours that would cross a border to keep clear, in standard deviations of time
 
-# How contours change with the hole ratio, set so that connected holes (8 neighbours) and the largest inscribed
-# circle come out as in the paper's published test masks: see test_masks.py for the figures.
+# How contours change with the hole ratio. Tuned so that the number of connected holes (8 neighbours) and the largest
+# inscribed circle match the paper's published test masks; figures are in test_masks.py.
 _RATIOS = (0.055, 0.15, 0.25, 0.35, 0.45, 0.55)
-_CLUMPING = (0.2, 1.0, 1.8, 3.3, 3.5, 5.0)  # how far pieces crowd in the same parts of the image; 0 = not at all
+_CLUMPING = (0.2, 1.0, 1.8, 3.3, 3.5, 5.0)  # how strongly pieces cluster in the same parts of the image; 0 = not at all
 _GAPS = (0.6, 0.4, 0.25, 0.2, 0.25, 0.25)  # width of the gaps in the lines, as a level of noise of unit variance
-_DILATION = (0.18, 0.20, 0.23, 0.27, 0.30, 0.63)  # mean side of the square that dilates, as a share of 9 to 49 px
+_DILATION = (0.18, 0.20, 0.23, 0.27, 0.30, 0.63)  # mean side of the dilation square, as a share of 9 to 49 px
 
-# Draws a piece at a share of its full extent, above 0 and up to 1, into a canvas: uint8, 1 = hole.
+# Draws a piece at a share of its full extent, in (0,1], on a canvas: uint8, 1 = hole.
 Piece = Callable[[np.ndarray, float], None]
 
 
@@ -43,22 +43,22 @@ def draw_mask(
 ) -> np.ndarray:
     """Draw one mask: uint8 (size,size), 1 = valid, 0 = hole.
 
-    `style` is one of MASK_STYLES, "mixed" for one of them at random, or the share of each. Exactly `ratio` times size²
-    pixels (rounded, at least one) are hole, all of them at least `border` px from the image's edge. The mask is a
-    function of the arguments and the state of `rng`. ValueError where there is no such style, or no room for the holes.
+    style: one of MASK_STYLES, "mixed" for a random one, or the share of each. Exactly ratio · size² pixels (rounded, at
+    least one) are hole, all at least `border` px from the image's edge. The mask depends only on the arguments and the
+    state of `rng`. Raises ValueError if the style is unknown or the holes do not fit.
     """
     if not isinstance(style, str):
         shares = np.array([style.get(name, 0.0) for name in MASK_STYLES])
         style = MASK_STYLES[rng.choice(len(MASK_STYLES), p=shares / shares.sum())]
     if style == "mixed":
         style = MASK_STYLES[rng.integers(len(MASK_STYLES))]
-    side = size - 2 * border  # the canvas stands for the part of the image that may become hole
+    side = size - 2 * border  # the canvas represents the part of the image that may become hole
     pixels = max(1, round(ratio * size * size))
     if side < 1 or pixels > side * side:
         raise ValueError(f"no room for {pixels} px of holes in {size}x{size} px with a border of {border} px")
-    unit = _CANVAS / 512 * size / side  # px of the canvas for a px of an image of 512
+    unit = _CANVAS / 512 * size / side  # px of the canvas per px of a 512 px image
     area = max(1, round(_CANVAS**2 * pixels / (side * side)))
-    inside = border > 0  # no piece is cut off at the edge
+    inside = border > 0  # no piece crosses the edge
     if style == "shapes":
         canvas = _drawn_until(_shapes(rng, area, inside), area)
     elif style == "strokes":
@@ -73,10 +73,10 @@ def draw_mask(
 
 
 def spread_ratio(number: int, low: float, high: float, size: int) -> float:
-    """The hole ratio of mask number `number` of a set whose ratios spread evenly from `low` to `high`.
+    """Return the hole ratio of mask `number` in a set whose ratios spread evenly from `low` to `high`.
 
-    Multiples of the golden ratio, modulo 1: the first k are spread evenly for every k. The ratio is one that
-    size² pixels can have, above `low` and below `high`: on the edge of a bin rounding would decide the bin.
+    Uses multiples of the golden ratio modulo 1: the first k are spread evenly for every k. A mask of size² pixels can
+    have exactly this ratio. It is strictly between `low` and `high`, since rounding would decide the bin at an edge.
     """
     least = math.floor(low * size * size) + 1
     most = max(least, math.ceil(high * size * size) - 1)
@@ -88,20 +88,20 @@ def spread_ratio(number: int, low: float, high: float, size: int) -> float:
 
 
 def _grown(canvas: np.ndarray, area: int) -> np.ndarray:
-    """The canvas with its holes dilated pixel by pixel until they cover at least about `area` px."""
+    """Return the canvas with its holes dilated pixel by pixel until they cover about `area` px or more."""
     while cv2.countNonZero(canvas) < 0.99 * area:
         canvas = cv2.dilate(canvas, np.ones((3, 3), np.uint8))
     return canvas
 
 
 def _scaled(canvas: np.ndarray, side: int) -> np.ndarray:
-    """The canvas at the size (side,side), uint8 from 0 = hole to 255 = valid with soft edges in between."""
+    """Resize the canvas to (side,side), uint8 from 0 = hole to 255 = valid, with soft edges."""
     soft = cv2.GaussianBlur((1 - canvas) * np.uint8(255), (5, 5), _SOFTNESS)
     return cv2.resize(soft, (side, side), interpolation=cv2.INTER_LINEAR if side >= _CANVAS else cv2.INTER_AREA)
 
 
 def _cut(soft: np.ndarray, pixels: int) -> np.ndarray:
-    """A mask whose holes are the `pixels` lowest values of a uint8 map. Of equal values the last ones become hole."""
+    """Return a mask whose holes are the `pixels` lowest values of a uint8 map; the last ones among equal values."""
     level = _level(soft, pixels)
     valid = soft > level
     surplus = valid.size - np.count_nonzero(valid) - pixels
@@ -110,7 +110,7 @@ def _cut(soft: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def _level(values: np.ndarray, pixels: int) -> int:
-    """The lowest level that at least so many of the values, uint8 or uint16, do not exceed."""
+    """Return the lowest level that at least `pixels` of the values, uint8 or uint16, do not exceed."""
     levels = range(np.iinfo(values.dtype).max + 1)
     return bisect.bisect_left(levels, pixels, key=lambda level: int(np.count_nonzero(values <= level)))
 
@@ -119,7 +119,7 @@ def _level(values: np.ndarray, pixels: int) -> int:
 
 
 def _drawn_until(pieces: Iterator[Piece], area: int) -> np.ndarray:
-    """A canvas with pieces drawn until they cover `area` px; the last piece is shortened to what is needed."""
+    """Draw pieces on a canvas until they cover `area` px. The last piece is shortened as needed."""
     canvas = np.zeros((_CANVAS, _CANVAS), np.uint8)
     for draw in itertools.islice(pieces, _MAX_PIECES):
         whole = _with(canvas, draw, 1.0)
@@ -130,7 +130,7 @@ def _drawn_until(pieces: Iterator[Piece], area: int) -> np.ndarray:
 
 
 def _shortened(canvas: np.ndarray, draw: Piece, area: int) -> np.ndarray:
-    """The canvas with the smallest share of a piece that covers `area` px."""
+    """Return the canvas with the smallest share of a piece that covers `area` px."""
 
     def covered(step: int) -> int:
         return cv2.countNonZero(_with(canvas, draw, step / _SHARES))
@@ -145,10 +145,10 @@ def _with(canvas: np.ndarray, draw: Piece, share: float) -> np.ndarray:
 
 
 def _shapes(rng: np.random.Generator, area: int, inside: bool) -> Iterator[Piece]:
-    """Endless lines, circles and ellipses, of a size that suits `area` px. inside: none crosses the canvas' edge."""
+    """Yield lines, circles and ellipses endlessly, sized for `area` px. inside: none crosses the canvas' edge."""
     share = min(area / _CANVAS**2, 0.9)
     count = rng.integers(10, 30) if inside else rng.integers(3, 25)
-    mean_side = _CANVAS * math.sqrt(-math.log1p(-share) / count)  # of squares that at random places cover the share
+    mean_side = _CANVAS * math.sqrt(-math.log1p(-share) / count)  # of squares that cover the share at random places
     while True:
         long = 0.5 * mean_side * rng.uniform(0.5, 1.6)  # half the longer axis
         wide = long
@@ -162,7 +162,7 @@ def _shapes(rng: np.random.Generator, area: int, inside: bool) -> Iterator[Piece
 
 
 def _shape(is_line: bool, x: float, y: float, long: float, wide: float, angle: float) -> Piece:
-    """A line with round ends, or an ellipse, with the half axes `long` and `wide` px; it grows from its centre."""
+    """Return a line with round ends or an ellipse, half axes `long` and `wide` px, growing from its centre."""
 
     def draw(canvas: np.ndarray, share: float) -> None:
         if is_line:
@@ -178,7 +178,7 @@ def _shape(is_line: bool, x: float, y: float, long: float, wide: float, angle: f
 
 
 def _strokes(rng: np.random.Generator, ratio: float, unit: float, inside: bool) -> Iterator[Piece]:
-    """Endless strokes of a free-form brush that turns to and fro. inside: none crosses the canvas' edge."""
+    """Yield strokes of a free-form zigzag brush endlessly. inside: none crosses the canvas' edge."""
     widest = 24 + 60 * ratio  # px at 512
     while True:
         width = max(1, round(rng.uniform(10, widest) * unit))
@@ -193,12 +193,12 @@ def _strokes(rng: np.random.Generator, ratio: float, unit: float, inside: bool) 
         if inside:
             reach = width / 2 + 1
             span = _CANVAS - 2 * reach
-            points = reach + span - np.abs(np.mod(points - reach, 2 * span) - span)  # the edges reflect the hand
+            points = reach + span - np.abs(np.mod(points - reach, 2 * span) - span)  # reflect at the edges
         yield _stroke(points, width)
 
 
 def _stroke(points: np.ndarray, width: int) -> Piece:
-    """A brush of `width` px along `points`, (N,2) in px as x, y; it grows from its start."""
+    """Return a brush stroke of `width` px along `points`, (N,2) in px as x, y, growing from its start."""
 
     def draw(canvas: np.ndarray, share: float) -> None:
         reach = share * (len(points) - 1)
@@ -214,16 +214,16 @@ def _stroke(points: np.ndarray, width: int) -> Piece:
 
 
 def _contours(rng: np.random.Generator, area: int, ratio: float, unit: float, inside: bool) -> np.ndarray:
-    """Broken outlines, dilated with a square of 9 to 49 px (at 512), rotated, shifted and cropped, about `area` px.
+    """Draw broken outlines, dilated by a square of 9 to 49 px (at 512), rotated, shifted and cropped; about `area` px.
 
-    They stand in for the paper's masks (§4.1), which come from occlusions between the frames of videos. Each piece
-    of a line has a time at which it becomes hole; the pieces up to a time cover the area. `inside`: those close to
-    the canvas' edge come last.
+    They imitate the paper's masks (§4.1), which come from occlusions between video frames. Each piece of a line has a
+    time at which it becomes hole; the pieces up to some time cover the area. inside: pieces close to the canvas' edge
+    come last.
     """
     mean = np.interp(ratio, _RATIOS, _DILATION)
     dilation = max(1, round((9 + 40 * rng.beta(5 * mean, 5 - 5 * mean)) * unit))
     turn = cv2.getRotationMatrix2D((_WIDE / 2, _WIDE / 2), rng.uniform(0, 360), 1.0)
-    turn = turn - np.array([[0, 0, (_WIDE - _CANVAS) / 2]] * 2)  # keeps the middle of the wide canvas
+    turn = turn - np.array([[0, 0, (_WIDE - _CANVAS) / 2]] * 2)  # keeps the centre of the wide canvas
     lines = _outlines(rng, float(np.interp(ratio, _RATIOS, _GAPS)))
     places = np.flatnonzero(lines)
     times = _times(rng, lines, places, float(np.interp(ratio, _RATIOS, _CLUMPING)))
@@ -231,7 +231,7 @@ def _contours(rng: np.random.Generator, area: int, ratio: float, unit: float, in
         y, x = np.divmod(places, _WIDE)
         times += _edge_delay(turn[:, :1] * x + turn[:, 1:2] * y + turn[:, 2:], dilation)
     order = np.full((_WIDE, _WIDE), _NEVER, np.uint16)
-    # In uint16: 2000 steps for a standard deviation of a piece's time. The clip changes extreme times alone.
+    # In uint16: 2000 steps per standard deviation of a piece's time. The clip only affects extreme times.
     order.ravel()[places] = (times * 2000 + 25000).clip(0, _NEVER - 1)
     dilated = cv2.erode(order, np.ones((dilation, dilation), np.uint8))  # the earliest time within the square
     cropped = cv2.warpAffine(dilated, turn, (_CANVAS, _CANVAS), flags=cv2.INTER_NEAREST, borderValue=[_NEVER])
@@ -239,10 +239,10 @@ def _contours(rng: np.random.Generator, area: int, ratio: float, unit: float, in
 
 
 def _outlines(rng: np.random.Generator, gaps: float) -> np.ndarray:
-    """Lines one pixel wide, broken at gaps: bool (_WIDE,_WIDE)."""
+    """Draw lines one pixel wide, broken by gaps: bool (_WIDE,_WIDE)."""
     lines = np.zeros((_WIDE, _WIDE), bool)
-    canvas = lines.view(np.uint8)  # the same memory, for cv2
-    for cells in rng.choice([4, 6, 9, 14], 2, replace=False):  # level lines, at two scales
+    canvas = lines.view(np.uint8)  # shares memory, for cv2
+    for cells in rng.choice([4, 6, 9, 14], 2, replace=False):  # level lines at two scales
         bands = cv2.convertScaleAbs(_noise(rng, int(cells)), alpha=1.2 / _UNIT, beta=rng.uniform(0, 1))
         lines |= cv2.morphologyEx(bands, cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0
     for _ in range(rng.integers(2, 8)):  # long edges, nearly straight
@@ -260,10 +260,10 @@ def _outlines(rng: np.random.Generator, gaps: float) -> np.ndarray:
 
 
 def _times(rng: np.random.Generator, lines: np.ndarray, places: np.ndarray, clumping: float) -> np.ndarray:
-    """When the pixels of the lines become hole: float (N,). places: their (N,) indices.
+    """Return when the pixels of the lines become hole: float (N,). places: their (N,) indices.
 
-    The pixels of one connected piece have nearly the same time: the piece's own at random, and earlier where a
-    smooth map of the whole image is low, so that pieces crowd there. A slope within the pieces breaks ties.
+    Pixels of one connected piece have nearly the same time. It is random per piece, and earlier where a smooth map of
+    the image is low, so that pieces cluster there. A slope within the pieces breaks ties.
     """
     crowd = (_noise(rng, int(rng.integers(3, 6))).ravel()[places] - float(_ZERO)) / _UNIT
     count, labels = cv2.connectedComponents(lines.view(np.uint8), connectivity=8, ltype=cv2.CV_16U)
@@ -274,7 +274,7 @@ def _times(rng: np.random.Generator, lines: np.ndarray, places: np.ndarray, clum
 
 
 def _edge_delay(places: np.ndarray, dilation: int) -> np.ndarray:
-    """Delay (N,) of pixels whose dilated square may cross the canvas' edge. It falls to 0 further inside.
+    """Return the delay (N,) of pixels whose dilated square may cross the canvas' edge. It falls to 0 further inside.
 
     places: x and y of the pixels, (2,N), px of the canvas.
     """
@@ -284,7 +284,7 @@ def _edge_delay(places: np.ndarray, dilation: int) -> np.ndarray:
 
 
 def _earliest(order: np.ndarray, area: int) -> np.ndarray:
-    """About `area` pixels of the lowest order, as 1: all up to some order, or all before it, whichever is nearer.
+    """Return about `area` pixels of lowest order as 1: all up to some order or all before it, whichever is closer.
 
     At least one pixel, and none that no line reaches.
     """
@@ -296,6 +296,6 @@ def _earliest(order: np.ndarray, area: int) -> np.ndarray:
 
 
 def _noise(rng: np.random.Generator, cells: int) -> np.ndarray:
-    """Smooth noise with `cells` independent values a side, about normal: uint8 (_WIDE,_WIDE), see _ZERO and _UNIT."""
+    """Return smooth, nearly normal noise, `cells` independent values a side: uint8 (_WIDE,_WIDE), see _ZERO, _UNIT."""
     values = (rng.standard_normal((cells, cells)) * _UNIT + _ZERO).clip(0, 255).astype(np.uint8)
     return cv2.resize(values, (_WIDE, _WIDE), interpolation=cv2.INTER_CUBIC)  # floats take 15 times as long

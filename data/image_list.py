@@ -1,4 +1,4 @@
-"""A list of millions of paths in little memory: a packed file that is memory-mapped, not parsed."""
+"""Compact lists of millions of paths: a packed file that is memory-mapped instead of parsed."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from typing import IO, Any, overload
 from utils.files import write_atomically
 
 # A file consists of a header, its CRC-32, blocks of names, a table of offsets (uint64: the start of each block and the
-# end of the last), and facts (deflated JSON). The header holds the kind and version of the file, the number of names,
-# the offsets of the table and of the facts, and the CRC-32 of all that follows the header.
+# end of the last), and metadata (deflated JSON). The header holds the kind and version of the file, the number of
+# names, the offsets of the table and the metadata, and the CRC-32 of everything after the header.
 _HEAD = struct.Struct("<16s3QI")
 _KIND = b"image list 1\0\0\0\0"
 _CHECKSUM = struct.Struct("<I")
 _HEAD_BYTES = _HEAD.size + _CHECKSUM.size
 
-# Names in a block. Sorted names resemble each other: deflated together, each takes three bytes instead of thirty.
+# Names per block. Sorted names are similar: deflated together, each takes three bytes instead of thirty.
 _BLOCK = 64
 
 
 class ImageList(Sequence[str]):
-    """The paths of images, packed. Looking one up takes about 10 µs.
+    """A packed list of image paths. A lookup takes about 10 µs.
 
-    A saved list is memory-mapped: only the pages that were read take memory, and all processes share them. Pickling it
-    stores the path of its file.
+    A saved list is memory-mapped: only pages that were read use memory, and all processes share them. Its pickle
+    contains only the path of its file.
     """
 
     def __init__(self, data: bytes | mmap.mmap, path: str | None = None) -> None:
-        """data: what `of` packed, or the mapped file `path`."""
+        """data: bytes packed by `of`, or the mapped file at `path`."""
         self._data = data
         self._path = path
         _, self._count, self._places, facts, _ = _HEAD.unpack_from(data)
-        self.source: str  # the folder or text file that was listed, as the config names it
-        self.root: str  # the folder that the names are relative to
-        self.stamps: dict[str, Any]  # what folders and files looked like when they were listed, by path below the root
+        self.source: str  # the listed folder or text file, as named in the config
+        self.root: str  # the folder that names are relative to
+        self.stamps: dict[str, Any]  # stamps of folders and files when listed, by path below the root
         self.source, self.root, self.stamps = json.loads(zlib.decompress(data[facts:]))
 
     @classmethod
     def of(cls, names: Iterable[str], source: str, root: str, stamps: Mapping[str, Any]) -> ImageList:
-        """Pack names, relative to the root, in the order in which they come."""
+        """Pack names, relative to the root, in their given order."""
         blocks, places, count = bytearray(), [_HEAD_BYTES], 0
         coming = iter(names)
         while block := list(itertools.islice(coming, _BLOCK)):
-            # surrogatepass: bytes of a name that are no UTF-8 are surrogates in Python.
+            # surrogatepass: Python represents bytes that are not UTF-8 as surrogates.
             blocks += zlib.compress("\0".join(block).encode("utf-8", "surrogatepass"), level=1)
             places.append(_HEAD_BYTES + len(blocks))
             count += len(block)
@@ -60,11 +60,11 @@ class ImageList(Sequence[str]):
 
     @classmethod
     def open(cls, path: str | Path) -> ImageList:
-        """Map a file. ValueError where it is damaged or something else."""
+        """Map a file. Raises ValueError if it is damaged or not an image list."""
         return cls(_mapped(path), os.path.abspath(path))
 
     def save(self, path: str | Path) -> None:
-        """Write the list to a file, atomically, and map that file. Does nothing where the list is that file already."""
+        """Write the list to a file atomically and map that file. Does nothing if the list already maps it."""
         if self._path != os.path.abspath(path):
             write_atomically(Path(path), lambda temporary: temporary.write_bytes(self._data))
             self._data, self._path = _mapped(path), os.path.abspath(path)
@@ -79,7 +79,7 @@ class ImageList(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self._count))]
-        position = range(self._count)[index]  # negative numbers and IndexErrors as of any sequence
+        position = range(self._count)[index]  # handles negative numbers and raises IndexError
         return os.path.join(self.root, self._names(position // _BLOCK)[position % _BLOCK])
 
     def __iter__(self) -> Iterator[str]:
@@ -96,7 +96,7 @@ class ImageList(Sequence[str]):
 
 
 def _mapped(path: str | Path) -> bytes | mmap.mmap:
-    """The bytes of a file, mapped where that can be done. ValueError where it is no whole list."""
+    """Return the bytes of a file, mapped if possible. Raises ValueError if it is not a complete list."""
     with open(path, "rb") as file:
         head = file.read(_HEAD.size)
         if len(head) < _HEAD.size or file.read(_CHECKSUM.size) != _CHECKSUM.pack(zlib.crc32(head)):
@@ -106,13 +106,13 @@ def _mapped(path: str | Path) -> bytes | mmap.mmap:
             raise ValueError(f"damaged, or a list of another version: {path}")
         try:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError:  # some network and FUSE file systems map nothing
+        except OSError:  # some network and FUSE file systems do not support mmap
             file.seek(0)
             return file.read()
 
 
 def _crc32(file: IO[bytes]) -> int:
-    """The checksum of the rest of a file. It is read, not mapped: mapped pages count as memory of the process."""
+    """Return the checksum of the rest of a file. It is read, not mapped: mapped pages count as the process's memory."""
     checksum = 0
     while piece := file.read(1 << 20):
         checksum = zlib.crc32(piece, checksum)

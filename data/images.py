@@ -1,4 +1,4 @@
-"""Image files: which files are images, and how any of them becomes 8-bit RGB."""
+"""Read image files and convert them to 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from utils.errors import UserError
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, px
 
-_JPEG_FORMATS = ("JPEG", "MPO")  # Pillow's names; MPO is a JPEG followed by further pictures, as cameras write it
+_JPEG_FORMATS = ("JPEG", "MPO")  # Pillow's names; MPO is a JPEG followed by more images, as some cameras write it
 
 _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262  # tags
 
-# Pillow's mode I is 32 bits, signed. Of these formats it is 16 bits, of any other a range that nobody knows.
+# Pillow's mode I is signed 32-bit. These formats use only 16 bits of it; for others the range is unknown.
 _SCALED_TO_16_BITS = ("PNG", "PPM")
 _AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
-# The operation that makes a picture upright, by EXIF orientation; 1 is upright.
+# Operation that makes an image upright, by EXIF orientation; 1 is upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -39,11 +39,11 @@ _TURNS = {
 
 
 def open_image(path: str | Path, data: bytes | None = None) -> Image.Image:
-    """Open and decode an image file, as stored: no orientation applied, no mode changed.
+    """Open and decode an image file as stored: orientation and mode are unchanged.
 
-    data: the file's bytes where they are in memory; `path` then only names them in messages.
-    Pillow decodes late, so a truncated file would fail far from here: the pixels are read at once.
-    UserError where the file is missing, no image, damaged, too large, or its pixels have no known range.
+    data: the file's bytes if they are in memory; `path` then only names them in messages.
+    Pillow decodes lazily, so a truncated file would fail later; the pixels are decoded here.
+    Raises UserError if the file is missing, not an image, damaged, too large, or if its pixels have no known range.
     """
     with _opened(path, data) as image:
         _load(image)
@@ -51,30 +51,30 @@ def open_image(path: str | Path, data: bytes | None = None) -> Image.Image:
 
 
 class OpenPicture:
-    """A picture whose header is read and whose pixels are not decoded yet; see `open_picture`.
+    """An image whose header has been read but whose pixels are not decoded yet; see `open_picture`.
 
-    size: width and height in px of the upright picture.
+    size: width and height in px of the upright image.
     """
 
     def __init__(self, path: str | Path, image: Image.Image) -> None:
         if image.format not in _JPEG_FORMATS:
-            _load(image)  # before its size counts: Pillow turns a TIFF as it decodes it
+            _load(image)  # before its size is read: Pillow rotates a TIFF when decoding it
         self._path, self._image = path, image
         self._orientation = exif_orientation(image)
         self.size = image.size if self._orientation < 5 else image.size[::-1]
 
     def decode(self, box: Box, size: int) -> np.ndarray:
-        """A part of the upright picture as 8-bit RGB, uint8 (H,W,3), to be resized to size×size px.
+        """Return a box of the upright image as 8-bit RGB, uint8 (H,W,3), to be resized to size×size px.
 
-        The result may have fewer pixels than the box, but on no side fewer than `size`: a JPEG whose part is large is
-        decoded at 1/2, 1/4 or 1/8. Its file is read to the end all the same.
+        The result may have fewer pixels than the box, but at least `size` per side if the box has them: a JPEG with a
+        large box is decoded at 1/2, 1/4 or 1/8. Its file is still read to the end.
         """
         image = self._image
         stored = _stored_part(box, self._orientation, *image.size)
         part = _decoded_part(image, stored, size)
         left, top, right, bottom = part
         if part == stored and self._orientation == 1 and image.format == "JPEG" and image.mode == "RGB":
-            # The same pixels as Pillow's in less time. None where the file is broken: Pillow says why.
+            # Same pixels as Pillow's, but faster. None if the file is broken; Pillow then gives the reason.
             pixels = cv2.imdecode(np.fromfile(as_stored(self._path), np.uint8), _AS_STORED)
             if pixels is not None:
                 return pixels[top:bottom, left:right]
@@ -87,13 +87,13 @@ class OpenPicture:
 
 @contextlib.contextmanager
 def open_picture(path: str | Path) -> Iterator[OpenPicture]:
-    """Open a picture of which a part is to be decoded. UserError as of open_image, also from inside the block."""
+    """Open an image to decode a box of it. Raises UserError like open_image, also from inside the block."""
     with _opened(path) as image:
         yield OpenPicture(path, image)
 
 
 def _stored_part(part: Box, orientation: int, width: int, height: int) -> Box:
-    """Where a part of the upright image lies in the stored one, which has this width and height."""
+    """Return the box of the stored image, of this width and height, that shows a box of the upright image."""
     left, top, right, bottom = part
     if orientation >= 5:
         left, top, right, bottom = top, left, bottom, right
@@ -105,10 +105,10 @@ def _stored_part(part: Box, orientation: int, width: int, height: int) -> Box:
 
 
 def _decoded_part(image: Image.Image, part: Box, size: int) -> Box:
-    """Have a JPEG decoded as coarsely as its part and `size` allow. Returns where the part will lie then."""
+    """Make Pillow decode a JPEG as coarsely as its box and `size` allow. Returns the box in the decoded image."""
     shorter = min(part[2] - part[0], part[3] - part[1])
     divisor = next((by for by in (8, 4, 2) if shorter >= by * size), 1)
-    # A JPEG without quantisation tables is a lossless one: it can't be decoded coarsely, and Pillow would try.
+    # A JPEG without quantisation tables is lossless. It cannot be decoded coarsely, although Pillow would try.
     if divisor == 1 or image.format not in _JPEG_FORMATS or not getattr(image, "quantization", None):
         return part
     image.draft(None, (image.width // divisor, image.height // divisor))
@@ -118,11 +118,12 @@ def _decoded_part(image: Image.Image, part: Box, size: int) -> Box:
 
 @contextlib.contextmanager
 def _opened(path: str | Path, data: bytes | None = None) -> Iterator[Image.Image]:
-    """An image file whose header is read. What goes wrong with it, here or inside, becomes the UserError that it is."""
+    """Open an image file and read its header. Errors, here or inside the block, become UserErrors."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large images and of damaged EXIF; neither stops us
-            # By a stream: of a name Pillow would map an uncompressed file, and turn a TIFF with its sides swapped.
+            warnings.simplefilter("ignore")  # about large images and damaged EXIF; neither is an error here
+            # As a stream: given a name, Pillow would map an uncompressed file, and rotate a TIFF with its sides
+            # swapped.
             with (
                 open(as_stored(path), "rb") if data is None else io.BytesIO(data) as file,
                 Image.open(file) as image,
@@ -150,7 +151,7 @@ def _opened(path: str | Path, data: bytes | None = None) -> Iterator[Image.Image
 
 
 def _load(image: Image.Image) -> None:
-    """Decode the pixels. Of a TIFF's grey in 12 or 16 bits that includes what is white, which Pillow ignores."""
+    """Decode the pixels. For TIFFs with 12 or 16 bits of grey, apply the white level, which Pillow ignores."""
     image.load()
     if not isinstance(image, TiffImageFile) or not image.mode.startswith("I;16"):
         return
@@ -163,24 +164,24 @@ def _load(image: Image.Image) -> None:
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """The turn that EXIF (or XMP) asks for, 1 to 8; 1, upright, where it says nothing or is damaged."""
+    """Return the orientation from EXIF (or XMP), 1 to 8; 1, upright, if it is missing or damaged."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # a damaged EXIF block can raise nearly anything; the picture itself is whole
+    except Exception:  # a damaged EXIF block can raise nearly anything; the image itself is intact
         return 1
     return int(value) if value in range(1, 9) else 1
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image as a viewer shows it: turned as EXIF asks. The EXIF block itself is left as it is."""
+    """Return the image as a viewer shows it, with the EXIF orientation applied. The EXIF block is unchanged."""
     turn = _TURNS.get(exif_orientation(image))
     return image if turn is None else image.transpose(turn)
 
 
 def to_8_bit(image: Image.Image) -> Image.Image:
-    """A 16-bit grey image (Pillow's modes I;16… and I) scaled to 8 bits; any other image unchanged."""
+    """Scale a 16-bit grey image (Pillow's modes I;16… and I) to 8 bits; return any other image unchanged."""
     if not image.mode.startswith("I"):
         return image
     values = np.asarray(image).astype(np.int64).clip(0, 65535)
@@ -188,5 +189,5 @@ def to_8_bit(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any image as 8-bit RGB, upright. Alpha is dropped, grey, palette and CMYK are converted, 16 bits become 8."""
+    """Convert any image to upright 8-bit RGB. Alpha is dropped; grey, palette, CMYK and 16 bits are converted."""
     return to_8_bit(upright(image)).convert("RGB")

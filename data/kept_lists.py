@@ -1,7 +1,7 @@
-"""The images and masks of a run: listed when it begins and kept in its folder, so that it stays the same run.
+"""The image and mask lists of a run: made when it begins and kept in its folder, so that the run stays the same.
 
-Images and masks may come, go or be renamed: the run goes on with its own lists, and says what has changed. Nothing but
---rescan lists anew.
+If images or masks are added, removed or renamed, the run continues with its own lists and reports the change. Only
+--rescan makes new lists.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from data.listing import changed_folders, find_masks, list_of_images, root_of, s
 from data.names import as_stored
 from utils.errors import UserError
 
-# Of a list that was read from a text file: so many of its images are looked for, evenly spread.
+# Images to check, evenly spread, of a list that was read from a text file.
 _LOOKED_FOR = 10_000
 
 
 def images_of_run(source: str, key: str, kept: Path, begun: bool, rescan: bool, max_missing: float) -> ImageList:
-    """The images of data.train or data.val (the key), from the file `kept` where the run has begun.
+    """Return the images of data.train or data.val (the key), from the file `kept` if the run has begun.
 
-    max_missing: share of them that may be missing. UserError where more are, where the list is damaged, or where it is
-    of another source; `rescan` lists anew.
+    max_missing: share of them that may be missing. Raises UserError if more are, if the list is damaged, or if it is
+    from another source; `rescan` makes a new list.
     """
     images = _kept_or_new(source, key, kept, begun, rescan, lambda: list_of_images(source, key), "images")
     if begun and not rescan:
@@ -34,7 +34,7 @@ def images_of_run(source: str, key: str, kept: Path, begun: bool, rescan: bool, 
 
 
 def masks_of_run(folder: str, key: str, kept: Path, begun: bool, rescan: bool) -> ImageList:
-    """The masks of masks.train_dir or masks.val_dir (the key), likewise; none may be missing."""
+    """Like images_of_run, for the masks of masks.train_dir or masks.val_dir (the key); none may be missing."""
     masks = _kept_or_new(folder, key, kept, begun, rescan, lambda: list_of_masks(folder, key), "masks")
     if begun and not rescan:
         _tell_of_changes(masks, key, "masks", 0)
@@ -42,13 +42,13 @@ def masks_of_run(folder: str, key: str, kept: Path, begun: bool, rescan: bool) -
 
 
 def list_of_masks(folder: str, key: str) -> ImageList:
-    """The masks of a folder, packed. UserError where there are none."""
-    stamp = stamp_of(folder)  # before the names: what comes meanwhile shows later
+    """Return the masks of a folder, packed. Raises UserError if there are none."""
+    stamp = stamp_of(folder)  # before the names, so that later additions are noticed
     return ImageList.of((path.name for path in find_masks(folder, key)), folder, folder, {"": stamp})
 
 
 def is_kept(images: ImageList, kept: Path) -> bool:
-    """Whether the file `kept` is a list of the same paths in the same order. Also where there is no such file."""
+    """Return whether the file `kept` lists the same paths in the same order; True if it does not exist."""
     if not kept.exists():
         return True
     with contextlib.suppress(ValueError):
@@ -70,7 +70,7 @@ def _kept_or_new(
     except ValueError as error:
         raise UserError(f"{key}: {error}. --rescan lists the {what} anew, which may change the run") from None
     if images.source == source == "sample" and images.root != str(root_of(source)):
-        return make()  # the same files, in another environment
+        return make()  # same files in another environment
     if images.source != source:
         raise UserError(
             f"{key}: {source} is not where the run's {what} come from, {images.source}; --rescan lists them anew there"
@@ -79,7 +79,7 @@ def _kept_or_new(
 
 
 def _tell_of_changes(images: ImageList, key: str, what: str, max_missing: float) -> None:
-    """Say on stderr what has changed since the list was made. UserError where too much is missing."""
+    """Report on stderr what has changed since the list was made. Raises UserError if too much is missing."""
     changed = changed_folders(images)
     missing = missing_files(images, changed)
     own = f"the run goes on with its own list of {len(images)} {what}; --rescan lists them anew"
@@ -93,9 +93,9 @@ def _tell_of_changes(images: ImageList, key: str, what: str, max_missing: float)
 
 
 def missing_files(images: ImageList, changed: set[str]) -> list[str]:
-    """The images of a list that are gone, among those in folders that have changed.
+    """Return the images of a list that are missing, looking only in folders that have changed.
 
-    A list that came from a text file has no folders: a sample of its images is looked for.
+    A list from a text file has no folders: a sample of its images is checked.
     """
     if "" not in images.stamps and not any(name.endswith("/") for name in images.stamps):
         some = images[:: max(1, len(images) // _LOOKED_FOR)]

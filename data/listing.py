@@ -1,4 +1,4 @@
-"""Which images a `data.` key or `--images` means."""
+"""Find the images that a `data.` key or `--images` names."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from data.names import (
 )
 from utils.errors import UserError
 
-# Photographs that the scikit-image wheel carries, so that a first run needs no data set.
+# Photographs in the scikit-image wheel, so that a first run needs no data set.
 SAMPLE = {
     "data.train": ("astronaut.png", "coffee.png", "rocket.jpg"),
     "data.val": ("chelsea.png",),
-    "--images": ("chelsea.png", "motorcycle_left.png", "hubble_deep_field.jpg", "retina.jpg"),  # none trained on
+    "--images": ("chelsea.png", "motorcycle_left.png", "hubble_deep_field.jpg", "retina.jpg"),  # not used for training
 }
 
-# More threads than cores: they wait for the disk, above all for a network disk.
+# More threads than cores: they wait for the disk, especially a network disk.
 _THREADS = 16
-# Folders that systems make beside people's own: previews of a Synology, wastebaskets, macOS's halves of files.
+# Folders that systems create: Synology previews, trash, resource forks of macOS.
 _NO_PICTURES = {"@eadir", "$recycle.bin", "#recycle", "__macosx", "system volume information", "lost+found"}
-_UPDATE_EVERY = 10_000  # files, so that a single large folder shows progress too
+_UPDATE_EVERY = 10_000  # files, so that a single large folder shows progress, too
 
 
 def find_images(source: str, key: str) -> list[str]:
-    """Paths of the images that data.train, data.val or --images (the key) names, in a fixed order.
+    """Return the paths of the images that data.train, data.val or --images (the key) names, in a fixed order.
 
-    source: a folder, searched to any depth; a text file with one path a line; or `sample`.
-    UserError where there are none.
+    source: a folder, searched recursively; a text file with one path per line; or `sample`.
+    Raises UserError if there are none.
     """
     names, _ = _search(source, key)
     root = str(root_of(source))
@@ -51,21 +51,21 @@ def find_images(source: str, key: str) -> list[str]:
 
 
 def list_of_images(source: str, key: str) -> ImageList:
-    """The same paths as a packed list, for millions of images, with stamps of the folders: see `changed_folders`."""
+    """Like find_images, as a packed list for millions of images, with stamps of the folders: see `changed_folders`."""
     names, stamps = _search(source, key)
     return ImageList.of(names, source, str(root_of(source)), stamps)
 
 
 def is_unchanged(images: ImageList) -> bool:
-    """Whether no image came or went since the list was made: see `changed_folders`."""
+    """Return whether no image was added or removed since the list was made: see `changed_folders`."""
     return not changed_folders(images)
 
 
 def changed_folders(images: ImageList) -> set[str]:
-    """The folders of a list, or its text file, whose modification time differs from that in the list.
+    """Return the folders of a list, or its text file, whose modification time differs from the list's.
 
-    Images are not looked at. So an image that was overwritten is not noticed, nor is any change on file systems that
-    keep no modification time of folders.
+    Images themselves are not checked. So overwritten images go unnoticed, and so does any change on file systems that
+    keep no modification times of folders.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
         now = pool.map(lambda name: stamp_of(os.path.join(images.root, name)), images.stamps)
@@ -73,7 +73,7 @@ def changed_folders(images: ImageList) -> set[str]:
 
 
 def find_masks(folder: str, key: str) -> list[Path]:
-    """The masks of the folder that masks.train_dir or masks.val_dir (the key) names. UserError where there are none."""
+    """Return the masks in the folder of masks.train_dir or masks.val_dir (the key). Raises UserError if it has none."""
     advice = "`python masks.py` with the same config makes them"
     if not Path(folder).is_dir():
         raise UserError(f"{key}: no such folder: {folder}; {advice}")
@@ -85,14 +85,14 @@ def find_masks(folder: str, key: str) -> list[Path]:
 
 
 def root_of(source: str) -> Path:
-    """The folder that the images of a source lie in, or that its list lies in: their names are relative to it."""
+    """Return the folder that the names of a source are relative to: its own, or that of its text file."""
     if source == "sample":
         return Path(str(resources.files("skimage") / "data"))
     return Path(source) if Path(source).is_dir() else Path(source).parent
 
 
 def _search(source: str, key: str) -> tuple[Iterable[str], dict[str, Any]]:
-    """Names of a source's images relative to its root, lazily made, and the stamps of its folders or its list."""
+    """Return the names of a source's images relative to its root, lazily, and stamps of its folders or text file."""
     path = Path(source)
     try:
         if source == "sample":
@@ -108,7 +108,7 @@ def _search(source: str, key: str) -> tuple[Iterable[str], dict[str, Any]]:
 
 
 def stamp_of(path: str | Path) -> list[int] | None:
-    """Modification time, and of a file the size. None where there is no file or folder."""
+    """Return the modification time and, for a file, the size; None if the path does not exist."""
     try:
         status = os.stat(path)
     except OSError:
@@ -121,16 +121,16 @@ def stamp_of(path: str | Path) -> list[int] | None:
 
 class _Folder(NamedTuple):
     files: str  # names of its images, sorted, joined by \0: a fifth of the memory of a list
-    folders: list[tuple[str, str]]  # names of the folders in it, and where each really is
+    folders: list[tuple[str, str]]  # names and real paths of its subfolders
     stamp: list[int] | None
-    others: list[str]  # names of its pictures of other kinds, which are left out
+    others: list[str]  # names of images in unsupported formats, which are skipped
 
 
 def _search_folder(root: Path, key: str) -> tuple[Iterator[str], dict[str, Any]]:
-    """All images below a folder, sorted; nothing hidden. Linked folders are followed, each real folder once."""
+    """Find all images below a folder, sorted, skipping hidden ones. Links are followed, each real folder once."""
     with tqdm(desc=f"{key}: finding images", unit=" files", leave=False, delay=1, disable=None) as bar:
         found = _read_folders(str(root), bar)
-    visited: dict[str, _Folder] = {}  # by the path below the root: "" or a/b/
+    visited: dict[str, _Folder] = {}  # by path below the root: "" or a/b/
     seen: set[str] = set()
     waiting = [("", os.path.realpath(root))]
     while waiting:
@@ -138,7 +138,7 @@ def _search_folder(root: Path, key: str) -> tuple[Iterator[str], dict[str, Any]]
         if real not in seen:
             seen.add(real)
             visited[name] = found[real]
-            # Sorted: otherwise the order on disk would decide under which of its names a linked folder is found.
+            # Sorted, so that the order on disk does not decide under which name a linked folder is found.
             waiting += [(f"{name}{below}/", place) for below, place in sorted(found[real].folders, reverse=True)]
     if not any(folder.files for folder in visited.values()):
         kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
@@ -148,7 +148,7 @@ def _search_folder(root: Path, key: str) -> tuple[Iterator[str], dict[str, Any]]
 
 
 def _read_folders(root: str, bar: tqdm) -> dict[str, _Folder]:
-    """The contents of a folder and of all folders below it, by their real paths, read by several threads."""
+    """Read a folder and all folders below it in several threads. Returns their contents by real path."""
     found: dict[str, _Folder] = {}
     known: set[str] = set()
     done: SimpleQueue[tuple[str, str, Future[_Folder]]] = SimpleQueue()
@@ -176,7 +176,7 @@ def _read_folder(path: str, real: str, bar: tqdm) -> _Folder:
     files: list[str] = []
     others: list[str] = []
     folders: list[tuple[str, str]] = []
-    stamp = stamp_of(path)  # before the names are read: a file that comes meanwhile then counts as a change
+    stamp = stamp_of(path)  # before the names are read: a file added meanwhile then counts as a change
 
     def progress(count: int) -> None:
         with bar.get_lock():
@@ -198,7 +198,7 @@ def _read_folder(path: str, real: str, bar: tqdm) -> _Folder:
 
 
 def _in_order(visited: dict[str, _Folder]) -> Iterator[str]:
-    """All names, sorted as whole paths are: those in `a-b/` before those in `a/`."""
+    """Yield all names sorted as full paths: those in `a-b/` before those in `a/`."""
     levels = [iter([""])]
     while levels:
         name = next(levels[-1], None)
@@ -217,9 +217,9 @@ def _in_order(visited: dict[str, _Folder]) -> Iterator[str]:
 
 
 def _read_list(path: Path, key: str) -> Iterator[str]:
-    """The names in a list, relative to its folder. Class numbers behind names, as in Places365, are dropped.
+    """Yield the names in a list, relative to its folder. Class numbers after names, as in Places365, are dropped.
 
-    Only the first is looked for on disk, which finds a wrong folder early.
+    Only the first is checked on disk, so that a wrong folder is found early.
     """
     rooted, below = None, ""
     try:
@@ -231,7 +231,7 @@ def _read_list(path: Path, key: str) -> Iterator[str]:
                 if not is_image_name(name) or "\0" in name:
                     raise UserError(f"{key}: {path} line {number}: not the path of an image: {name[:80]!r}")
                 if rooted is None:
-                    # Places365 writes /a/airfield/1.jpg and means a folder beside the list, not the root of the disk.
+                    # Places365 writes /a/airfield/1.jpg for a folder beside the list, not at the root of the disk.
                     rooted = name.startswith("/") and not os.path.exists(name)
                     below = _place_of(name.lstrip("/") if rooted else name, path, key)
                 yield os.path.join(below, name.lstrip("/") if rooted else name)
@@ -244,9 +244,9 @@ def _read_list(path: Path, key: str) -> Iterator[str]:
 
 
 def _place_of(name: str, path: Path, key: str) -> str:
-    """Where the first image of a list lies: beside the list, "", or in a folder beside it, as data_large of Places365.
+    """Return the folder of a list's first image: "", beside the list, or a folder there, as data_large of Places365.
 
-    UserError where it is in none of them, or in several.
+    Raises UserError if it is in none of them or in several.
     """
     first = os.path.join(path.parent, name)
     if os.path.isfile(as_stored(first)):
@@ -266,6 +266,6 @@ def _place_of(name: str, path: Path, key: str) -> str:
 
 
 def _without_label(line: str) -> str:
-    """The path of a line that may end in a class number: `/a/airfield/00000001.jpg 0`."""
+    """Return the path in a line that may end in a class number: `/a/airfield/00000001.jpg 0`."""
     name, *label = line.rsplit(maxsplit=1)[:2] or [""]
     return name if label and label[0].isdecimal() and is_image_name(name) else line

@@ -1,4 +1,4 @@
-"""Batches of samples: which samples each step takes, the worker processes, and how these end."""
+"""Batches of samples: the samples of each step, and the start and end of worker processes."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ from data.shared_memory import BESIDE, TRAINING, tell_of_fewer, workers_that_fit
 from utils.config import Config
 from utils.errors import UserError, message_of
 
-# Seconds that a worker goes on after SIGTERM: as long as torchrun and Slurm wait for the main process.
+# Seconds that a worker continues after SIGTERM: as long as torchrun and Slurm wait for the main process.
 _LAST_SECONDS = 30
 
-# No warning of more workers than cores: at worst they are slower.
+# More workers than cores are slower at worst, so no warning.
 warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
 
 Pair = tuple[Tensor, Tensor]  # images (N,3,H,W) in [0,1] and masks (N,1,H,W), 1 = valid, 0 = hole: float32
 
 
 def as_floats(image: Tensor, mask: Tensor, device: torch.device | str = "cpu") -> Pair:
-    """The image and the mask of a sample, or of a batch, on a device: float32, contiguous, the image in [0,1]."""
+    """Return the image and mask of a sample or batch on a device: float32, contiguous, the image in [0,1]."""
     image, mask = (tensor.to(device, non_blocking=True) for tensor in (image, mask))
-    # The divisor is a tensor: with a number, torch on a GPU multiplies by a rounded 1/255 instead.
+    # The divisor is a tensor, since torch on a GPU replaces division by a number with a rounded 1/255.
     return image.to(torch.float32).div_(torch.full((), 255.0, device=device)), mask.to(torch.float32)
 
 
 class StepBatches:
-    """Sample numbers of each step's batch, for steps of one phase; a batch sampler that can start at any step.
+    """Batch sampler for steps of one phase that can start at any step; yields sample numbers.
 
-    Each rank takes its share of a step's slots: an equal share of the first of the batch's micro-batches, then of the
-    second, and so on. Which slots a micro-batch has does not depend on the world size.
+    Each rank takes an equal share of each micro-batch of a step, in order. The slots of a micro-batch do not depend on
+    the world size.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class StepBatches:
     ) -> None:
         self.phase = phase
         self.steps = range(first_step, last_step)
-        # Cut into micro_batches · world_size shares, this rank's are numbers rank, rank + world_size, …
+        # Split into micro_batches · world_size shares; this rank gets numbers rank, rank + world_size, …
         shares = np.arange(phase.batch_size).reshape(micro_batches * world_size, -1)
         self.slots = shares[rank::world_size].ravel().tolist()
 
@@ -68,10 +68,10 @@ class StepBatches:
 
 
 class Batches(DataLoader[Sample]):
-    """A DataLoader whose batches come as floats on a device. On CUDA the next one is copied while one is used.
+    """A DataLoader that yields float batches on a device. On CUDA, copying the next batch overlaps with computation.
 
-    tell: is called with each broken picture of a batch, before the batch comes.
-    A worker's UserError is raised here with its message of one line.
+    tell: called with each broken image of a batch before the batch is yielded.
+    A worker's UserError is raised here with its one-line message.
     """
 
     def __init__(
@@ -91,12 +91,12 @@ class Batches(DataLoader[Sample]):
             return
         except UserError as error:
             message = message_of(error)
-            # The traceback refers to the iterator, and so would keep its workers alive.
+            # The traceback references the iterator and would keep its workers alive.
             error.__traceback__ = None
         raise UserError(message)
 
     def _bytes(self) -> Iterator[Pair]:
-        """The batches as the workers hand them over, uint8."""
+        """Yield the uint8 batches of the workers."""
         for image, mask, faults in super().__iter__():
             if self.tell:
                 for fault in faults:
@@ -115,12 +115,12 @@ def training_batches(
     device: torch.device | str = "cpu",
     beside: bool = False,
 ) -> Batches:
-    """The batches of steps first_step … last_step − 1 of the samples' phase, on the device, float32.
+    """Return the batches of steps first_step … last_step − 1 of the samples' phase, on the device, float32.
 
     A batch is an image (B,3,H,W) and a mask (B,1,H,W).
     Each rank gets its share of every batch: see StepBatches.
-    tell: is called with each broken picture of a batch, in this process, before the batch comes.
-    beside: batches of the training lie ready at the same time, so these may use less shared memory.
+    tell: called in this process with each broken image of a batch before the batch is yielded.
+    beside: training batches are held at the same time, so these may use less shared memory.
     """
     batches = StepBatches(samples.phase, first_step, last_step, config.train.accumulate, rank, world_size)
     share, tells = (BESIDE, False) if beside else (TRAINING, rank == 0)
@@ -131,19 +131,21 @@ def training_batches(
 def validation_batches(
     pairs: ValidationPairs, config: Config, rank: int = 0, world_size: int = 1, device: torch.device | str = "cpu"
 ) -> Batches:
-    """All validation pairs in order, in batches of the size of a micro-batch, on the device. Each rank gets every
-    world_size-th pair. The loader's sampler holds their numbers."""
+    """Return all validation pairs in order, on the device, in batches of the size of a micro-batch.
+
+    Each rank gets every world_size-th pair. The loader's sampler contains their numbers.
+    """
     size = max(1, config.train.batch_size // (config.train.accumulate * world_size))
     loading = _loading(config, size, config.data.image_size, BESIDE)
     return Batches(pairs, device, batch_size=size, sampler=range(rank, len(pairs), world_size), **loading)
 
 
 def _loading(config: Config, batch: int, size: int, share: float, tells: bool = False) -> dict[str, Any]:
-    """DataLoader's arguments for batches of so many images of size×size px, which fit into a share of shared memory.
+    """Return DataLoader arguments for batches of `batch` images of size×size px within a share of shared memory.
 
-    tells: print a line where fewer workers than data.workers are used.
+    tells: print a line if fewer workers than data.workers are used.
     """
-    batch_bytes = batch * size * size * 4  # three colours and a mask
+    batch_bytes = batch * size * size * 4  # three colour channels and a mask
     workers, prefetch = workers_that_fit(config.data.workers, batch_bytes, share)
     if tells:
         tell_of_fewer(config.data.workers, workers, batch_bytes)
@@ -152,27 +154,27 @@ def _loading(config: Config, batch: int, size: int, share: float, tells: bool = 
         "prefetch_factor": prefetch or None,
         "worker_init_fn": _start_worker,
         "pin_memory": torch.cuda.is_available() and config.run.device != "cpu",
-        "generator": torch.Generator(),  # of its own: an iteration must not draw from torch's global one
+        "generator": torch.Generator(),  # iterating must not draw from torch's global generator
     }
 
 
 def _collate(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, list[Fault]]:
-    """A batch of images, one of masks, and the faults that were met."""
+    """Return a batch of images, one of masks, and the faults of all samples."""
     image, mask = default_collate([sample[:2] for sample in samples])
     return image, mask, [fault for sample in samples for fault in sample.faults]
 
 
 @contextlib.contextmanager
 def reports_killed_workers() -> Iterator[None]:
-    """UserError where a data worker is killed. torch then raises from a signal handler, anywhere in this process."""
+    """Raise UserError if a data worker is killed. torch reports that from a signal handler, anywhere in the block."""
     try:
         try:
             yield
-        except (ConnectionError, EOFError):  # a worker was killed while it handed over a batch
-            time.sleep(1)  # torch's signal is still to come: it must come here
+        except (ConnectionError, EOFError):  # a worker was killed while it sent a batch
+            time.sleep(1)  # wait for torch's signal here
             raise
     except (ConnectionError, EOFError, RuntimeError) as error:
-        # The signal is in the message of the error or of its cause.
+        # The signal is named in the message of the error or its cause.
         texts = f"{error.__cause__}\n{error}"
         found = re.search(
             r"^DataLoader worker \(pid.*?\) (is killed by signal: [\w ]+|exited unexpectedly)", texts, re.M
@@ -185,15 +187,15 @@ def reports_killed_workers() -> Iterator[None]:
 
 
 def _start_worker(_: int) -> None:
-    # Ctrl-C goes to all processes of a terminal, and SIGTERM often to all of a job. The main process decides.
+    # Ctrl-C reaches all processes of a terminal, and SIGTERM often all of a job. The main process decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave_soon)
-    cv2.setNumThreads(0)  # one thread a worker
-    # The thread that hands over batches would print a traceback if the main process ended meanwhile.
+    cv2.setNumThreads(0)  # one thread per worker
+    # The thread that sends batches would print a traceback if the main process ended meanwhile.
     sys.excepthook = lambda *_: None
 
 
 def _leave_soon(*_: object) -> None:
-    """End this process after a while: until then the main one needs batches to finish its step and save."""
-    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))  # torch takes any other exit for a crash
+    """Exit this process after a delay, in which the main process can finish its step and save."""
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))  # torch treats any other exit as a crash
     signal.alarm(_LAST_SECONDS)

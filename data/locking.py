@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""Folder locks: one process at a time."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from utils.errors import UserError
 
 try:
     import fcntl
-except ImportError:  # Windows has none
+except ImportError:  # not available on Windows
     fcntl = None  # type: ignore[assignment]
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes that ask for the same from a folder within this block. UserError where one is there.
+    """Lock a folder against other processes within the block. Raises UserError if another process holds the lock.
 
-    The folder is made where it is missing, and removed again where it is still empty at the end. Nothing is written to
-    lock it. Where a file system can't lock folders, nothing is locked.
+    A missing folder is created, and removed again if it is still empty at the end. No lock file is written. If the file
+    system cannot lock folders, nothing is locked.
     """
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         os.close(descriptor)
         if made:
-            with contextlib.suppress(OSError):  # it is not empty
+            with contextlib.suppress(OSError):  # not empty
                 folder.rmdir()
 
 
@@ -42,5 +42,5 @@ def _lock(descriptor: int, folder: Path) -> None:
         raise UserError(
             f"{folder} is in use: another process writes there; wait for it, or name another folder"
         ) from None
-    except (AttributeError, OSError):  # AttributeError: without fcntl
+    except (AttributeError, OSError):  # AttributeError: fcntl is None
         pass

@@ -1,7 +1,7 @@
 """Mask files and hole ratios.
 
-Inside the project a mask is 1 where the image is valid and 0 in the hole. In files either colour may be
-the hole, or alpha; `read_mask` is the only place that knows which.
+In the code, a mask is 1 where the image is valid and 0 in the hole. In files either colour or alpha may mark the hole;
+only `read_mask` handles this.
 """
 
 from __future__ import annotations
@@ -17,47 +17,47 @@ from PIL import Image
 from data.images import open_image, to_8_bit, upright
 from utils.errors import UserError
 
-# Hole-to-image ratios of the paper's test set: the bin is (low, high].
+# Hole-to-image ratios of the paper's test set; each bin is (low, high].
 HOLE_BINS = ((0.01, 0.1), (0.1, 0.2), (0.2, 0.3), (0.3, 0.4), (0.4, 0.5), (0.5, 0.6))
 
-# Half of the test set's masks keep their holes away from the image's edge ("free"), half need not ("any").
+# Half of the test set's masks keep their holes away from the image's edge ("free"); the others need not ("any").
 BORDERS = ("free", "any")
 
-# Beside the masks of a test set: file, ratio, bin, border in px; 0 where the holes may lie anywhere.
+# Index of a test set's masks: file, ratio, bin, border in px; 0 if holes may be anywhere.
 INDEX = "index.csv"
 
-# A row less the row above is mostly zeros, and zlib looks for runs alone: half of the bytes of OpenCV's default.
+# A row minus the row above is mostly zeros, and zlib searches only for runs: half the bytes of OpenCV's default.
 _ONE_BIT_PNG = (
     *(cv2.IMWRITE_PNG_BILEVEL, 1),
     *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP),
     *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
 )
-# How a PNG begins; and where its header says how many bits and which kind of colour: 1 and grey.
+# PNG signature, and the header's bit depth and colour type for 1-bit grey.
 _PNG, _ONE_BIT_GREY = b"\x89PNG\r\n\x1a\n", b"\1\0"
 
-# A grey level this far from both black and white is no noise (JPEG rings by less around an edge).
+# A grey level this far from black and white is not noise (JPEG artefacts at edges are smaller).
 _NOISE = 32
-# A larger share of such levels is a photograph, or a mask in colours.
+# A larger share of such levels means a photograph or a coloured mask.
 _MOST_BETWEEN = 0.05
-# How far from a hole's colour a channel may be, of 255.
+# Maximum distance of a channel from the hole's colour, of 255.
 _NEAR = 48
 
 
 class ReadMask(NamedTuple):
-    """What a mask file holds."""
+    """Content of a mask file."""
 
     valid: np.ndarray  # uint8 (H,W), 1 = valid, 0 = hole
-    between: float  # share of the pixels that are neither near black nor near white
+    between: float  # share of pixels that are neither near black nor near white
     by_alpha: bool  # whether it is the file's alpha channel
 
 
 def hole_ratio(mask: np.ndarray) -> float:
-    """Share of hole pixels of a mask (H,W), 0 = hole."""
+    """Return the share of hole pixels in a mask (H,W), 0 = hole."""
     return 1.0 - np.count_nonzero(mask) / mask.size
 
 
 def hole_bin(ratio: float) -> int | None:
-    """Index into HOLE_BINS of a hole ratio; None outside of all bins."""
+    """Return the index of a hole ratio in HOLE_BINS; None outside all bins."""
     for index, (low, high) in enumerate(HOLE_BINS):
         if low < ratio <= high:
             return index
@@ -65,18 +65,18 @@ def hole_bin(ratio: float) -> int | None:
 
 
 def bin_name(index: int) -> str:
-    """A bin of HOLE_BINS as text, such as "0.01-0.1"."""
+    """Return a bin of HOLE_BINS as text, such as "0.01-0.1"."""
     low, high = HOLE_BINS[index]
     return f"{low:g}-{high:g}"
 
 
 def border_width(size: int) -> int:
-    """What border-free holes keep from the edge of an image of this size, in px: 50 of 512 (paper §4.1)."""
+    """Return px between border-free holes and the edge of an image of this size: 50 of 512 (paper §4.1)."""
     return math.ceil(50 / 512 * size)
 
 
 def keeps_border(mask: np.ndarray) -> bool:
-    """Whether all holes of a mask (H,W), 0 = hole, keep clear of the image's edge."""
+    """Return whether all holes of a mask (H,W), 0 = hole, keep that distance from the image's edge."""
     wide = border_width(min(mask.shape))
     inner = mask[wide:-wide, wide:-wide]
     return np.count_nonzero(mask == 0) == np.count_nonzero(inner == 0)
@@ -85,10 +85,10 @@ def keeps_border(mask: np.ndarray) -> bool:
 def read_mask(path: str | Path, hole: str, data: bytes | None = None) -> ReadMask:
     """Read a mask file whose holes are `hole`: "black", "white" or a colour such as "#ff0000".
 
-    data: the file's bytes, where they are in memory.
-    Where alpha varies, alpha is the mask: transparent counts as black, opaque as white, whatever the colours are.
-    Of two grey levels the lower is black; of more they are cut at half. A colour takes what is near it.
-    UserError where the file can't be read, or is no mask: more than 5 % of it is neither black nor white.
+    data: the file's bytes if they are in memory.
+    If alpha varies, it is the mask: transparent counts as black, opaque as white, and colours are ignored. Of two grey
+    levels the darker is black; more levels are cut at half. A colour includes similar ones.
+    Raises UserError if the file cannot be read or is not a mask: more than 5 % of it is neither black nor white.
     """
     image = upright(open_image(path, data))
     if hole not in ("black", "white"):
@@ -113,7 +113,7 @@ def read_mask(path: str | Path, hole: str, data: bytes | None = None) -> ReadMas
 
 
 def read_mask_alone(path: str | Path, hole: str) -> np.ndarray:
-    """The mask as `read_mask` reads it, uint8 (H,W); one of masks.py in less than half of the time."""
+    """Return the mask from `read_mask`, uint8 (H,W). For files of masks.py it takes less than half the time."""
     grey = _read_1_bit_png(path) if hole in ("black", "white") else None
     if grey is None:
         return read_mask(path, hole).valid
@@ -121,9 +121,9 @@ def read_mask_alone(path: str | Path, hole: str) -> np.ndarray:
 
 
 def _read_1_bit_png(path: str | Path) -> np.ndarray | None:
-    """A PNG of one bit of grey, without alpha, as write_mask writes it: uint8 (H,W), 0 or 255, by OpenCV.
+    """Read a 1-bit grey PNG without alpha, as written by write_mask, with OpenCV: uint8 (H,W), 0 or 255.
 
-    None for any other file and for a damaged one: read_mask reads the one and says what is wrong with the other.
+    Returns None for any other file, which read_mask can read, and for a damaged one, which it reports.
     """
     try:
         file = Path(path).read_bytes()
@@ -135,13 +135,13 @@ def _read_1_bit_png(path: str | Path) -> np.ndarray | None:
 
 
 def alpha_note(hole: str) -> str:
-    """Says which side of an alpha channel is the hole."""
+    """Return a note on which side of an alpha channel is the hole."""
     side, other, option = ("transparent", "opaque", "white") if hole == "black" else ("opaque", "transparent", "black")
     return f"alpha is the mask, {side} parts are the hole ({other} ones: --hole {option})"
 
 
 def _varying_alpha(image: Image.Image) -> np.ndarray | None:
-    """Alpha, uint8 (H,W), with its range stretched from 0 to 255. None where there is none, or it says nothing."""
+    """Return alpha, uint8 (H,W), stretched to 0 to 255. None if there is no alpha or it hardly varies."""
     if not image.has_transparency_data or image.mode.startswith("I"):
         return None
     alpha = np.asarray(image.convert("RGBA").getchannel("A"))
@@ -152,23 +152,23 @@ def _varying_alpha(image: Image.Image) -> np.ndarray | None:
 
 
 def _far_from(colour: str, image: Image.Image) -> np.ndarray:
-    """Where an image is not of this colour, "#rrggbb", or is transparent: bool (H,W)."""
+    """Return where an image differs from this colour, "#rrggbb", or is transparent: bool (H,W)."""
     pixels = np.asarray(to_8_bit(image).convert("RGBA")).astype(np.int16)
     distance = np.abs(pixels[..., :3] - np.array(list(bytes.fromhex(colour[1:])), np.int16)).max(axis=2)
     return (distance > _NEAR) | (pixels[..., 3] < 128)
 
 
 def grow(mask: np.ndarray, pixels: int) -> np.ndarray:
-    """The mask (H,W), 0 = hole, with its holes grown by so many px in every direction: uint8 of 0 and 1."""
+    """Grow the holes of a mask (H,W), 0 = hole, by `pixels` px in every direction: uint8 of 0 and 1."""
     valid = (mask != 0).astype(np.uint8)
     if pixels <= 0 or valid.all():
         return valid
-    # The distance of a pixel to the nearest of the hole, centre to centre.
+    # Distance of a pixel to the nearest hole pixel, centre to centre.
     return (cv2.distanceTransform(valid, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) > pixels).view(np.uint8)
 
 
 def write_mask(path: str | Path, mask: np.ndarray) -> None:
-    """Write a mask (H,W), nonzero = valid, as a PNG of 1 bit a pixel: holes black, valid white."""
+    """Write a mask (H,W), nonzero = valid, as a 1-bit PNG: holes black, valid white."""
     pixels = (mask != 0).astype(np.uint8) * 255
     done, data = cv2.imencode(".png", pixels, _ONE_BIT_PNG)
     if not done:

@@ -1,4 +1,4 @@
-"""Folders of masks: those for training and validation, test sets as the paper's, and what a folder holds."""
+"""Folders of masks: for training and validation, test sets like the paper's, and statistics of a folder."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from utils.config import Config, Style
 from utils.errors import UserError
 from utils.files import write_atomically
 
-_OWN_MARK = ("Software", "masks.py --stats")  # a text in a histogram, which alone is overwritten
+_OWN_MARK = ("Software", "masks.py --stats")  # PNG text that marks our histograms; only these are overwritten
 
-RECORD = "masks.json"  # in every folder that masks.py fills: says so, and how the masks were made
-OWN_NAME = re.compile(r"\d{6,}\.png|\.\d{6,}\.png\.part")  # masks, and what a killed run left of them
+RECORD = "masks.json"  # in every folder that masks.py fills: marks it as ours and records how the masks were made
+OWN_NAME = re.compile(r"\d{6,}\.png|\.\d{6,}\.png\.part")  # masks, and partial files of a killed run
 
 
 # --- making masks ----------------------------------------------------------------------------------------------
 
 
 class MaskJob(NamedTuple):
-    """Everything that one mask file depends on."""
+    """All inputs of one mask file."""
 
     path: Path
     seed: int
@@ -49,7 +49,7 @@ class MaskJob(NamedTuple):
 
 
 def make_masks(config: Config, force: bool, processes: int | None) -> None:
-    """Fill the training and the validation folder. Where one of them may not be filled, both stay as they are."""
+    """Fill the training and validation folders. If one of them may not be filled, neither is changed."""
     masks, size, seed = config.masks, config.masks.size or config.data.image_size, config.run.seed
     sets = [
         (TRAIN_MASKS, Path(masks.train_dir), masks.train_count, "masks.train_dir"),
@@ -68,7 +68,7 @@ def make_masks(config: Config, force: bool, processes: int | None) -> None:
 
 
 def make_benchmark(folder: Path, config: Config, per_bin: int, size: int, force: bool, processes: int | None) -> None:
-    """Make a test set like the paper's (§4.1): for each bin `per_bin` masks with a border and as many without."""
+    """Make a test set like the paper's (§4.1): per bin, `per_bin` masks with a border and as many without."""
     wide = border_width(size)
     room = (size - 2 * wide) ** 2 / size**2
     jobs: list[MaskJob] = []
@@ -76,7 +76,7 @@ def make_benchmark(folder: Path, config: Config, per_bin: int, size: int, force:
     for index, (low, high) in enumerate(HOLE_BINS):
         for border in (wide, 0):
             purpose = BENCHMARK_MASKS + 2 * index + (border == 0)
-            # Of a small image the border takes much: the last bin ends where a hole with a shape still fits.
+            # The border takes much of a small image: the last bin ends where a hole with a shape still fits.
             high_here = min(high, 0.97 * room) if border else high
             for i in range(per_bin):
                 ratio = spread_ratio(i, low, high_here, size)
@@ -84,7 +84,7 @@ def make_benchmark(folder: Path, config: Config, per_bin: int, size: int, force:
                 jobs.append(MaskJob(path, config.run.seed, purpose, i, size, config.masks.style, ratio, border))
                 rows.append((path.name, bin_name(index), border))
     with opened_folder(folder, force, "name another", (RECORD, INDEX)):
-        (folder / INDEX).unlink(missing_ok=True)  # of the masks that are replaced
+        (folder / INDEX).unlink(missing_ok=True)  # index of the replaced masks
         ratios = fill_folder(folder, jobs, {"set": "benchmark", "per_bin": per_bin, "border": wide}, processes)
         lines = [
             f"{name},{ratio:.6f},{bin_text},{border}"
@@ -100,7 +100,7 @@ def file_name(number: int) -> str:
 
 @contextlib.contextmanager
 def opened_folder(folder: Path, force: bool, otherwise: str, writes: Sequence[str] = (RECORD,)) -> Iterator[None]:
-    """A folder that masks may be written into, which this process has to itself. UserError as check_folder."""
+    """Lock a folder that masks may be written to within the block. Raises UserError like check_folder."""
     check_folder(folder, force, otherwise, writes)  # before a new folder is made
     with locked(folder):
         check_folder(folder, force, otherwise, writes)  # another process may have filled it
@@ -108,10 +108,10 @@ def opened_folder(folder: Path, force: bool, otherwise: str, writes: Sequence[st
 
 
 def check_folder(folder: Path, force: bool, otherwise: str, writes: Sequence[str] = (RECORD,)) -> None:
-    """UserError where masks may not be written into a folder.
+    """Raise UserError if masks may not be written to a folder.
 
-    It may hold no images; with `force` it may hold images that masks.py made there, as the folder's record says. A file
-    of `writes`, which are written beside the masks, may be there only from masks.py. Other files are left as they are.
+    It must contain no images or, with `force`, only images that masks.py made there, according to the folder's record.
+    Files named in `writes`, written beside the masks, may exist only if masks.py made them. Other files are kept.
     """
     if not folder.exists():
         return
@@ -135,7 +135,7 @@ def check_folder(folder: Path, force: bool, otherwise: str, writes: Sequence[str
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether the record in a folder says that masks.py filled it, or began to."""
+    """Return whether the record in a folder says that masks.py has filled it, or started to."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -144,7 +144,7 @@ def is_ours(folder: Path) -> bool:
 
 
 def fill_folder(folder: Path, jobs: Sequence[MaskJob], settings: dict[str, Any], processes: int | None) -> list[float]:
-    """Write the masks of `jobs` into a folder that `check_folder` let pass; its old masks go. Returns hole ratios."""
+    """Write the masks of `jobs` to a folder that passed `check_folder`, replacing old masks. Returns hole ratios."""
     folder.mkdir(parents=True, exist_ok=True)
     job = jobs[0]
     record = {"made_by": "masks.py", "seed": job.seed, "size": job.size, "style": job.style, "count": len(jobs)}
@@ -162,9 +162,9 @@ def fill_folder(folder: Path, jobs: Sequence[MaskJob], settings: dict[str, Any],
 
 
 def write_job(job: MaskJob) -> float:
-    """Draw a mask and write its file, which has its name only when it is whole. Returns the hole ratio.
+    """Draw a mask and write its file, renamed into place when complete. Returns the hole ratio.
 
-    Not by `write_atomically`, which waits for the disk: to draw a mask again takes less time.
+    `write_atomically` would wait for the disk; redrawing a lost mask takes less time.
     """
     mask = draw_mask(generator(job.purpose, job.number, job.seed), job.size, job.style, job.ratio, job.border)
     part = job.path.with_name(f".{job.path.name}.part")
@@ -173,11 +173,11 @@ def write_job(job: MaskJob) -> float:
     return hole_ratio(mask)
 
 
-# --- looking at masks ------------------------------------------------------------------------------------------
+# --- mask statistics -------------------------------------------------------------------------------------------
 
 
 def is_own_histogram(path: Path) -> bool:
-    """Whether a file is what show_stats drew before."""
+    """Return whether a file is a histogram from show_stats."""
     try:
         with Image.open(path) as image:
             return image.info.get(_OWN_MARK[0]) == _OWN_MARK[1]
@@ -186,7 +186,7 @@ def is_own_histogram(path: Path) -> bool:
 
 
 def show_stats(folder: Path, hole: str, out: Path, processes: int | None) -> int:
-    """Print what the masks of a folder are like and draw a histogram. Exit code 1 where a file can't be read."""
+    """Print statistics of a folder's masks and draw a histogram. Returns exit code 1 if a file cannot be read."""
     paths = list_images(folder)
     if not paths:
         raise UserError(f"no images in {folder}, which --stats named; it looks for masks in the folder itself")

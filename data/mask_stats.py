@@ -1,4 +1,4 @@
-"""What the masks of a folder are like: measured, in words, and as a histogram."""
+"""Statistics of a folder's masks: measurements, a text report, and a histogram."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from utils.errors import UserError, message_of
 
 
 class Measured(NamedTuple):
-    """One mask file, or why it could not be read."""
+    """Measurements of one mask file, or why it could not be read."""
 
     path: Path
     fault: str | None = None
     ratio: float = 0.0
     holes: int = 0
-    radius: float = 0.0  # of the largest inscribed circle, share of the shorter side
+    radius: float = 0.0  # of the largest inscribed circle, as a share of the shorter side
     grey: float = 0.0  # share of pixels that are neither black nor white
     size: tuple[int, int] = (0, 0)  # width, height in px
     by_alpha: bool = False  # whether the file's alpha channel is the mask
 
 
 def count_holes(mask: np.ndarray) -> int:
-    """Number of connected holes of a mask (H,W), 0 = hole; pixels connect by corners too (8 neighbours)."""
+    """Return the number of connected holes of a mask (H,W), 0 = hole, with 8 neighbours."""
     return int(cv2.connectedComponents((mask == 0).astype(np.uint8), connectivity=8)[0]) - 1
 
 
 def inscribed_radius(mask: np.ndarray) -> float:
-    """Radius of the largest circle in the holes of a mask (H,W), 0 = hole, as a share of the shorter side.
+    """Return the radius of the largest circle in the holes of a mask (H,W), 0 = hole, as a share of the shorter side.
 
-    It is the distance from the deepest hole pixel to the nearest valid one, centre to centre. The outside of
-    the image does not count as valid, so a hole at the edge may hold part of a circle. Infinite without a valid pixel.
+    It is the distance from the deepest hole pixel to the nearest valid pixel, centre to centre. The outside of the
+    image is not valid, so a hole at the edge may contain part of a circle. Infinite without a valid pixel.
     """
     if not mask.any():
         return math.inf
@@ -57,7 +57,7 @@ def measure(job: tuple[Path, str]) -> Measured:
 
 
 def describe(masks: Sequence[Measured], hole: str) -> str:
-    """Sizes, polarity, grey files, and a table with a line for each bin of hole ratios."""
+    """Return a report: sizes, polarity, grey files, and a table with one line per bin of hole ratios."""
     sizes = Counter(mask.size for mask in masks).most_common()
     shown = ", ".join(f"{width}x{height} ({count})" for (width, height), count in sizes[:5])
     grey = sum(mask.grey > 0 for mask in masks)
@@ -86,14 +86,14 @@ def describe(masks: Sequence[Measured], hole: str) -> str:
 
 
 def special(masks: Sequence[Measured], hole: str) -> list[str]:
-    """Lines about masks without a hole, which train nothing, and about those whose alpha is the mask."""
+    """Return lines about masks without holes, which train nothing, and about masks from alpha channels."""
     empty, by_alpha = sum(mask.ratio == 0 for mask in masks), sum(mask.by_alpha for mask in masks)
     lines = [f"without a hole: {empty} ({empty / len(masks):.1%})"] if empty else []
     return [*lines, f"{by_alpha} with an alpha channel: {alpha_note(hole)}"] if by_alpha else lines
 
 
 def polarity(masks: Sequence[Measured], hole: str) -> str:
-    """Which colour the holes seem to have: holes take less than half of most masks, so the rarer colour it is."""
+    """Guess which colour the holes have: the rarer one, as most masks are less than half hole."""
     black = _mean([mask.ratio for mask in masks])
     if hole == "white":
         black = 1 - black
@@ -114,16 +114,16 @@ def _mean(values: Sequence[float]) -> float:
 
 # --- the histogram ---------------------------------------------------------------------------------------------
 
-WIDTH, HEIGHT, MARGIN = 1000, 720, 60  # px of the picture
-PLOT_TOP, PLOT_BOTTOM = 90, 370  # px, the ends of the vertical axis
+WIDTH, HEIGHT, MARGIN = 1000, 720, 60  # px of the histogram image
+PLOT_TOP, PLOT_BOTTOM = 90, 370  # px, ends of the vertical axis
 THUMBNAIL = 130  # px
 PAPER, INK, FAINT = "#ffffff", "#20262e", "#c9d1da"
-COLOURS = ("#9ecae1", "#3182bd")  # of the bars, by turns of the bins
+COLOURS = ("#9ecae1", "#3182bd")  # of the bars, alternating by bin
 COLOUR_OUTSIDE = "#b0b0b0"
 
 
 def draw_histogram(masks: Sequence[Measured], hole: str, folder: Path) -> Image.Image:
-    """The hole ratios in steps of 0.01 with the edges of the bins, and two masks of each bin."""
+    """Draw the hole ratios in steps of 0.01, the bin edges, and two masks per bin."""
     picture = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     draw = ImageDraw.Draw(picture)
     font, large = ImageFont.load_default(14), ImageFont.load_default(20)
@@ -135,7 +135,7 @@ def draw_histogram(masks: Sequence[Measured], hole: str, folder: Path) -> Image.
         left = round(MARGIN + index * column + (column - THUMBNAIL) / 2)
         members = sorted((mask for mask in masks if hole_bin(mask.ratio) == index), key=lambda mask: mask.ratio)
         draw.text((left, PLOT_BOTTOM + 34), f"{bin_name(index)}: {len(members)}", INK, font)
-        for row, member in enumerate(members[:: max(1, len(members) - 1)][:2]):  # the least and the greatest
+        for row, member in enumerate(members[:: max(1, len(members) - 1)][:2]):  # smallest and largest ratio
             top = PLOT_BOTTOM + 56 + row * (THUMBNAIL + 8)
             picture.paste(thumbnail(member.path, hole), (left, top))
             draw.rectangle((left - 1, top - 1, left + THUMBNAIL, top + THUMBNAIL), outline=FAINT)
@@ -143,7 +143,7 @@ def draw_histogram(masks: Sequence[Measured], hole: str, folder: Path) -> Image.
 
 
 def draw_bars(draw: ImageDraw.ImageDraw, ratios: Sequence[float], font: Any) -> None:
-    """The axes, the edges of the bins, and a bar for each 0.01 of the hole ratio."""
+    """Draw the axes, the bin edges, and a bar for each 0.01 of the hole ratio."""
     bars = Counter(max(0, math.ceil(round(ratio * 100, 6)) - 1) for ratio in ratios)  # bar k is (k, k + 1] hundredths
     last = max(61, *bars) + 1
     tallest = max(bars.values())
@@ -165,6 +165,6 @@ def draw_bars(draw: ImageDraw.ImageDraw, ratios: Sequence[float], font: Any) -> 
 
 
 def thumbnail(path: Path, hole: str) -> Image.Image:
-    """A mask file at THUMBNAIL px, the hole black."""
+    """Return a mask file at THUMBNAIL px, hole in black."""
     mask = read_mask(path, hole).valid
     return Image.fromarray(mask * 255).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)

@@ -1,4 +1,4 @@
-"""Which files are images, by their names. Imports nothing large, so that a script can answer a wrong path at once."""
+"""Recognise image files by name. Heavy imports are avoided, so that scripts can report a wrong path at once."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from utils.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff")
 
-# Pictures too, but not looked for in folders: of animations, of kinds that lose depth or that Pillow alone can't read.
+# Skipped in folders: animations, and formats that lose depth or that Pillow cannot read by itself.
 OTHER_SUFFIXES = (
     *(".gif", ".jp2", ".j2k", ".jxl", ".heic", ".heif", ".ppm", ".pgm", ".pnm", ".tga", ".sgi", ".ico", ".psd", ".xcf"),
     *(".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"),
 )
 
-# Images that can be written: by the suffix of the name, Pillow's word for the kind, and its options.
+# Formats that can be written: Pillow's name and options, by file suffix.
 OUTPUT_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".png": ("PNG", {}),  # data/photo.py writes it itself
-    ".webp": ("WEBP", {"lossless": True, "exact": True}),  # exact: colours stay where alpha is 0, too
+    ".png": ("PNG", {}),  # written by data/photo.py itself
+    ".webp": ("WEBP", {"lossless": True, "exact": True}),  # exact: keeps colours where alpha is 0
     ".tif": ("TIFF", {"compression": "tiff_deflate"}),
     ".tiff": ("TIFF", {"compression": "tiff_deflate"}),
     ".jpg": ("JPEG", {"quality": 95}),
@@ -31,17 +31,17 @@ OUTPUT_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file is named as an image is, in upper or lower case, and not hidden (macOS leaves ._x.jpg behind)."""
+    """Return whether a file is named like an image, in any case, and is not hidden (macOS creates ._x.jpg)."""
     return name.lower().endswith(IMAGE_SUFFIXES) and not os.path.basename(name).startswith(".")
 
 
 def is_other_picture(name: str) -> bool:
-    """Whether a file is named as a picture of a kind that is not looked for in folders."""
+    """Return whether a file is named like an image in a format that is skipped in folders."""
     return name.lower().endswith(OTHER_SUFFIXES) and not os.path.basename(name).startswith(".")
 
 
 def tell_left_out(source: str | Path, names: Sequence[str]) -> None:
-    """Say which pictures of a folder are left out, as they are of other kinds; nothing where there are none."""
+    """Report on stderr which images of a folder are skipped for their format, if any."""
     if names:
         shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
@@ -53,21 +53,21 @@ def tell_left_out(source: str | Path, names: Sequence[str]) -> None:
 
 
 def other_pictures(folder: Path) -> list[str]:
-    """Names of the pictures of a folder that `list_images` leaves out, sorted."""
+    """Return the names of the images in a folder that `list_images` skips, sorted."""
     return sorted(path.name for path in folder.iterdir() if is_other_picture(path.name))
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The image files of one folder, sorted by name, subfolders left out. UserError where it is no folder."""
+    """Return the image files directly in a folder, sorted by name. Raises UserError if it is not a folder."""
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}")
     return sorted(path for path in folder.iterdir() if is_image_name(path.name) and path.is_file())
 
 
 def as_stored(path: str | Path) -> str:
-    """A path as the disk spells it, which may have é as one character or as two (NFC, NFD); as it is if neither is.
+    """Return a path as the disk spells it: é may be one character or two (NFC, NFD). Unchanged if neither exists.
 
-    Lists and configs come from other systems than the disk, and look the same.
+    Lists and configs may come from another system than the disk; the spellings look the same.
     """
     text = os.fspath(path)
     if text.isascii() or os.path.lexists(text):

@@ -1,28 +1,28 @@
-"""Random numbers as a function of (purpose, number, seed). They never depend on earlier draws."""
+"""Random numbers as a function of (purpose, number, seed), independent of earlier draws."""
 
 from __future__ import annotations
 
 import numpy as np
 
-# Purposes of the random streams. A number never changes: old runs could not be repeated.
+# Purposes of the random streams. Never change a number: old runs could not be reproduced.
 CROPS, SHUFFLE, VALIDATION_MASKS, EVALUATION_MASKS, SUBSTITUTES, HOLE_RADIUS = 1, 2, 3, 4, 5, 6
 TRAIN_MASKS, VAL_MASKS = 101, 102
-BENCHMARK_MASKS = 110  # and on to 121: one for each bin and border
+BENCHMARK_MASKS = 110  # up to 121: one for each bin and border
 
-# Four rounds are enough for many items, but with four the orders of ten or fewer images are not equally likely.
+# Four rounds suffice for many items, but would not make all orders of ten or fewer images equally likely.
 _ROUNDS = 8
 
 
 def generator(purpose: int, number: int, seed: int) -> np.random.Generator:
-    """The random generator of one sample. It depends on the arguments alone."""
+    """Return the random generator of one sample. It depends only on the arguments."""
     return np.random.default_rng([purpose, number, seed])
 
 
 def shuffled(position: int, count: int, key: tuple[int, ...]) -> int:
-    """The item at `position` of a random permutation of range(count). `key` chooses the permutation.
+    """Return the item at `position` of a random permutation of range(count). `key` selects the permutation.
 
-    A Feistel cipher on the smallest even number of bits that holds `count`, applied again while the result is out of
-    range. Each position of eight million costs the same, and nothing is kept in memory.
+    A Feistel cipher on the smallest even number of bits that holds `count`, repeated while the result is out of range.
+    Each of eight million positions costs the same, and nothing is kept in memory.
     """
     if not 0 <= position < count:
         raise ValueError(f"position must lie in 0 … {count - 1}, got {position}")
@@ -39,7 +39,7 @@ def shuffled(position: int, count: int, key: tuple[int, ...]) -> int:
 
 
 def _mix(x: int) -> int:
-    """A 64-bit hash (the finaliser of splitmix64)."""
+    """64-bit hash (finaliser of splitmix64)."""
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
     x = (x ^ x >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
     return x ^ x >> 31

@@ -1,4 +1,4 @@
-"""A process pool with a progress bar, which Ctrl-C and SIGTERM end cleanly."""
+"""A process pool with a progress bar that Ctrl-C and SIGTERM end cleanly."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tqdm import tqdm
 from utils.errors import UserError
 from utils.startup import keep_freed_memory
 
-CHUNK = 16  # jobs that a process takes at a time
-AHEAD = 4  # chunks per process that are in flight: bounds the memory
-WORTH_A_PROCESS = 64  # jobs; for fewer, the start of another process costs more than it saves
+CHUNK = 16  # jobs per chunk
+AHEAD = 4  # chunks in flight per process: bounds the memory
+WORTH_A_PROCESS = 64  # jobs; with fewer, starting another process costs more than it saves
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -31,14 +31,14 @@ Result = TypeVar("Result")
 def in_processes(
     work: Callable[[Job], Result], jobs: Sequence[Job], processes: int | None, name: str, unit: str
 ) -> Iterator[Result]:
-    """Yield work(job) of each job, in order, computed by several processes (None: one per core), with a progress bar.
+    """Yield work(job) for each job, in order, from several processes (None: one per core), with a progress bar.
 
-    Jobs are read and results kept only as needed. name, unit: of the progress bar.
+    Jobs are read and results kept only as needed. name, unit: labels of the progress bar.
     """
     keep_freed_memory()
     processes = processes or min(cores(), math.ceil(len(jobs) / WORTH_A_PROCESS))
     with contextlib.ExitStack() as stack:
-        # Ctrl-C and SIGTERM stop this process, which lets the others finish their chunk and ends them.
+        # Ctrl-C and SIGTERM stop this process. It lets the others finish their chunk and ends them.
         stack.enter_context(_on_signal(signal.SIGTERM, signal.default_int_handler))
         bar = stack.enter_context(tqdm(total=len(jobs), desc=name, unit=f" {unit}", disable=None))
         coming: Iterator[Result] = map(work, jobs)
@@ -56,13 +56,13 @@ def cores() -> int:
 def _spread(
     work: Callable[[Job], Result], jobs: Sequence[Job], pool: ProcessPoolExecutor, ahead: int
 ) -> Iterator[Result]:
-    """The results in order, with at most `ahead` chunks in flight."""
+    """Yield the results in order, with at most `ahead` chunks in flight."""
     starts = range(0, len(jobs), CHUNK)
 
     def hand_out(start: int) -> Future[list[Result]]:
         return pool.submit(_work_off, work, [jobs[i] for i in range(start, min(start + CHUNK, len(jobs)))])
 
-    with _on_signal(signal.SIGINT, signal.SIG_IGN):  # inherited by the processes that start here
+    with _on_signal(signal.SIGINT, signal.SIG_IGN):  # inherited by the processes started here
         waiting = deque(map(hand_out, starts[:ahead]))
     for start in starts[ahead:]:
         yield from waiting.popleft().result()
@@ -77,7 +77,7 @@ def _work_off(work: Callable[[Job], Result], jobs: Sequence[Job]) -> list[Result
 
 @contextlib.contextmanager
 def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of spawned processes, which ends with the block. A fork would copy cv2's threads in any state."""
+    """Open a pool of spawned processes for the block. A fork would copy cv2's threads in any state."""
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_start_process)
     try:
         yield pool
@@ -95,7 +95,7 @@ def _start_process() -> None:
 
 @contextlib.contextmanager
 def _on_signal(number: signal.Signals, handler: Any) -> Iterator[None]:
-    """Set a signal's handler within the block. Only the main thread can; in others nothing happens."""
+    """Set a signal handler within the block. Only the main thread can; in other threads this does nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

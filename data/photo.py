@@ -1,4 +1,4 @@
-"""A photograph to repair, with what its repaired file keeps: depth, alpha, colour profile, resolution, orientation."""
+"""Photographs to repair, with what the result keeps: depth, alpha, colour profile, resolution, orientation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from data.names import OUTPUT_FORMATS, as_stored
 from utils.errors import UserError
 from utils.files import write_atomically
 
-# From pixels as stored to pixels as shown, by EXIF orientation. All are views.
+# From stored to displayed pixels, by EXIF orientation. All are views.
 _SHOW = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -32,21 +32,21 @@ _SHOW = {
     8: lambda a: np.rot90(a),
 }
 
-# PNG: offsets of the bit depth and of the colour type in a file; the colour type by the number of channels.
+# PNG: file offsets of bit depth and colour type; colour type by number of channels.
 _PNG_BITS, _PNG_COLOUR = 24, 25
 _PNG_COLOURS = {1: 0, 2: 4, 3: 2, 4: 6}
-_UP = 2  # PNG's filter type Up: a row minus the row above
+_UP = 2  # PNG filter type Up: a row minus the row above
 _TIFF_BITS = 258  # tag
 
 Place = tuple[slice, slice]  # rows and columns
 WHOLE: Place = slice(None), slice(None)
 
-# The chunks of a PNG that describe its colours (the first three for HDR) and the size of a pixel.
+# PNG chunks that describe the colours (the first three for HDR) and the size of a pixel.
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_KEPT = (b"cICP", b"mDCV", b"cLLI", b"sRGB", b"gAMA", b"cHRM", b"pHYs")
 _METRE = 1 / 0.0254  # inches in a metre
 
-# The contents of these chunks that mean sRGB. Readers take that for granted where a file says nothing.
+# Contents of these chunks that mean sRGB, the default if a file has none.
 _SRGB = {
     b"cICP": (bytes([1, 13, 0, 1]),),
     b"gAMA": (struct.pack(">I", 45455), struct.pack(">I", 45454)),
@@ -56,36 +56,40 @@ _SRGB = {
 
 @dataclass(frozen=True)
 class Photo:
-    """pixels: uint8 or uint16 (H,W,C), as stored in the file. C: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha."""
+    """A photograph as stored in its file.
+
+    pixels: uint8 or uint16 (H,W,C). C: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.
+    """
 
     pixels: np.ndarray
     icc_profile: bytes | None = None
     orientation: int = 1  # EXIF, 1 to 8
-    dpi: tuple[float, float] | None = None  # across and down
-    png_chunks: tuple[tuple[bytes, bytes], ...] = ()  # kind and content of the chunks of _PNG_KEPT
+    dpi: tuple[float, float] | None = None  # horizontal and vertical
+    png_chunks: tuple[tuple[bytes, bytes], ...] = ()  # kind and content of the chunks in _PNG_KEPT
 
     @property
     def has_alpha(self) -> bool:
         return self.pixels.shape[2] in (2, 4)
 
     def shown(self) -> np.ndarray:
-        """A view of the pixels, turned as EXIF asks: (H,W,C)."""
+        """Return a view of the pixels with the EXIF orientation applied: (H,W,C)."""
         return _SHOW[self.orientation](self.pixels)
 
     def rgb(self, place: Place = WHOLE) -> np.ndarray:
-        """The picture as shown, float32 (H,W,3) in [0,1], without alpha; or the rows and columns of a part of it."""
+        """Return the displayed image without alpha, or a part of it: float32 (H,W,3) in [0,1]."""
         colour = self.shown_colour()[place]
         return np.divide(colour, np.float32(self._white), out=np.empty((*colour.shape[:2], 3), np.float32))
 
     def visible(self) -> np.ndarray:
-        """Where the picture as shown is not fully transparent: bool (H,W)."""
+        """Return where the displayed image is not fully transparent: bool (H,W)."""
         shown = self.shown()
         return shown[..., -1] > 0 if self.has_alpha else np.ones(shown.shape[:2], bool)
 
     def filled(self, parts: Iterable[tuple[Place, np.ndarray]], mask: np.ndarray) -> Photo:
-        """A copy of the photograph whose hole is filled from `parts`. Valid pixels and alpha stay as they are.
+        """Return a copy with its hole filled from `parts`. Valid pixels and alpha are unchanged.
 
-        parts: rows and columns of a part, and its pixels, float (h,w,3) in [0,1]. mask: (H,W), 0 = hole. All as shown.
+        parts: rows and columns of each part, and its pixels, float (h,w,3) in [0,1]. mask: (H,W), 0 = hole. All as
+        displayed.
         """
         copy = replace(self, pixels=self.pixels.copy())
         colour = copy.shown_colour()  # a view: writing to it writes to the copy
@@ -93,12 +97,12 @@ class Photo:
             hole = mask[place] == 0
             values = rgb[hole]  # (pixels,3)
             if colour.shape[2] == 1:
-                values = values @ np.array([[0.299], [0.587], [0.114]], rgb.dtype)  # luma of ITU-R 601, as Pillow's
+                values = values @ np.array([[0.299], [0.587], [0.114]], rgb.dtype)  # ITU-R 601 luma, as in Pillow
             colour[place][hole] = np.rint(np.clip(values, 0, 1).astype(np.float64) * self._white)
         return copy
 
     def shown_colour(self) -> np.ndarray:
-        """A view of the pixels as shown, without alpha: (H,W,1) or (H,W,3)."""
+        """Return a view of the displayed pixels without alpha: (H,W,1) or (H,W,3)."""
         return self.shown()[..., : 3 if self.pixels.shape[2] >= 3 else 1]
 
     @property
@@ -107,11 +111,11 @@ class Photo:
 
 
 def read_photo(path: Path, data: bytes | None = None) -> Photo:
-    """Read any image. Grey stays grey, 16 bits stay 16 bits; palette and CMYK become RGB, without CMYK's profile.
+    """Read any image. Grey and 16 bits are kept; palette and CMYK become RGB, CMYK without its profile.
 
-    Transparency of any kind becomes alpha.
-    data: the file's bytes where they are in memory; `path` then only names them in messages.
-    UserError where the file is missing, damaged or no image, or has more bits a channel than can be kept.
+    Any transparency becomes alpha.
+    data: the file's bytes if they are in memory; `path` then only names them in messages.
+    Raises UserError if the file is missing, damaged, not an image, or has more bits per channel than can be kept.
     """
     image = open_image(path, data)
     profile: bytes | None = image.info.get("icc_profile")
@@ -129,7 +133,7 @@ def read_photo(path: Path, data: bytes | None = None) -> Photo:
             raise UserError(
                 f"image {path} ({image.format}) has more than 8 bits a channel of colour, which it loses; save a PNG"
             )
-        if image.mode in ("CMYK", "LAB"):  # their profiles say nothing about RGB
+        if image.mode in ("CMYK", "LAB"):  # their profiles do not apply to RGB
             profile = None
         grey = image.mode in ("1", "L", "LA")
         mode = ("L" if grey else "RGB") + ("A" if image.has_transparency_data else "")
@@ -139,26 +143,26 @@ def read_photo(path: Path, data: bytes | None = None) -> Photo:
 
 
 def _resolution(image: Image.Image) -> tuple[float, float] | None:
-    """Dots per inch, across and down, as the file or its EXIF block says. None where neither gives sound numbers."""
+    """Return horizontal and vertical dots per inch from the file or its EXIF block; None without valid numbers."""
     try:
         dpi = image.info.get("dpi")
-        # Where a JPEG or a TIFF has no resolution, Pillow makes one up.
+        # Pillow invents a resolution for JPEGs and TIFFs without one.
         if image.format in ("JPEG", "MPO") and image.info.get("jfif_unit") not in (1, 2):
             dpi = None
         if isinstance(image, TiffImageFile) and ExifTags.Base.XResolution not in image.tag_v2:
             return None
         if dpi is None:
             exif = image.getexif()
-            per_inch = 2.54 if exif.get(ExifTags.Base.ResolutionUnit) == 3 else 1.0  # 3: of a centimetre
+            per_inch = 2.54 if exif.get(ExifTags.Base.ResolutionUnit) == 3 else 1.0  # 3: per centimetre
             dpi = [per_inch * float(exif[tag]) for tag in (ExifTags.Base.XResolution, ExifTags.Base.YResolution)]
         across, down = (float(value) for value in dpi)
-    except Exception:  # a damaged EXIF block can raise nearly anything; the picture itself is whole
+    except Exception:  # a damaged EXIF block can raise nearly anything; the image itself is intact
         return None
     return (across, down) if 0 < across < 1e5 and 0 < down < 1e5 else None
 
 
 def _png_chunks(file: bytes) -> tuple[tuple[bytes, bytes], ...]:
-    """The chunks of _PNG_KEPT that a PNG has before its pixels, in the order of the file."""
+    """Return a PNG's chunks of kinds in _PNG_KEPT before its pixels, in file order."""
     found, place = [], len(_PNG_SIGNATURE)
     while place + 8 <= len(file):
         length, kind = struct.unpack_from(">I4s", file, place)
@@ -171,13 +175,13 @@ def _png_chunks(file: bytes) -> tuple[tuple[bytes, bytes], ...]:
 
 
 def _ppm_is_deep(file: bytes) -> bool:
-    """Whether the largest value of a PPM, the third number of its header, is above 255."""
+    """Return whether the maximum value of a PPM, the third number of its header, exceeds 255."""
     words = re.sub(rb"#[^\n]*", b"", file[:2000]).split()
     return len(words) > 3 and words[3].isdigit() and int(words[3]) > 255
 
 
 def _jpeg_2000_is_deep(file: bytes) -> bool:
-    """Whether a component has more than 8 bits. The marker segment SIZ gives their number, then the bits of each."""
+    """Return whether a component has more than 8 bits. Marker segment SIZ gives their number, then the bits of each."""
     start = file.find(b"\xff\x4f\xff\x51")
     if start < 0 or len(file) < start + 42:
         return False
@@ -186,22 +190,22 @@ def _jpeg_2000_is_deep(file: bytes) -> bool:
 
 
 def _avif_is_deep(file: bytes) -> bool:
-    """Whether high_bitdepth is set in the codec's configuration, av1C."""
+    """Return whether high_bitdepth is set in the codec configuration, av1C."""
     start = file.find(b"av1C")
     return 0 <= start < len(file) - 7 and bool(file[start + 6] & 0x40)
 
 
-# Formats, by Pillow's names, that Pillow reduces to 8 bits a channel; and whether a file of each has more.
+# Formats, by Pillow's names, that Pillow reduces to 8 bits per channel, and whether a file has more.
 _DEEP = {
     "PPM": _ppm_is_deep,
     "JPEG2000": _jpeg_2000_is_deep,
-    "SGI": lambda file: file[3:4] == b"\2",  # bytes of a channel
+    "SGI": lambda file: file[3:4] == b"\2",  # bytes per channel
     "AVIF": _avif_is_deep,
 }
 
 
 def _grey_16_bit(image: Image.Image) -> np.ndarray:
-    """uint16 (H,W,1); (H,W,2), with alpha, where the file declares one grey value transparent."""
+    """Return uint16 (H,W,1), or (H,W,2) with alpha if the file declares one grey value transparent."""
     values = np.asarray(image)
     channels = [values]
     if "transparency" in image.info:
@@ -210,7 +214,7 @@ def _grey_16_bit(image: Image.Image) -> np.ndarray:
 
 
 def _decode_16_bit_png(data: bytes, path: Path) -> np.ndarray:
-    """uint16 (H,W,2 to 4) of a PNG with colour or alpha. Pillow would keep only 8 bits of it."""
+    """Decode a PNG with colour or alpha to uint16 (H,W,2 to 4). Pillow would keep only 8 bits."""
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # (H,W,3 or 4), blue first
     except cv2.error as error:
@@ -222,11 +226,11 @@ def _decode_16_bit_png(data: bytes, path: Path) -> np.ndarray:
 
 
 def check_keeps(path: Path, photo: Photo) -> None:
-    """UserError where a file of this name can't hold what the photograph has."""
+    """Raise UserError if a file with this suffix cannot hold everything in the photograph."""
     suffix = path.suffix.lower()
     lost = ""
     described = [kind for kind, content in photo.png_chunks if content not in _SRGB.get(kind, (content,))]
-    if photo.icc_profile:  # it overrides all of these chunks but cICP
+    if photo.icc_profile:  # it overrides all of these chunks except cICP
         described = [kind for kind in described if kind == b"cICP"]
     if suffix != ".png" and photo.pixels.dtype == np.uint16:
         lost = "16 bits a channel"
@@ -241,23 +245,23 @@ def check_keeps(path: Path, photo: Photo) -> None:
 
 
 def write_photo(photo: Photo, path: Path) -> None:
-    """Write the photograph, lossless but for JPEG, with its profile, resolution and orientation; of EXIF that alone.
+    """Write the photograph with its profile, resolution and orientation; lossless except as JPEG.
 
-    The rest of EXIF often holds a small copy of the picture before its repair. Missing folders are made, an old file
-    is replaced whole. UserError where it can't be written.
+    Other EXIF data is dropped, as it often contains a thumbnail from before the repair. Missing folders are created; an
+    old file is replaced atomically. Raises UserError if it cannot be written.
     """
     check_keeps(path, photo)
     try:
         data = encode_photo(photo, path.suffix.lower())
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda temporary: temporary.write_bytes(data))
-    except (OSError, ValueError) as error:  # ValueError: larger than WebP or JPEG can be
+    except (OSError, ValueError) as error:  # ValueError: too large for WebP or JPEG
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(f"--output {path}: can't be written: {reason}") from None
 
 
 def encode_photo(photo: Photo, suffix: str) -> bytes:
-    """The bytes of an image file, in the format of a suffix of OUTPUT_FORMATS. OSError and ValueError as of Pillow."""
+    """Encode as an image file in the format of a suffix in OUTPUT_FORMATS. Raises OSError, ValueError like Pillow."""
     exif = Image.Exif()
     if photo.orientation != 1:
         exif[ExifTags.Base.Orientation] = photo.orientation
@@ -266,9 +270,9 @@ def encode_photo(photo: Photo, suffix: str) -> bytes:
     kind, options = OUTPUT_FORMATS[suffix]
     image = Image.fromarray(photo.pixels[..., 0] if photo.pixels.shape[2] == 1 else photo.pixels)
     file = io.BytesIO()
-    if photo.dpi and kind == "WEBP":  # WebP has no other place for it
+    if photo.dpi and kind == "WEBP":  # WebP stores it only in EXIF
         exif[ExifTags.Base.XResolution], exif[ExifTags.Base.YResolution] = photo.dpi
-        exif[ExifTags.Base.ResolutionUnit] = 2  # of an inch
+        exif[ExifTags.Base.ResolutionUnit] = 2  # per inch
     elif photo.dpi:
         options = {**options, "dpi": photo.dpi}
     if exif:
@@ -278,7 +282,7 @@ def encode_photo(photo: Photo, suffix: str) -> bytes:
 
 
 def _chunks_to_write(photo: Photo) -> list[tuple[bytes, bytes]]:
-    """PNG's chunks about colours and pixels: as they were read, or with the resolution of another kind of file."""
+    """Return the PNG chunks on colours and pixel size: those read, or the resolution from another format."""
     chunks = list(photo.png_chunks)
     if photo.dpi and not any(kind == b"pHYs" for kind, _ in chunks):
         chunks.append((b"pHYs", struct.pack(">IIB", *(round(value * _METRE) for value in photo.dpi), 1)))
@@ -290,10 +294,10 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def _encode_png(photo: Photo, exif: Image.Exif) -> bytes:
-    """A PNG with 8 or 16 bits a channel. Pillow writes 16 bits of plain grey alone.
+    """Encode a PNG with 8 or 16 bits per channel. Pillow supports 16 bits only for plain grey.
 
-    All rows have the same filter, and zlib runs at its quickest level: a seventh of the time of Pillow's default, and 2
-    to 6 % more bytes of a photograph.
+    All rows use the same filter, and zlib its fastest level: a seventh of the time of Pillow's default, for photographs
+    2 to 6 % larger.
     """
     height, width, channels = photo.pixels.shape
     bits = 8 * photo.pixels.itemsize

@@ -1,4 +1,4 @@
-"""The next batch on its way to the device while the present one is used."""
+"""Copy the next batch to the device while the current one is used."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Batch = TypeVar("Batch", bound=tuple[Tensor, ...])
 
 
 def copied_ahead(batches: Iterable[T], to_device: Callable[[T], Batch], device: torch.device) -> Iterator[Batch]:
-    """to_device(batch) of each batch, in order. On CUDA the next one is copied by a stream of its own meanwhile.
+    """Yield to_device(batch) for each batch, in order. On CUDA the next one is copied on a separate stream.
 
-    The copies overlap with the computation where the batches lie in pinned memory. On a CPU nothing is fetched ahead.
+    Copies overlap with computation if the batches are in pinned memory. On a CPU nothing is fetched ahead.
     """
     if device.type != "cuda":
         yield from map(to_device, batches)
@@ -30,12 +30,12 @@ def copied_ahead(batches: Iterable[T], to_device: Callable[[T], Batch], device: 
         current = torch.cuda.current_stream(device)
         current.wait_event(copied)
         for tensor in tensors:
-            tensor.record_stream(current)  # so that its memory is not given to the next copy while it is used
+            tensor.record_stream(current)  # the next copy must not reuse its memory meanwhile
         yield tensors
 
 
 def one_ahead(items: Iterable[T]) -> Iterator[T]:
-    """The items, each handed out after the next one was fetched. An error comes after the items before it."""
+    """Yield each item after fetching the next one. An error is raised after the items before it."""
     iterator = iter(items)
     held: list[T] = []
     while True:

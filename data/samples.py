@@ -1,7 +1,7 @@
-"""What a training sample and a validation pair are.
+"""Training samples and validation pairs.
 
-A training sample is a function of the seed and its number, whatever the number of worker processes or of evaluations,
-and whenever the run was interrupted.
+A training sample depends only on the seed and its number, not on the number of workers or validations, nor on
+interruptions of the run.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from data.schedule import Phase, Schedule
 from utils.config import Config
 from utils.errors import UserError
 
-# How many other pictures are tried in place of a broken one. If all of them are broken, the disk is at fault.
+# Images to try in place of a broken one. If all of them are broken, the disk is at fault.
 _TRIES = 30
 
 
 class Sample(NamedTuple):
-    """An image and its mask as uint8: a worker hands over a quarter of the bytes of float32."""
+    """An image and its mask as uint8, a quarter of the bytes of float32 for a worker to send."""
 
     image: Tensor  # uint8 (3,H,W), 0 to 255, contiguous
     mask: Tensor  # uint8 (1,H,W), 1 = valid, 0 = hole
-    faults: list[Fault]  # the broken pictures that this one stands in for
+    faults: list[Fault]  # the broken images that this one replaces
 
 
 Paths = Sequence[str] | Sequence[Path]
 
 
 class TrainingSamples(Dataset[Sample]):
-    """Samples of a phase, by their number in the run. Every image comes once in an epoch, in a random order."""
+    """Samples of a phase, by their number in the run. Every image occurs once per epoch, in random order."""
 
     def __init__(self, images: Sequence[str], masks: Paths, config: Config, phase: Phase) -> None:
         self.images = images
@@ -66,12 +66,12 @@ class TrainingSamples(Dataset[Sample]):
         return to_sample(image, self._mask(rng), faults)
 
     def hole_radius(self, count: int = 300) -> float:
-        """Px, to a tenth: the 99 % quantile of the largest circle in the holes of a sample, of `count` masks."""
+        """Return px, to a tenth: the 99 % quantile, over `count` masks, of the largest circle's radius in the holes."""
         masks = (self._mask(generator(HOLE_RADIUS, number, self.seed)) for number in range(count))
         return round(float(np.quantile([inscribed_radius(mask) * min(mask.shape) for mask in masks], 0.99)), 1)
 
     def _mask(self, rng: np.random.Generator) -> np.ndarray:
-        """The mask of a sample, uint8 (H,W), 1 = valid, 0 = hole."""
+        """Return a random mask for a sample, uint8 (H,W), 1 = valid, 0 = hole."""
         mask_path = self.masks[int(rng.integers(len(self.masks)))]
         mask = read_mask_alone(mask_path, self.hole)
         if self.dilate:
@@ -81,9 +81,9 @@ class TrainingSamples(Dataset[Sample]):
         return not_all_hole(mask, mask_path, self.hole)
 
     def _part(self, number: int) -> tuple[np.ndarray, np.random.Generator, list[Fault]]:
-        """The crop of a sample, the generator that drew it, from which the rest of the sample is drawn, and the faults.
+        """Return a sample's crop, the generator that drew it, for the rest of the sample, and the faults.
 
-        A broken file is replaced by another picture, which is a function of seed and number too.
+        A broken image is replaced by another one that also depends only on seed and number.
         """
         count = len(self.images)
         faults: list[Fault] = []
@@ -92,7 +92,7 @@ class TrainingSamples(Dataset[Sample]):
         substitutes: np.random.Generator | None = None
         for _ in range(1 + _TRIES):
             path = self.images[chosen]
-            rng = generator(CROPS, number, self.seed)  # a new one: the broken picture may have drawn from the last
+            rng = generator(CROPS, number, self.seed)  # a new one: the broken image may have advanced the last
             try:
                 with open_picture(path) as picture:
                     check_size(path, *picture.size)
@@ -109,7 +109,7 @@ class TrainingSamples(Dataset[Sample]):
 class ValidationPairs(Dataset[Sample]):
     """data.val_pairs pairs of an image and a mask, the same in every validation and on every machine.
 
-    Of more images, data.val_pairs are taken at even distances. Fewer images meet several masks each.
+    If there are more images, they are sampled at even distances. If there are fewer, each is paired with several masks.
     """
 
     def __init__(self, images: Sequence[str], masks: Paths, config: Config) -> None:
@@ -123,31 +123,31 @@ class ValidationPairs(Dataset[Sample]):
         return self.count
 
     def __getitem__(self, index: int) -> Sample:
-        """A pair, never with a fault: a broken picture stops the run."""
+        """Return a pair, never with a fault: a broken image stops the run."""
         image_path, mask_path = self.paths(index)
         image = centre_crop(read_picture(image_path), self.size, self.size)
         mask = fit_mask(read_mask_alone(mask_path, self.hole), self.size)
         return to_sample(np.array(image), not_all_hole(mask, mask_path, self.hole))
 
     def paths(self, index: int) -> tuple[str, str | Path]:
-        """The files of the image and of the mask of a pair."""
+        """Return the paths of a pair's image and mask."""
         count = len(self.images)
         image = self.images[index * count // self.count if count > self.count else index % count]
-        # Mask folders are often sorted by hole ratio. Shuffled, a few images meet all ratios.
+        # Mask folders are often sorted by hole ratio. Shuffling gives a few images all ratios.
         turn, position = divmod(index, len(self.masks))
         return image, self.masks[shuffled(position, len(self.masks), (VALIDATION_MASKS, turn))]
 
 
 def resized(image: np.ndarray, size: int) -> np.ndarray:
-    """An image, uint8 (H,W,3), at size×size px: bicubic, with a wider kernel where it shrinks, as Pillow's."""
-    # Channels-last, with the strides that torch itself gives a batch of one: its fast path needs both.
+    """Resize an image, uint8 (H,W,3), to size×size px: bicubic and antialiased, like Pillow."""
+    # Channels-last, with the strides that torch gives a batch of one: its fast path needs both.
     batch = torch.from_numpy(image).unsqueeze(0).permute(0, 3, 1, 2)
     batch = interpolate(batch, (size, size), mode="bicubic", antialias=True)
     return batch.permute(0, 2, 3, 1)[0].numpy()
 
 
 def to_sample(image: np.ndarray, mask: np.ndarray, faults: Sequence[Fault] = ()) -> Sample:
-    """A sample of an RGB image, uint8 (H,W,3), and a mask (H,W) of 0 and 1."""
+    """Build a sample from an RGB image, uint8 (H,W,3), and a mask (H,W) of 0 and 1."""
     planes = np.empty((3, *image.shape[:2]), np.uint8)
     cv2.split(image, list(planes))  # torch takes ten times as long to split channels
     return Sample(torch.from_numpy(planes), torch.from_numpy(mask).unsqueeze(0), list(faults))
@@ -159,9 +159,9 @@ def training_samples(
     masks: Paths | None = None,
     phase: Phase | None = None,
 ) -> TrainingSamples:
-    """The samples of a phase (the first, by default). UserError where images or masks are missing.
+    """Return the samples of a phase (default: the first). Raises UserError if images or masks are missing.
 
-    images, masks: those of data.train and masks.train_dir, where they are listed already.
+    images, masks: those of data.train and masks.train_dir, if already listed.
     """
     images = find_images(config.data.train, "data.train") if images is None else images
     masks = find_masks(config.masks.train_dir, "masks.train_dir") if masks is None else masks
@@ -171,9 +171,9 @@ def training_samples(
 def validation_pairs(
     config: Config, images: Sequence[str] | None = None, masks: Paths | None = None
 ) -> ValidationPairs:
-    """The pairs of data.val and masks.val_dir. UserError where either is missing or empty.
+    """Return the pairs of data.val and masks.val_dir. Raises UserError if either is missing or empty.
 
-    images, masks: those of data.val and masks.val_dir, where they are listed already.
+    images, masks: those of data.val and masks.val_dir, if already listed.
     """
     images = find_images(config.data.val, "data.val") if images is None else images
     masks = find_masks(config.masks.val_dir, "masks.val_dir") if masks is None else masks

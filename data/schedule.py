@@ -1,7 +1,7 @@
-"""The phases of a training run: which steps, samples and learning rates belong to which.
+"""The phases of a training run: their steps, samples and learning rates.
 
-A sample is a function of the seed and of how many samples came before it. So phases may differ in their batch size, and
-a run can resume at any step.
+A sample depends only on the seed and the number of samples before it. So phases may differ in batch size, and a run can
+resume at any step.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from utils.config import Config, loss_weights_of
 
 @dataclass(frozen=True)
 class Phase:
-    """Steps first_step … last_step − 1, with the values that hold for them."""
+    """Steps first_step … last_step − 1 and the settings that apply to them."""
 
     number: int  # in the config's list, from 0
     first_step: int
@@ -33,7 +33,7 @@ class Phase:
     settle_batches: int
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of a step of this phase: a linear warm-up, then constant or half a period of a cosine."""
+        """Return the learning rate at a step of this phase: linear warm-up, then constant or half a cosine period."""
         done = step - self.first_step
         if done < self.warmup:
             return self.lr * (done + 1) / self.warmup
@@ -80,14 +80,14 @@ class Schedule:
         self.total_steps = step
 
     def phase_of(self, step: int) -> Phase:
-        """The phase that a step belongs to; behind the last step it is the last phase."""
+        """Return the phase of a step; after the last step, the last phase."""
         return next((phase for phase in self.phases if step < phase.last_step), self.phases[-1])
 
     def samples_before(self, step: int) -> int:
-        """How many samples the run has seen when `step` begins."""
+        """Return the number of samples that the run has used when `step` begins."""
         return self.phase_of(step).first_sample_of(step)
 
     def step_of(self, sample: int) -> int:
-        """The step that a sample belongs to."""
+        """Return the step of a sample."""
         phase = next(phase for phase in reversed(self.phases) if phase.first_sample <= sample)
         return phase.first_step + (sample - phase.first_sample) // phase.batch_size

@@ -70,7 +70,7 @@ class PartialConv2d(nn.Conv2d):
         """Return Wᵀ(X ⊙ M), (N,C',H',W'), for features X ⊙ M, (N,C,H,W)."""
         if self.fixed is not None:
             return self.fixed(x)
-        assert not isinstance(self.padding, str)  # as nn.Conv2d would allow
+        assert not isinstance(self.padding, str)  # nn.Conv2d allows strings
         return F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation)
 
     def fix(self, scale: Tensor) -> None:
@@ -79,7 +79,7 @@ class PartialConv2d(nn.Conv2d):
         The layer can no longer be trained or saved.
         """
         weight = self.weight.detach() * scale.view(-1, 1, 1, 1)
-        assert not isinstance(self.padding, str)  # as nn.Conv2d would allow
+        assert not isinstance(self.padding, str)  # nn.Conv2d allows strings
         self.fixed = FixedConvolution(weight, self.stride, self.padding, self.dilation)
         self.register_parameter("weight", None)
 
