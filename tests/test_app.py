@@ -1,4 +1,4 @@
-"""The server behind the page: what it computes, whom it answers, what it survives."""
+"""The app's server: results, access checks, faults."""
 
 import http.client
 import io
@@ -50,7 +50,7 @@ def desk(weights):
 
 @pytest.fixture
 def by_predict(tmp_path, weights):
-    """What predict.py writes, for the bytes of a picture and of a mask."""
+    """Return a function from the bytes of an image and a mask to what predict.py writes for them."""
 
     def repair(image, mask, suffix=".png"):
         (tmp_path / "image.bin").write_bytes(image)
@@ -64,14 +64,14 @@ def by_predict(tmp_path, weights):
 
 
 def ask(desk, task, files, name="photo.png", **header):
-    """Header and files of the desk's answer, which is no error."""
+    """Return header and files of the desk's answer. Fails if it is an error."""
     header, parts = unpack(answer(desk, pack({"task": task, "name": name, **header}, files)))
     assert "error" not in header, header
     return header, parts
 
 
 def fill(desk, image, masks, method="tiny"):
-    """One fill after another: the edits and their places, as the page keeps them."""
+    """Fill one mask after another. Returns the edits and their places, as the page stores them."""
     edits, places = [], []
     for mask in masks:
         header, parts = ask(desk, "fill", [image, mask, *edits], mask="mask.png", method=method, places=places)
@@ -85,7 +85,7 @@ def saved(desk, image, edits, places, suffix=".png"):
     return file
 
 
-# --- what it computes --------------------------------------------------------------------------------------------
+# --- results -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -230,7 +230,7 @@ def test_headers_that_the_page_never_sends(desk, header):
 
 
 def test_a_name_is_only_a_name(desk):
-    name = f"{PROJECT}/docs/chelsea.jpg\n\x1b[31m"  # a file that can be read
+    name = f"{PROJECT}/docs/chelsea.jpg\n\x1b[31m"  # a file that exists
     header, _ = unpack(answer(desk, pack({"task": "open", "name": name}, [b"no picture"])))
     assert "not an image" in header["error"]
     assert "/" not in header["error"]
@@ -265,7 +265,7 @@ def test_malformed_messages(message):
 
 
 def bomb():
-    """A PNG of a few hundred bytes that says it is 20,000×20,000 px."""
+    """Return a PNG of a few hundred bytes that claims to be 20,000×20,000 px."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -274,11 +274,11 @@ def bomb():
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10**6)))
 
 
-# --- the server: whom it answers ---------------------------------------------------------------------------------
+# --- the server: access checks -----------------------------------------------------------------------------------
 
 
 def request(address, method="GET", path="/", body=None, headers=None):
-    """(status, headers, body) of a request as it is given, with no header but Host added."""
+    """Send a request unchanged, with Host as the only added header. Returns (status, headers, body)."""
     url = urlsplit(address)
     connection = http.client.HTTPConnection(url.hostname, url.port, timeout=60)
     headers = {"Host": url.netloc, **(headers or {})}
@@ -318,7 +318,7 @@ def test_page_and_headers(app):
     assert "http" not in policy
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert works(app)
-    assert unpack(post(app, open_request())[2])[1] == []  # browsers show a JPEG themselves
+    assert unpack(post(app, open_request())[2])[1] == []  # browsers can show a JPEG
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ def test_files_of_the_page_alone(app, path):
     assert b"import" not in body
 
 
-# --- the server: what it survives --------------------------------------------------------------------------------
+# --- the server: faults ------------------------------------------------------------------------------------------
 
 
 def raw(address, data, wait=0.5):
@@ -395,9 +395,9 @@ def test_two_hundred_malformed_requests(app):
     def malformed(number):
         generator = random.Random(number)
         data = bytearray(good)
-        if number % 4 == 0:  # anything
+        if number % 4 == 0:  # random bytes
             return generator.randbytes(generator.randrange(1, 3000))
-        if number % 4 == 1:  # cut short
+        if number % 4 == 1:  # truncated
             return data[: generator.randrange(len(data))]
         head = good.index(b"\r\n\r\n")
         start, end = (0, head) if number % 4 == 2 else (head + 4, len(data))
@@ -431,11 +431,11 @@ def test_a_client_that_goes_away_ends_its_fill(app, halt):
     ).encode()
     halt()
     with ThreadPoolExecutor(1) as pool:
-        for part in (head + message, head + message[:5000]):  # in the middle of the work, and of the body
+        for part in (head + message, head + message[:5000]):  # during the work, and during the transfer of the body
             with socket.create_connection((url.hostname, url.port)) as connection:
                 connection.sendall(part)
                 time.sleep(0.5)
-                next_one = pool.submit(works, app)  # waits, and is answered by another process
+                next_one = pool.submit(works, app)  # waits, then a new process answers it
                 time.sleep(0.5)
             assert next_one.result()
 
@@ -448,7 +448,7 @@ def test_a_bomb_is_refused(app):
 
 
 def test_too_large_too_many_too_slow(monkeypatch):
-    """The server's own limits, made small, before a worker that never answers until it may."""
+    """The server's limits, reduced, with a worker that does not answer until it is released."""
     monkeypatch.setattr(server, "LARGEST_BODY", 1000)
     monkeypatch.setattr(server, "MOST_WAITING", 3)
     monkeypatch.setattr(server, "PATIENCE", 0.5)
@@ -489,7 +489,7 @@ class StubWorker:
 
 
 class thread_server:
-    """The web application in a thread."""
+    """Run the web application in a thread."""
 
     def __init__(self, worker):
         import uvicorn
@@ -516,7 +516,7 @@ def test_nothing_is_kept_on_disk(app, app_folder):
     header = {"task": "fill", "name": "a.jpg", "mask": "m.png", "method": "mean", "places": []}
     body = post(app, pack(header, [CHELSEA, CHELSEA_MASK]))[2]
     assert "error" not in unpack(body)[0]
-    assert [path for path in app_folder.rglob("*") if path.is_file()] == []  # its home, its folder for temporary files
+    assert [path for path in app_folder.rglob("*") if path.is_file()] == []  # home and temporary folder
 
 
 @pytest.mark.slow
@@ -532,7 +532,7 @@ def test_ctrl_c_ends_it_and_its_process(tmp_path, weights):
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         assert children
     assert process.returncode == 0
-    deadline = time.monotonic() + 20  # the resource tracker of multiprocessing ends by itself, a moment later
+    deadline = time.monotonic() + 20  # multiprocessing's resource tracker ends a moment later
     while any(Path(f"/proc/{child}").exists() for child in children):
         assert time.monotonic() < deadline
         time.sleep(0.1)

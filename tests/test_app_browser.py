@@ -1,4 +1,4 @@
-"""The page as a person uses it: a browser opens photographs, paints, fills, compares, saves."""
+"""The page in a browser, used as by a person: open photographs, paint, fill, compare, save."""
 
 import io
 import re
@@ -20,13 +20,13 @@ CHELSEA = PROJECT / "docs/chelsea.jpg"
 
 @pytest.fixture
 def visit(chromium, app):
-    """Open the page; at the end nothing may have gone wrong in it, and no other host have been asked."""
+    """Open the page. At the end, check that it had no errors and requested nothing from other hosts."""
     with visits(chromium, app) as open_page:
         yield open_page
 
 
 def by_predict(folder, image, *masks):
-    """What predict.py makes of the bytes of an image, mask after mask."""
+    """Return predict.py's result for the bytes of an image and several masks, applied one after another."""
     for mask in masks:
         (folder / "image.bin").write_bytes(image)
         (folder / "mask.bin").write_bytes(mask)
@@ -38,7 +38,7 @@ def by_predict(folder, image, *masks):
 
 
 def look_same(a, b):
-    """Of two pictures of the stage: the browser rounds edges of what it scales now one way, now the other."""
+    """Compare two screenshots of the stage. The browser's rounding of scaled edges varies."""
     return a.shape == b.shape and np.abs(a.astype(int) - b).max() <= 4
 
 
@@ -64,23 +64,23 @@ def test_open_paint_fill_compare_undo_save(tmp_path, visit):
     page.choose("slider")
     page.tab.locator("#stage").focus()
     half = filled.shape[1] // 2
-    slider = page.pixels()[: int(filled.shape[0] * 0.9)]  # above the slider
+    slider = page.pixels()[: int(filled.shape[0] * 0.9)]  # above the slider handle
     assert look_same(slider[:, : half - 9], before[: len(slider), : half - 9])
     assert look_same(slider[:, half + 9 :], filled[: len(slider), half + 9 :])
     page.choose("side")
     sides = page.pixels()
-    left, right = (sides[:, start : start + half - 9].astype(int) for start in (0, half + 6))  # pixels() cuts 6 px off
-    assert np.abs(left - right).max() > 30  # the picture twice, and the hole filled in one
+    left, right = (sides[:, start : start + half - 9].astype(int) for start in (0, half + 6))  # pixels() crops 6 px
+    assert np.abs(left - right).max() > 30  # two copies of the image, the hole filled in one
     assert (np.abs(left - right) > 4).mean() < 0.1
     page.choose("off")
     page.tab.locator("#stage").focus()
 
-    page.tab.keyboard.press("Control+z")  # the fill
+    page.tab.keyboard.press("Control+z")  # undoes the fill
     assert look_same(page.pixels(), painted)
     assert page.saved("#save-mask") == mask
     page.tab.keyboard.press("Control+Shift+z")
     assert page.saved() == result
-    assert page.saved("#save-mask") == mask  # that of the last fill, as nothing is painted now
+    assert page.saved("#save-mask") == mask  # the mask of the last fill, because nothing is painted
 
 
 @pytest.mark.slow
@@ -91,7 +91,7 @@ def test_fills_go_on_and_come_back(tmp_path, visit):
     first = page.saved("#save-mask")
     page.tab.locator("#stage").focus()
     page.fill()
-    page.drag((0.4, 0.6), (0.5, 0.3))  # over the first
+    page.drag((0.4, 0.6), (0.5, 0.3))  # over the first stroke
     second = page.saved("#save-mask")
     page.tab.locator("#stage").focus()
     page.is_filled_again()
@@ -205,7 +205,7 @@ def test_zoom_keeps_the_place_under_the_mouse_and_space_moves(visit):
     assert ((page.mask() == 0) == first).all()
     page.choose("eraser")
     page.tab.fill("#size", "200")
-    page.drag((0.6, 0.6), (0.6, 0.6))  # what was under the mouse has moved with it
+    page.drag((0.6, 0.6), (0.6, 0.6))  # the image under the mouse has moved with it
     page.tab.click("#save-mask")
     page.complains("there is no mask to save")
 
@@ -298,13 +298,13 @@ def test_a_fill_is_cancelled(visit, halt):
     page.tab.locator("#stage").focus()
     page.tab.keyboard.press("Enter")
     page.expect(page.tab.locator("#progress")).to_be_visible(timeout=PATIENCE)
-    page.drag((0.3, 0.6), (0.5, 0.6))  # paints nothing now
+    page.drag((0.3, 0.6), (0.5, 0.6))  # does not paint
     page.tab.click("#cancel")
     page.says("Cancelled. The hole is as you painted it.")
     page.expect(page.tab.locator("#progress")).to_be_hidden()
     assert np.array_equal(page.mask(), mask)
     page.tab.locator("#stage").focus()
-    page.fill()  # by another process
+    page.fill()  # by a new process
 
 
 @pytest.mark.slow
@@ -356,7 +356,7 @@ def test_a_phone(visit):
         fingers("touchMove", (0.4 - 0.03 * step, 0.5), (0.6 + 0.03 * step, 0.5))
     fingers("touchEnd")
     assert int(page.tab.inner_text("#zoom").rstrip(" %")) > 2 * int(zoom.rstrip(" %"))
-    assert np.array_equal(page.mask(), painted)  # a pinch paints nothing
+    assert np.array_equal(page.mask(), painted)  # a pinch does not paint
     page.tab.click("#fill")
     page.says("Filled by")
 
@@ -377,7 +377,7 @@ def test_twelve_megapixels_without_lag(tmp_path, visit):
     )
     page.drag((0.3, 0.3), (0.6, 0.5), (0.4, 0.6), (0.5, 0.2))
     waits = sorted(page.tab.evaluate("window.waits"))
-    assert waits[len(waits) // 2] < 100  # ms a frame, in software on a busy machine
+    assert waits[len(waits) // 2] < 100  # ms per frame, rendered in software on a busy machine
     mask = page.saved("#save-mask")
     page.tab.select_option("#method", "telea")
     page.tab.locator("#stage").focus()
@@ -412,7 +412,7 @@ def test_names_focus_and_dark_mode(visit):
 
 
 def luminance(colour):
-    """WCAG's relative luminance of #rrggbb."""
+    """Return WCAG's relative luminance of #rrggbb."""
     values = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in values]
     return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))

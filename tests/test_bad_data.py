@@ -1,4 +1,4 @@
-"""Broken pictures and masks, data workers that are killed, and `main.py --check-data`."""
+"""Broken images and masks, killed data workers, and `main.py --check-data`."""
 
 import contextlib
 import os
@@ -31,8 +31,8 @@ from utils.config import load_config
 from utils.errors import UserError
 
 PROJECT = Path(__file__).resolve().parent.parent
-COUNT = 12  # images of a folder below
-BROKEN = "07.png"  # the one of them that is
+COUNT = 12  # images per folder
+BROKEN = "07.png"  # the broken one
 
 
 def noise(seed, height=40, width=50):
@@ -41,7 +41,7 @@ def noise(seed, height=40, width=50):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Images, each of its own noise, all whole; and masks."""
+    """Write intact images of different noise, and masks."""
     folder = tmp_path_factory.mktemp("data")
     for name in ("images", "train", "val"):
         (folder / name).mkdir()
@@ -57,7 +57,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def images(folder, tmp_path):
-    """A copy of the images to break."""
+    """Return a copy of the images that the test may break."""
     return shutil.copytree(folder / "images", tmp_path / "images")
 
 
@@ -66,7 +66,7 @@ def config_of(folder, *more):
 
 
 def bomb(path):
-    """A PNG of 20,000×20,000 black pixels in 50 KB, which takes 1.2 GB as RGB."""
+    """Write a PNG of 20,000×20,000 black pixels in 50 KB, which takes 1.2 GB as RGB."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -92,7 +92,7 @@ BREAKS = {
 @pytest.mark.parametrize("kind", BREAKS)
 def test_a_broken_picture_is_replaced_and_nothing_else_changes(folder, images, kind):
     config = config_of(folder, f"data.train={images}")
-    samples = training_samples(config)  # the list is made while all are whole
+    samples = training_samples(config)  # the list is made while all images are intact
     whole = [samples[number] for number in range(3 * COUNT)]
     breaks, reason = BREAKS[kind]
     breaks(images / BROKEN)
@@ -107,11 +107,11 @@ def test_a_broken_picture_is_replaced_and_nothing_else_changes(folder, images, k
             assert fault[:2] == (number, str(images / BROKEN))
             assert re.search(reason, fault.reason)
             assert "\n" not in fault.reason
-    assert [number // COUNT for number in hit] == [0, 1, 2]  # once an epoch
+    assert [number // COUNT for number in hit] == [0, 1, 2]  # once per epoch
 
 
 def test_the_substitute_is_a_function_of_seed_step_and_slot(folder, images):
-    """Whoever draws it, and in whatever order; with another seed or number it is another one."""
+    """It does not depend on the worker or the order. Another seed or number gives another substitute."""
     for i in range(COUNT):
         Image.new("RGB", (50, 40), (20 * i, 9, 255 - 20 * i)).save(images / f"{i:02}.png")
     for name in ("01.png", "07.png", "10.png"):
@@ -159,7 +159,7 @@ def test_of_an_animation_the_first_picture_is_taken(tmp_path, kind):
     assert max(green, blue) < 10
 
 
-# --- the account of a run ----------------------------------------------------------------------------------------
+# --- bad_files.txt -----------------------------------------------------------------------------------------------
 
 
 def account(tmp_path, images, batch=1, share=0.01):
@@ -170,12 +170,12 @@ def account(tmp_path, images, batch=1, share=0.01):
 @pytest.mark.parametrize(
     ("images", "batch", "share", "step", "allowed"),
     [
-        (10**6, 1, 0.01, 10, 10),  # of the first few a share says nothing: a thousand are counted with
+        (10**6, 1, 0.01, 10, 10),  # a share of very few images means little: the share is of at least a thousand
         (10**6, 18, 0.01, 55, 10),
         (10**6, 1, 0.01, 2000, 20),
         (10**6, 10, 0.01, 200, 20),
-        (1500, 10, 0.01, 10**6, 15),  # after many epochs no more than there are
-        (200, 1, 0.01, 1, 2),  # a thousand will never be met
+        (1500, 10, 0.01, 10**6, 15),  # after many epochs, the share is of the number of images
+        (200, 1, 0.01, 1, 2),  # there are fewer than a thousand images
         (50, 1, 0.01, 1, 0),
         (10**6, 1, 0.0, 5000, 0),
         (10, 1, 1.0, 5000, 10),
@@ -217,7 +217,7 @@ def test_each_is_named_once_by_all_processes_together(tmp_path, capsys):
 
 @contextlib.contextmanager
 def largest_file(size):
-    """No file of this process can grow beyond so many bytes, as on a disk that is full."""
+    """Limit the size of files of this process, to simulate a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -228,7 +228,7 @@ def largest_file(size):
 
 def test_without_room_the_run_goes_on_and_still_counts(tmp_path, capsys):
     bad_files = account(tmp_path, 100, share=0.03)
-    with largest_file(40):  # the first line and a half
+    with largest_file(40):  # one and a half lines
         for number in (0, 1, 1, 2):
             bad_files.note(Fault(number, f"{number}.jpg", f"damaged image {number}.jpg"))
         assert [bad_files.count(step) for step in range(5)] == [0, 1, 2, 3, 3]
@@ -265,7 +265,7 @@ def test_rewinding_drops_what_comes_again_and_what_was_cut_off(tmp_path):
 
 @pytest.fixture(scope="module")
 def broken_world(folder, tmp_path_factory):
-    """The folder with two broken images, and a run over it."""
+    """Return the folder with two broken images, and a run over it."""
     world = tmp_path_factory.mktemp("broken")
     shutil.copytree(folder, world, dirs_exist_ok=True)
     (world / "images" / BROKEN).write_bytes(b"")
@@ -325,7 +325,7 @@ def test_resume_over_broken_pictures_equals_a_straight_run(broken_world, tmp_pat
 def test_too_many_broken_pictures_stop_a_run_that_can_go_on(broken_world, tmp_path, capsys):
     world, straight = broken_world
     run = RunFolder(tmp_path / "run")
-    line = fails(capsys, *run_arguments(world, run, "data.max_bad=0.1"))  # of 12: one
+    line = fails(capsys, *run_arguments(world, run, "data.max_bad=0.1"))  # one of 12
     step = max(int(line.split("\t")[0]) for line in bad_lines(straight))
     assert line.startswith(f"error: step {step}: 2 of the {min(2 * step, COUNT)} pictures met so far are broken")
     assert str(run.path / "bad_files.txt") in line
@@ -338,7 +338,7 @@ def test_too_many_broken_pictures_stop_a_run_that_can_go_on(broken_world, tmp_pa
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(("key", "name"), [("data.val", "images/03.png"), ("masks.train_dir", "train/0.png")])
 def test_broken_validation_pictures_and_masks_stop_a_run(folder, tmp_path, capsys, key, name, workers):
-    """The former would make another mean of each run; the latter are few, and the user's own."""
+    """Skipping a validation image would change the mean metrics. Masks are few and made by the user."""
     world = shutil.copytree(folder, tmp_path / "world")
     (world / name).write_bytes(b"")
     (world / "list.txt").write_text("images/03.png\n")
@@ -349,10 +349,10 @@ def test_broken_validation_pictures_and_masks_stop_a_run(folder, tmp_path, capsy
     assert line == f"error: not an image, or of a kind that Pillow can't read: {world / name}"
 
 
-# --- data workers that are killed --------------------------------------------------------------------------------
+# --- killed data workers -----------------------------------------------------------------------------------------
 
 
-# Four pairs. A worker that makes the third kills itself, before or after what it made until then is taken.
+# Four pairs. A worker that makes the third kills itself, before or after its earlier ones are taken.
 KILLS_ITS_WORKER = """
 import os, signal, sys, time
 import torch
@@ -382,7 +382,7 @@ sys.exit(main([]))
 """
 
 
-@pytest.mark.parametrize(("wait", "step"), [(0, 0), (0.3, 0), (0.3, 5)])  # while it hands over, is waited for, or works
+@pytest.mark.parametrize(("wait", "step"), [(0, 0), (0.3, 0), (0.3, 5)])  # while it transfers, is waited for, or works
 def test_a_killed_worker_ends_a_script_with_one_line(wait, step):
     command = [sys.executable, "-c", KILLS_ITS_WORKER, str(wait), str(step)]
     run = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
@@ -393,7 +393,7 @@ def test_a_killed_worker_ends_a_script_with_one_line(wait, step):
 
 @pytest.mark.parametrize("late", [True, False])
 def test_a_worker_that_is_killed_while_it_hands_over_a_batch(late):
-    """The connection breaks, and torch's signal comes a little later: but not in the middle of the message."""
+    """The connection breaks, and torch's signal may arrive a little later."""
 
     def as_torch_does(*_):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
@@ -469,7 +469,7 @@ def test_all_that_is_broken_is_listed(folder, tmp_path, capsys):
     assert "below data.image_size = 32, so enlarged: 1 (14.3%)" in out
     assert "masks.train_dir: 4 masks, 1 broken" in out
     broken = [line for line in err.splitlines() if "broken: " in line]
-    assert len(broken) == 5 + 5 + 1 + 1  # the images are those of data.val, too
+    assert len(broken) == 5 + 5 + 1 + 1  # data.val has the same images
     for name in ("images/00.png", "images/04.png", "train/0.png", "val/3.png"):
         assert any(str(world / name) in line for line in broken)
     assert {path: path.read_bytes() for path in world.rglob("*.png")} == before
@@ -480,7 +480,7 @@ def test_an_epoch_takes_as_long_as_its_images_on_so_many_workers(tmp_path, capsy
         def __init__(self):
             self.now = 0.0
 
-        def perf_counter(self):  # is asked before and after each image
+        def perf_counter(self):  # called before and after each image
             self.now += 90
             return self.now
 
@@ -514,7 +514,7 @@ def test_check_data_needs_no_torch(folder):
 
 
 class Endless:
-    """More jobs than could be held; counts how many were asked for."""
+    """An iterable of more jobs than fit into memory. Counts the jobs that were requested."""
 
     def __init__(self):
         self.last = 0
@@ -537,7 +537,7 @@ def test_jobs_are_taken_only_as_they_are_needed(processes):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of a process group")
-@pytest.mark.parametrize("wait", [0.1, 1])  # while the processes start, while they work
+@pytest.mark.parametrize("wait", [0.1, 1])  # while the processes start, and while they work
 def test_ctrl_c_ends_check_data_without_a_traceback(folder, tmp_path, wait):
     images = tmp_path / "images"
     images.mkdir()
@@ -547,10 +547,10 @@ def test_ctrl_c_ends_check_data_without_a_traceback(folder, tmp_path, wait):
     command = [sys.executable, "main.py", "--check-data", *arguments(folder, "run", f"data.train={images}")]
     process = subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
-    while len(children_of(process.pid)) < 3 and time.monotonic() < deadline:  # two processes and multiprocessing's own
+    while len(children_of(process.pid)) < 3 and time.monotonic() < deadline:  # with multiprocessing's own process
         time.sleep(0.05)
     time.sleep(wait)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does on Ctrl-C
     _, error = process.communicate(timeout=120)
     assert process.returncode == 130, error
     assert error.strip().splitlines()[-1] == "interrupted"

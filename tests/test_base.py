@@ -1,4 +1,4 @@
-"""The base of the network, push_pull: by hand, and what any fill of it keeps; networks that stand on it."""
+"""The network's base, push_pull: hand-computed values, invariants of a fill, networks that use it."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def pair(height, width, share=0.5, seed=0, n=1):
-    """A random image and mask, of which at least one pixel is valid."""
+    """Return a random image and a mask with at least one valid pixel."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.rand(n, 3, height, width, generator=generator)
     mask = (torch.rand(n, 1, height, width, generator=generator) < share).float()
@@ -31,14 +31,14 @@ def grey(values):
 def test_four_by_four_pixels_by_hand():
     image = grey([[1, 2, 3, 4], [5, 90, 90, 6], [7, 90, 90, 8], [9, 10, 90, 90]])
     mask = grey([[1, 1, 1, 1], [1, 0, 0, 1], [1, 0, 0, 1], [1, 1, 0, 0]])[:, :1]
-    # Means of the valid ones of each 2×2: none of these is a hole.
+    # Means of the valid pixels of each 2×2; each of them has a valid pixel.
     a, b, c, d = (1 + 2 + 5) / 3, (3 + 4 + 6) / 3, (7 + 9 + 10) / 3, 8
     bilinear = {
         (1, 1): (9 * a + 3 * b + 3 * c + d) / 16,
         (1, 2): (3 * a + 9 * b + c + 3 * d) / 16,
         (2, 1): (3 * a + b + 9 * c + 3 * d) / 16,
         (2, 2): (a + 3 * b + 3 * c + 9 * d) / 16,
-        (3, 2): (c + 3 * d) / 4,  # at the edge there is nothing below
+        (3, 2): (c + 3 * d) / 4,  # at the edge there is no pixel below
         (3, 3): d,
     }
     wanted = image.clone()
@@ -50,7 +50,7 @@ def test_four_by_four_pixels_by_hand():
 def test_a_quarter_that_is_all_hole_by_hand():
     image = grey([[1, 1, 9, 9], [1, 1, 9, 9], [4, 4, 7, 7], [4, 4, 7, 7]])
     mask = grey([[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]])[:, :1]
-    whole = (1 + 4 + 7) / 3  # the mean of the valid ones, at one pixel; so is the quarter on the level above it
+    whole = (1 + 4 + 7) / 3  # mean of the valid ones, at one pixel; the quarter on the next finer level equals it
     filled = push_pull(image, mask)
     assert filled[0, 0, 0, 3].item() == pytest.approx(whole)
     assert filled[0, 0, 0, 2].item() == pytest.approx((1 + 3 * whole) / 4)
@@ -73,7 +73,7 @@ def test_what_any_fill_keeps(height, width, share, seed):
     assert torch.equal(filled[valid], image[valid])
     for junk in (NAN, INF, -INF, 1e30):
         assert torch.equal(push_pull(image.masked_fill(mask == 0, junk), mask), filled)
-    for channel in range(3):  # means of means: nothing beyond the valid values
+    for channel in range(3):  # means of means stay within the range of the valid values
         values = image[:, channel][mask[:, 0] == 1]
         assert values.min() - 1e-6 <= filled[:, channel].min()
         assert filled[:, channel].max() <= values.max() + 1e-6
@@ -100,7 +100,7 @@ def test_an_image_of_no_hole_comes_back():
 
 @pytest.mark.parametrize(("down", "right"), [(1, 0), (0, 5), (7, 3), (32, 64)])
 def test_hole_beyond_the_edge_changes_little(down, right):
-    """It must change something: what lies there is filled, and then interpolated with. Of a gentle ramp, a little."""
+    """The padding is filled and then used in the interpolation, so it has some effect; on a gentle ramp it is small."""
     y, x = torch.meshgrid(torch.linspace(0, 1, 48), torch.linspace(0, 1, 40), indexing="ij")
     image = torch.stack([x, y, (x + y) / 2]).unsqueeze(0)
     mask = pair(48, 40, 0.3)[1]

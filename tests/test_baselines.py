@@ -1,4 +1,4 @@
-"""The classical methods: what each makes of pictures where the answer is known."""
+"""The classical methods on images with a known answer."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from evaluation.scoring import composite_of
 
 
 def ramp():
-    """A picture that rises evenly from left to right, each channel from elsewhere."""
+    """Return an image that rises evenly from left to right, with another offset in each channel."""
     across = np.linspace(0, 0.6, 40, dtype=np.float32)
     return np.stack([np.tile(across + start, (32, 1)) for start in (0, 0.1, 0.3)], 2)
 
@@ -31,7 +31,7 @@ def test_a_flat_picture_is_filled_flat(name, worst):
 
 @pytest.mark.parametrize(("name", "worst"), [("biharmonic", 0.001), ("telea", 0.1), ("navier-stokes", 0.1)])
 def test_a_ramp_is_continued(name, worst):
-    """It solves the biharmonic equation exactly; the others come near (the mean colour is off by 0.15 and more)."""
+    """A ramp solves the biharmonic equation exactly; the others come close. The mean colour is off by at least 0.15."""
     known = np.where(hole()[..., None] > 0, ramp(), np.float32(0))
     assert np.abs(FILLS[name](known, hole()) - ramp()).max() < worst
     assert np.abs(mean_colour(known, hole()) - ramp()).max() > 0.1

@@ -1,4 +1,4 @@
-"""The picture with which `make demo` ends."""
+"""The image that `make demo` writes at the end."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def test_photograph_with_hole_repaired_and_as_it_was_stand_side_by_side(tmp_path
     files = [save(tmp_path / "was.png", was), save(tmp_path / "m.png", mask), save(tmp_path / "now.png", now)]
     assert before_after.main([*files, str(tmp_path / "sheet.png")]) == 0
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
-    step = (sheet.shape[1] - WIDTH) // 2  # from one picture to the next
+    step = (sheet.shape[1] - WIDTH) // 2  # from one image to the next
     rows = sheet[-HEIGHT - 4 : -4]  # below the titles, above the last gap
     shown, repaired, before = (rows[:, left : left + WIDTH] for left in (0, step, 2 * step))
     assert np.array_equal(shown, np.where(mask[..., None] > 0, was, 255))

@@ -1,4 +1,4 @@
-"""The config: what is read, what is refused and in which words, and that no text at all ends in a traceback."""
+"""The config: what is accepted, what is refused with which message, and that no input ends in a traceback."""
 
 import itertools
 import re
@@ -36,7 +36,7 @@ KEYS = [
 
 @pytest.fixture
 def load(tmp_path):
-    """Loads a config of the given text (or bytes)."""
+    """Return a function that loads a config of the given text or bytes."""
 
     def load_text(text, *overrides, resume=False):
         path = tmp_path / "some.yml"
@@ -47,27 +47,27 @@ def load(tmp_path):
 
 
 def faults(*overrides, path=DEFAULT_CONFIG):
-    """The lines of the message that a config is refused with."""
+    """Return the lines of the message with which a config is refused."""
     with pytest.raises(UserError) as error:
         load_config(path, overrides)
     return str(error.value).split("\n")
 
 
 def fault(*overrides):
-    """The message that config.yml with these overrides is refused with: it must be of one line."""
+    """Return the message with which config.yml with these overrides is refused. Checks that it is one line."""
     lines = faults(*overrides)
     assert len(lines) == 1, lines
     return lines[0]
 
 
 def with_line(key, value):
-    """The text of config.yml with another value in the first line of a key."""
+    """Return the text of config.yml with another value in the first line with this key."""
     text, count = re.subn(rf"(?m)^([ -]+{key}:) [^#\n]*", rf"\1 {value} ", DEFAULT_TEXT, count=1)
     assert count == 1
     return text
 
 
-# --- what is read ----------------------------------------------------------------------------------------------
+# --- accepted values -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -86,7 +86,7 @@ def test_default_config_holds_what_its_issue_says():
 
 
 def comments_of(text):
-    """The comment behind each key of a config, by dotted path; of a list's items, by phases.KEY."""
+    """Return the comment after each key of a config by dotted path; for items of lists, by phases.KEY."""
     found, sections = {}, []
     for line in text.splitlines():
         match = re.fullmatch(r"( *)(- )?(\w+):[^#]*?(?:  # (.*)|# (.*))?", line)
@@ -111,7 +111,7 @@ def descriptions_of(model, prefix=""):
 def test_comments_of_config_yml_are_the_descriptions_of_the_schema():
     described = {**dict(descriptions_of(Config)), **dict(descriptions_of(PhaseConfig, "phases."))}
     comments = comments_of(DEFAULT_TEXT)
-    assert set(KEYS) <= set(comments)  # each has one
+    assert set(KEYS) <= set(comments)  # every key has a comment
     assert {key: described[key] for key in comments} == comments
 
 
@@ -163,7 +163,7 @@ def test_home_and_variables_are_expanded_in_every_path(monkeypatch):
 def test_holes_of_any_colour(load):
     assert load(with_line("hole", "'#fF0000'")).masks.hole == load_config(overrides=["masks.hole=#fF0000"]).masks.hole
     with pytest.raises(UserError, match="masks.hole: null must be black, white or a colour such as '#ff0000'"):
-        load(with_line("hole", "#ff0000"))  # without quotes YAML takes it for a comment
+        load(with_line("hole", "#ff0000"))  # without quotes YAML reads it as a comment
 
 
 def test_overrides_win_and_the_last_of_one_key_counts(load):
@@ -182,7 +182,7 @@ def test_a_config_file_says_only_what_differs(load):
     config = load("loss:\n  weights: {tv: 3}\nphases:\n  - {steps: 4, lr: 1e-3}\n", "run.seed=5")
     expected = load_config(overrides=["loss.weights.tv=3", "phases=[{steps: 4, lr: 1e-3}]", "run.seed=5"])
     assert config == expected
-    assert len(config.phases) == 1  # a list replaces another whole
+    assert len(config.phases) == 1  # a list replaces the previous list
 
 
 def test_an_override_of_one_phase_changes_no_other():
@@ -219,7 +219,7 @@ def test_aliases_merge_keys_and_a_byte_order_mark(load):
     assert (config.loss.weights.tv, config.loss.weights.valid) == (9, 1)
 
 
-# --- what is refused: each message names source, dotted path and value, and the nearest name ---------------------
+# --- refused values: each message has source, dotted path, value and the nearest name ----------------------------
 
 
 BAD_OVERRIDES = [
@@ -345,7 +345,7 @@ def test_every_key_must_be_there_and_of_its_type(load, key):
     start = occurrences[order]
     end = DEFAULT_TEXT.index("\n", start)
     without = DEFAULT_TEXT[:start] + DEFAULT_TEXT[end + 1 :]
-    if key in AS_BEFORE:  # newer than some runs: these go on as they were
+    if key in AS_BEFORE:  # newer than some runs, which then resume with the old behaviour
         assert at(config_to_dict(load(without, "data.crop_scale=[0.1, 1]", resume=True)), key) == AS_BEFORE[key]
     else:
         with pytest.raises(UserError) as error:
@@ -372,7 +372,7 @@ def test_every_section_must_be_there(load, section):
     with pytest.raises(UserError) as error:
         load(without, resume=True)
     message = str(error.value)
-    assert "\n" not in message  # its keys are not counted up one by one
+    assert "\n" not in message  # its keys are not listed one by one
     assert f"some.yml: {section}: " in message
     assert "missing" in message
 
@@ -429,7 +429,7 @@ def test_two_sources_of_values_that_do_not_go_together(load):
         load(DEFAULT_TEXT, "model.depth=9")
 
 
-# --- strange files ---------------------------------------------------------------------------------------------
+# --- unusual files ---------------------------------------------------------------------------------------------
 
 STRANGE = {
     "empty": ("", "sections run, data.*found null"),
@@ -479,7 +479,7 @@ def test_files_that_can_not_be_read(tmp_path, name):
         load_config(tmp_path / name)
 
 
-# --- written and read again ------------------------------------------------------------------------------------
+# --- round trip ------------------------------------------------------------------------------------------------
 
 
 def same_after_saving(config, path):
@@ -524,7 +524,7 @@ def test_any_config_that_loads_reads_back_the_same(tmp_path_factory, name, numbe
     assert same_after_saving(config, tmp_path_factory.getbasetemp() / "saved.yml")
 
 
-# --- no text ends in a traceback -------------------------------------------------------------------------------
+# --- no input ends in a traceback ------------------------------------------------------------------------------
 
 SCRAPS = st.sampled_from([
     "run:", "data", "seed: 1", "loss:\n  weights:", "\n", "\n  ", "- ", ": ", "[", "]", "{", "}", ", ", "&a ", "*a",
@@ -537,7 +537,7 @@ NAMES = st.sampled_from([*KEYS, *SECTIONS, "loss.weights", "run.", ".run", "", "
 
 
 def refusal(*arguments):
-    """The message that a config is refused with; None where it is one. Any other error is a fault."""
+    """Return the message with which a config is refused, or None if it is accepted. Any other error fails the test."""
     try:
         assert isinstance(load_config(*arguments), Config)
     except UserError as error:

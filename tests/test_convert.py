@@ -1,4 +1,4 @@
-"""convert.py as its users meet it."""
+"""convert.py on the command line."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def inputs():
 
 @pytest.fixture
 def published(tmp_path):
-    """A published checkpoint of another project."""
+    """Write a published checkpoint of another project."""
     path = tmp_path / "published.pth"
     torch.save({"model": foreign.weights(foreign.NAOTO, foreign.shapes(foreign.NAOTO, 2, 3))}, path)
     return path
@@ -91,7 +91,7 @@ def test_our_own_checkpoint_becomes_a_weights_file(tmp_path, capsys):
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 def test_exports_are_written(tmp_path, capsys, published, suffix, monkeypatch):
-    """What they compute is export's own test; here, that the right one gets the network that IN holds."""
+    """Checks that the right exporter gets the network of IN; test_export.py checks what the exports compute."""
     import model.export
 
     def export(name):

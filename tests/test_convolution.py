@@ -1,4 +1,4 @@
-"""The decoder's convolution of the upsampled map equals torch's, backward too, in every form."""
+"""The decoder's convolution of the upsampled map equals torch's in every form, including gradients."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_equals_the_convolution_of_the_concatenated_map(size, memory_format):
 
 
 def test_the_upsampling_kernel_by_hand():
-    """Of one weight [1 10 100] along a row: upsampling makes two pixels of one, which see it turned, one apart."""
+    """An input pixel becomes two, and each adds the flipped weight, one px apart. Weight along a row: [1 10 100]."""
     down, right = torch.tensor([1.0, 2, 4]), torch.tensor([1.0, 10, 100])
     kernel = upsampling_kernel(torch.outer(down, right).view(1, 1, 3, 3))
     assert torch.equal(kernel[0, 0], torch.outer(torch.tensor([4.0, 6, 3, 1]), torch.tensor([100.0, 110, 11, 1])))

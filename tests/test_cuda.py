@@ -1,4 +1,4 @@
-"""What needs a GPU: `make test-gpu`. Elsewhere these tests are skipped. The CPU twins stand beside what they test."""
+"""Tests that need a GPU (`make test-gpu`), skipped elsewhere. Their CPU twins are in the files of the tested code."""
 
 import copy
 
@@ -24,14 +24,14 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def plain_float32(monkeypatch):
-    """TF32 has ten bits: comparisons with a CPU want all of float32's."""
+    """Disable TF32, which has ten bits: comparisons with a CPU need full float32."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Sixteen pictures and eight masks of random content."""
+    """Write sixteen images and eight masks of random content."""
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     for name in ("images", "train", "val"):
@@ -116,7 +116,7 @@ def test_the_host_does_not_wait_between_two_records(world, tmp_path):
         state.scaler.scale(losses["total"]).backward()
         state.take_step(mean_losses([losses]))
 
-    step(batches[0])  # the first one makes the optimizer's state
+    step(batches[0])  # the first step creates the optimizer's state
     torch.cuda.set_sync_debug_mode("error")
     try:
         for batch in batches[1:]:

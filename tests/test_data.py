@@ -1,4 +1,4 @@
-"""Images and masks: which files are found, how they are read, in what order they come, and what chance does to them."""
+"""Images and masks: file search, decoding, order, and random augmentation."""
 
 import math
 import multiprocessing
@@ -31,16 +31,16 @@ from utils.config import load_config
 from utils.errors import UserError, message_of
 
 PROJECT = Path(__file__).resolve().parent.parent
-COLOURS = [(20 * i + 10, 240 - 20 * i, 7 * i) for i in range(11)]  # of the images of `world`: each has its own
+COLOURS = [(20 * i + 10, 240 - 20 * i, 7 * i) for i in range(11)]  # of the images of `world`, one each
 
 
 def floats(sample):
-    """Image and mask as a batch has them."""
+    """Return image and mask as floats, as in a batch."""
     return as_floats(sample.image, sample.mask)
 
 
 def save(path, colour=(200, 100, 50), size=(40, 30), mode="RGB", **options):
-    """Write an image of one colour; its folders too. Returns the path."""
+    """Write an image of one colour, creating its folders. Returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, colour).save(path, **options)
     return path
@@ -60,7 +60,7 @@ def some_masks(folder, count=5, size=48):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A folder with 11 images for training, each of its own colour, 4 for validation, and masks."""
+    """Write 11 training images of different colours, 4 validation images, and masks."""
     root = tmp_path_factory.mktemp("world")
     for i, colour in enumerate(COLOURS):
         save(root / f"train/{i:02}.png", colour, size=(50 + i, 40))
@@ -73,7 +73,7 @@ def world(tmp_path_factory):
 
 
 def config_of(root, *overrides):
-    """The config of a small training with the images and masks below `root`."""
+    """Return the config of a small training run with the images and masks below `root`."""
     places = {
         "data.train": root / "train",
         "data.val": root / "val",
@@ -96,7 +96,7 @@ def same(batches, others):
     )
 
 
-# --- which files -----------------------------------------------------------------------------------------------
+# --- file search -----------------------------------------------------------------------------------------------
 
 
 def test_a_folder_is_searched_to_any_depth(tmp_path):
@@ -124,8 +124,8 @@ def test_links_are_followed_each_real_folder_once(tmp_path):
     os.symlink(tmp_path / "outside", root / "x")
     os.symlink(tmp_path / "outside", root / "y")
     os.symlink(root / "a/1.png", root / "3.png")
-    os.symlink(root / "nowhere.png", root / "4.png")  # a link to nothing is no image
-    os.mkfifo(root / "5.png")  # a pipe neither: opening it would wait for ever
+    os.symlink(root / "nowhere.png", root / "4.png")  # a dangling link is not an image
+    os.mkfifo(root / "5.png")  # nor is a pipe: opening it would block forever
     assert find_images(str(root), "data.train") == [str(root / name) for name in ("3.png", "a/1.png", "x/2.png")]
 
 
@@ -165,7 +165,7 @@ def test_lists_of_paths(tmp_path, monkeypatch, kind):
     for name in names:
         save(tmp_path / "place" / name)
     (tmp_path / "place/list.txt").write_bytes(text.encode("utf-8"))
-    monkeypatch.chdir(tmp_path)  # relative to the list, not to where we are
+    monkeypatch.chdir(tmp_path)  # paths are relative to the list, not to the current folder
     assert find_images("place/list.txt", "data.train") == [os.path.join("place", name) for name in names]
 
 
@@ -182,7 +182,7 @@ def test_a_list_of_absolute_paths(tmp_path):
         (b"\n \n", "the list .*list.txt is empty"),
         (b"a.jpg\nnotes.txt\n", "line 2: not the path of an image: 'notes.txt'"),
         (b"a.jpg\n12\n", "line 2: not the path of an image: '12'"),
-        (b"\xff\xd8\xff\xe0", "not a text file of paths"),  # someone named an image
+        (b"\xff\xd8\xff\xe0", "not a text file of paths"),  # the user named an image
         (b"none.jpg\na.jpg\n", "no image .*/none.jpg, the first of .*list.txt; paths are relative to the list"),
         (b"/none.jpg 1\n", "no image .*/none.jpg, the first of"),
     ],
@@ -238,7 +238,7 @@ def test_no_position_outside_of_the_range(position, count):
 
 
 def deviation(counts, cells):
-    """How far counts are from equal ones: chi-square, in standard deviations from its mean."""
+    """Return the deviation of counts from equal ones: chi-square, in standard deviations from its mean."""
     mean = counts.total() / cells
     chi = sum((count - mean) ** 2 for count in counts.values()) / mean + (cells - len(counts)) * mean
     return (chi - (cells - 1)) / math.sqrt(2 * (cells - 1))
@@ -326,7 +326,7 @@ def test_a_palette_image_has_the_colours_of_its_palette(world, tmp_path):
 def test_a_camera_that_was_held_sideways(world, tmp_path):
     upright = Image.fromarray(noise(32, 32))
     exif = Image.Exif()
-    exif[0x0112] = 6  # the viewer turns it by 90° clockwise
+    exif[0x0112] = 6  # the viewer rotates it by 90° clockwise
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     upright.save(tmp_path / "a/x.png")
@@ -336,7 +336,7 @@ def test_a_camera_that_was_held_sideways(world, tmp_path):
 
 
 def odd_masks(folder, hole):
-    """Masks as people have them: JPEG, grey edges, alpha, not square, larger and smaller, 16 bits; a third is hole."""
+    """Write typical masks: JPEG, grey edges, alpha, not square, larger, smaller, 16 bits. A third of each is hole."""
     folder.mkdir(parents=True)
     for i, (height, width) in enumerate([(100, 37), (31, 33), (32, 32), (200, 300)]):
         grey = np.full((height, width), 255, np.uint8)
@@ -364,7 +364,7 @@ def test_masks_of_any_kind_come_out_0_or_1(world, tmp_path, augment):
             assert mask.dtype == torch.float32
             assert set(mask.unique().tolist()) <= {0.0, 1.0}
         assert 0.5 < torch.stack(results[hole][:16]).mean() < 0.75
-    # Black noise under JPEG is not white noise: a soft edge may fall by a pixel.
+    # JPEG noise differs between black and white holes, so soft edges may move by a pixel.
     agreement = [(one == two).float().mean() for one, two in zip(results["black"], results["white"], strict=True)]
     assert min(agreement) > 0.9
 
@@ -376,7 +376,7 @@ def test_masks_are_fitted_with_nearest_neighbour(world):
     wide[:, 9:41] = mask
     assert np.array_equal(fit_mask(wide, 32), mask)
     assert np.array_equal(fit_mask(mask.repeat(2, 0).repeat(2, 1), 32), mask)
-    halved = fit_mask(mask, 16)  # nearest neighbour: every second pixel as it is, no mean of several
+    halved = fit_mask(mask, 16)  # nearest neighbour: keeps every second pixel, does not average
     assert any(np.array_equal(halved, mask[y::2, x::2]) for y in (0, 1) for x in (0, 1))
 
 
@@ -395,7 +395,7 @@ def test_a_mask_without_a_valid_pixel_is_named(world, tmp_path):
 
 @pytest.fixture(scope="module")
 def reference(world):
-    """Batches 0 to 5, sample by sample, without a loader."""
+    """Return batches 0 to 5, computed sample by sample without a loader."""
     samples = training_samples(config_of(world))
     batches = []
     for step in range(6):
@@ -413,7 +413,7 @@ def test_batches_do_not_depend_on_workers_nor_on_where_they_start(world, referen
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_batch_holds_its_samples_pixel_by_pixel(world, workers):
-    config = config_of(world, f"data.train={world / 'val'}", f"data.workers={workers}")  # images of noise
+    config = config_of(world, f"data.train={world / 'val'}", f"data.workers={workers}")  # noise images
     samples, pairs = training_samples(config), validation_pairs(config)
     for batch, data in ((batches(config, 1, 2)[0], samples), (list(validation_batches(pairs, config))[1], pairs)):
         assert same(
@@ -559,7 +559,7 @@ sys.exit(main([]))
 def test_workers_serve_the_last_step_after_a_signal_to_all_processes(world, reference):
     config = config_of(world, "data.workers=2")
     loader = iter(training_batches(training_samples(config), config, 0, 6))
-    seen = [next(loader), next(loader)]  # both workers have begun
+    seen = [next(loader), next(loader)]  # both workers have started
     for worker in multiprocessing.active_children():
         os.kill(worker.pid, signal.SIGTERM)
         os.kill(worker.pid, signal.SIGINT)
@@ -599,17 +599,17 @@ def test_fewer_images_meet_several_masks(world):
 
 
 def ramp(width, height):
-    """Red tells how far right a pixel lies, green how far down, from 0 to 255."""
+    """Return an image whose red encodes the column and green the row, from 0 to 255."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([x, y, 0 * x], 2).round().astype(np.uint8))
 
 
 def box_of(crop):
-    """Where a crop of `ramp` came from: (left, top, right, bottom) from 0 to 1; left > right where it is mirrored."""
+    """Return where a crop of `ramp` came from: (left, top, right, bottom) in [0,1]; left > right if mirrored."""
     pixels = np.asarray(crop).astype(float) / 255
     size = len(pixels)
     red, green = pixels[..., 0].mean(0), pixels[..., 1].mean(1)
-    low, high = size // 8, size - 1 - size // 8  # the very edges are blurred
+    low, high = size // 8, size - 1 - size // 8  # the outermost pixels are blurred
     edges = []
     for row in (red, green):
         slope = (row[high] - row[low]) / (high - low)
@@ -640,14 +640,14 @@ def test_a_sample_shows_the_share_and_the_shape_that_it_should(world, tmp_path, 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_sample_of_a_large_turned_jpeg_shows_what_one_of_the_upright_picture_shows(world, tmp_path, orientation):
-    """The JPEG is decoded at a quarter or an eighth, the PNG whole: the parts are the same to half a pixel of that."""
+    """The JPEG is decoded at a quarter or an eighth, the PNG at full size; crops agree to half a decoded pixel."""
     upright = ramp(500, 370)
     for name in "ab":
         (tmp_path / name).mkdir()
     upright.save(tmp_path / "a/x.png")
     exif = Image.Exif()
     exif[0x0112] = orientation
-    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # numbers of Pillow's transpositions
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # numbers of Pillow's transpose methods
     stored = upright.transpose(Image.Transpose(undo[orientation])) if orientation > 1 else upright
     stored.save(tmp_path / "b/x.jpg", exif=exif, quality=95)
     pairs = [training_samples(config_of(world, f"data.train={tmp_path / name}")) for name in "ab"]
@@ -701,11 +701,11 @@ def test_sides_of_parts_by_hand():
         sides = boxes[:, 2] - boxes[:, 0]
         assert (sides.min(), sides.max()) == (low, high)
         assert abs(sides.mean() - (low + high) / 2) < 1
-        assert boxes[:, 0].min() < 5  # of any place
+        assert boxes[:, 0].min() < 5  # crops occur everywhere
         assert boxes[:, 1].min() < 5
         assert boxes[:, 2].max() > 195
         assert boxes[:, 3].max() > 145
-    for unit in ("px", "image_size"):  # a small picture limits them
+    for unit in ("px", "image_size"):  # a small image limits the crop
         assert parts(3, 30, 20, (64, 64), unit, 64)[0][1::2] == (0, 20)
 
 
@@ -722,7 +722,7 @@ def test_a_sample_of_image_size_is_cut_out_of_the_picture_as_it_is(world, tmp_pa
 
 
 def test_the_size_of_a_crop_is_that_of_its_phase(world, tmp_path):
-    """Red of a ramp tells how wide a sample's part of the picture is."""
+    """The red of a ramp encodes the width of the crop."""
     ramp(255, 255).save(tmp_path / "a.png")
     phases = "phases=[{steps: 1, lr: 1}, {steps: 1, lr: 1, image_size: 64, crop_scale: [2, 2]}]"
     overrides = (f"data.train={tmp_path}", "data.crop_unit=image_size", "data.crop_scale=[1, 1]", phases)
@@ -735,12 +735,12 @@ def test_the_size_of_a_crop_is_that_of_its_phase(world, tmp_path):
 @settings(max_examples=200, deadline=None)
 @given(height=st.integers(8, 90), width=st.integers(8, 90), size=st.sampled_from([16, 64]))
 def test_resized_as_pillow_resizes(height, width, size):
-    pixels = noise(height, width, height) // 2 + 64  # so that nothing overshoots and is cut off
+    pixels = noise(height, width, height) // 2 + 64  # so that overshoots are not clipped
     wanted = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)).astype(int)
     result = resized(pixels, size)
     assert result.shape == (size, size, 3)
     assert result.dtype == np.uint8
-    assert abs(result - wanted).max() <= 3  # of rounding in between
+    assert abs(result - wanted).max() <= 3  # intermediate rounding
     assert abs(result - wanted).mean() < 0.4
     assert np.array_equal(resized(np.full_like(pixels, 201), size), np.full((size, size, 3), 201))
 
@@ -750,7 +750,7 @@ def test_centre_crop_is_the_largest_square_in_the_middle():
     assert (left, top, right, bottom) == pytest.approx((0.25, 0, 0.75, 1), abs=0.01)
 
 
-# --- random changes of masks -----------------------------------------------------------------------------------
+# --- mask augmentation -----------------------------------------------------------------------------------------
 
 
 def augmented(mask, seed, size=256, dilate=(0, 0)):
@@ -758,7 +758,7 @@ def augmented(mask, seed, size=256, dilate=(0, 0)):
 
 
 def discs(size, *circles):
-    """A mask (size,size) with round holes: x, y, radius in px."""
+    """Return a mask (size,size) with round holes, each (x, y, radius) in px."""
     mask = np.ones((size, size), np.uint8)
     for x, y, radius in circles:
         cv2.circle(mask, (x, y), radius, 0, -1)
@@ -766,7 +766,7 @@ def discs(size, *circles):
 
 
 def test_augmentation_keeps_shapes():
-    """Three discs stay round, and their triangle stays similar: turned, moved, zoomed by 1/1 to 1/0.7, mirrored."""
+    """Three discs stay round, and their triangle stays similar: rotated, shifted, zoomed by 1 to 1/0.7, mirrored."""
     circles = ((256, 226, 24), (300, 266, 16), (236, 286, 10))
     mask = discs(512, *circles)
     corners = np.array([circle[:2] for circle in circles], float)
@@ -776,7 +776,7 @@ def test_augmentation_keeps_shapes():
         count, _, stats, centres = cv2.connectedComponentsWithStats(holes)
         boxes = stats[1:]
         if count != 4 or (boxes[:, :2] == 0).any() or (boxes[:, :2] + boxes[:, 2:4] == 256).any():
-            continue  # a disc cut off
+            continue  # a disc is cut off
         largest_first = np.argsort(-boxes[:, 4])
         found = centres[1:][largest_first]
         sides = [np.linalg.norm(np.roll(points, 1, 0) - points, axis=1) for points in (found, corners)]
@@ -787,7 +787,7 @@ def test_augmentation_keeps_shapes():
             assert abs(across - (2 * radius + 1) * zoom.mean()) <= 2
             assert area == pytest.approx(math.pi * (radius + 0.3) ** 2 * zoom.mean() ** 2, rel=0.15)
         (x1, y1), (x2, y2) = found[1] - found[0], found[2] - found[0]
-        zooms.append(2 * zoom.mean())  # the crop has half the mask's pixels
+        zooms.append(2 * zoom.mean())  # the crop has half as many pixels per side as the mask
         mirrored.append(x1 * y2 < x2 * y1)
         angles.append(math.atan2(y1, x1))
         places.append(found.mean(0))
@@ -816,7 +816,7 @@ def test_dilation_is_by_a_square_of_so_many_px_at_512(size):
         holes = (augmented(speck, seed, size=512, dilate=(18, 18)) == 0).astype(np.uint8)
         areas.append(int(holes.sum()))
         (_, (across, down), _) = cv2.minAreaRect(cv2.findNonZero(holes))
-        assert abs(across - down) <= 2  # a square, turned
+        assert abs(across - down) <= 2  # a rotated square
     assert 18**2 * 0.9 < min(areas) < max(areas) < 18**2 / 0.7**2 * 1.1
 
 
@@ -852,7 +852,7 @@ def own_scale(mask, seed, size=128):
 
 
 def test_at_its_own_scale_holes_stay_as_wide_as_they_are():
-    """Bars of 20 px in a mask of 256: 20 / 1.2 to 20 / 0.85 px wide in a sample of 128, whatever their direction."""
+    """Bars of 20 px in a mask of 256 become 20 / 1.2 to 20 / 0.85 px wide in a sample of 128, in any direction."""
     mask = np.ones((256, 256), np.uint8)
     mask[:, 30:50] = mask[:, 118:138] = mask[:, 206:226] = 0
     widths = []
@@ -860,7 +860,7 @@ def test_at_its_own_scale_holes_stay_as_wide_as_they_are():
         part = own_scale(mask, seed)
         assert part.shape == (128, 128)
         depth = cv2.distanceTransform(1 - part, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        widths.append(2 * depth[24:-24, 24:-24].max() - 1)  # far from the edge, beyond which nothing valid is seen
+        widths.append(2 * depth[24:-24, 24:-24].max() - 1)  # away from the edge, beyond which there are no valid pixels
     assert 15.5 < min(widths) < 18
     assert 22 < max(widths) < 25
 

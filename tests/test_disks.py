@@ -1,4 +1,4 @@
-"""Disks that can less, names that look alike, folders in which two write at once, machines that are too small."""
+"""File systems with limits, similar file names, concurrent writers, small machines."""
 
 import errno
 import os
@@ -80,12 +80,12 @@ def to_weights(tmp_path, name="b.safetensors"):
     return run(convert, tmp_path / "a.safetensors", tmp_path / name)
 
 
-# --- folders that can't be synced ----------------------------------------------------------------------------------
+# --- folders without fsync -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.EIO, errno.EBADF])
 def test_a_folder_need_not_be_synced(tmp_path, monkeypatch, code):
-    """As on shared folders of virtual machines, Samba, WSL."""
+    """Shared folders of virtual machines, Samba and WSL behave so."""
     fsync = os.fsync
 
     def files_alone(descriptor):
@@ -193,7 +193,7 @@ def test_what_training_leaves_out_is_told(tmp_path, capsys):
     assert "b.gif" in capsys.readouterr().err
 
 
-# --- two at once ---------------------------------------------------------------------------------------------------
+# --- concurrent writers --------------------------------------------------------------------------------------------
 
 
 def contents(folder):
@@ -236,7 +236,7 @@ def test_a_histogram_replaces_nothing_but_a_histogram(tmp_path, capsys):
         assert run(masks, "--stats", tmp_path / "masks", "--out", tmp_path / "new.png") == 0
 
 
-# --- too small a machine ---------------------------------------------------------------------------------------------
+# --- small machines --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Several processes: what they compute is what one computes, and what ends one ends all."""
+"""Several processes: they compute what one process computes, and they stop together."""
 
 import contextlib
 import multiprocessing
@@ -45,7 +45,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 STEPS = 20
 CPU = torch.device("cpu")
 
-# main.py as a script that can be given faults, and float64 to compute in.
+# main.py as a script, with faults injected, optionally in float64.
 SCRIPT = """
 import os, signal, sys
 sys.path.insert(0, {project!r})
@@ -60,7 +60,7 @@ as_floats = data.loader.as_floats
 data.loader.as_floats = lambda *args: tuple(tensor.double() for tensor in as_floats(*args))
 torch.set_default_dtype(torch.float64)
 """
-# Does something behind one step, in one process.
+# Run a statement after one step on one rank.
 AT_STEP = """
 import training.state
 take_step = training.state.TrainState.take_step
@@ -70,7 +70,7 @@ def at_step(self, losses):
         {act}
 training.state.TrainState.take_step = at_step
 """
-# Each checkpoint is told of by the process that writes it.
+# Print which process writes each checkpoint.
 SAVED_BY = """
 import training.run_folder
 save = training.run_folder.RunFolder.save_checkpoint
@@ -89,7 +89,7 @@ loss.InpaintingLoss.forward = broken
 """
 
 
-# --- in one process for each rank, without torchrun ------------------------------------------------------------
+# --- one forked process per rank, without torchrun -------------------------------------------------------------
 
 
 def run_rank(work, rank, count, meeting, results):
@@ -103,7 +103,7 @@ def run_rank(work, rank, count, meeting, results):
 
 
 def on_ranks(work, count, folder):
-    """What work(rank, count) returns, by rank, in processes that can talk to each other."""
+    """Return the results of work(rank, count) by rank, each computed in a process of one process group."""
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     arguments = [(work, rank, count, folder / "meeting", results) for rank in range(count)]
@@ -120,7 +120,7 @@ def on_ranks(work, count, folder):
 
 
 def plain(tensors):
-    """Lists: tensors would be sent between processes by shared files."""
+    """Return lists: tensors would be sent between processes through shared files."""
     return [tensor.tolist() for tensor in tensors]
 
 
@@ -160,8 +160,8 @@ def test_processes_that_start_again_see_nothing_of_those_before():
         return store.add("sum", 10**number)
 
     with ThreadPoolExecutor(3) as pool:
-        for first_comes_last in (0.0, 0.0, 0.3, 1.5):  # in seconds; the others then find what is no longer answered
-            # All three came to one place, where nobody had added before.
+        for first_comes_last in (0.0, 0.0, 0.3, 1.5):  # seconds; then the others read a stale name first
+            # All three met in one store, to which nothing had been added before.
             assert max(pool.map(meet, range(3), (first_comes_last, 0.0, 0.1))) == 111
 
 
@@ -169,12 +169,12 @@ def test_processes_that_start_again_see_nothing_of_those_before():
 @pytest.mark.parametrize("tracked", [True, False])
 def test_batch_norm_of_two_processes_is_that_of_the_whole_batch(tmp_path, momentum, tracked):
     torch.manual_seed(0)
-    # Far from 0, as float64: a variance as a difference of squares would lose half its digits.
+    # Far from 0, in float64: computing the variance as a difference of squares would lose half the digits.
     x = 1e5 + torch.randn(3, 4, 5, 6, 2, dtype=torch.float64)  # three batches (4,5,6,2)
     weight = torch.randn(x.shape, dtype=torch.float64)  # of each output in the loss
 
     def passes(bn, x, weight, scale):
-        """Three steps of training, then evaluation; the last gradients."""
+        """Train for three steps, then evaluate. Returns outputs, last gradients and state."""
         for batch, w in zip(x, weight):
             batch = batch.clone().requires_grad_()
             bn.zero_grad()
@@ -195,7 +195,7 @@ def test_batch_norm_of_two_processes_is_that_of_the_whole_batch(tmp_path, moment
         bn = nn.Sequential(new())
         bn = synchronise_batch_norm(bn, CPU)
         share = slice(2 * rank, 2 * rank + 2)
-        # The loss is the mean over the processes: each has its own, of half the batch.
+        # The loss is the mean over the ranks, and each rank has the loss of half the batch.
         return plain(passes(bn[0], x[:, share], weight[:, share], 2.0))
 
     first, second = on_ranks(work, 2, tmp_path)
@@ -214,9 +214,9 @@ def test_batch_norm_of_two_processes_is_that_of_the_whole_batch(tmp_path, moment
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_batch_norm_of_half_types_counts_in_float32(tmp_path, dtype):
-    """As torch's own does: the values are half, weights and statistics are not."""
+    """As in torch's own batch norm, values are half precision; weights and statistics are not."""
     torch.manual_seed(0)
-    x = (5 + torch.randn(4, 3, 64, 64)).to(dtype)  # 8192 values a channel and process: bfloat16 adds up to 256 ones
+    x = (5 + torch.randn(4, 3, 64, 64)).to(dtype)  # 8192 values per channel and rank; bfloat16 counts only to 256
     weight = torch.randn(x.shape)
 
     def passes(bn, x, weight, scale):
@@ -231,15 +231,15 @@ def test_batch_norm_of_half_types_counts_in_float32(tmp_path, dtype):
         net = nn.Sequential(nn.BatchNorm2d(3))
         net = synchronise_batch_norm(net, CPU)
         share = slice(2 * rank, 2 * rank + 2)
-        return plain(passes(net[0], x[share], weight[share], 2.0))  # the loss is the mean over the processes
+        return plain(passes(net[0], x[share], weight[share], 2.0))  # the loss is the mean over the ranks
 
     found = [torch.tensor(parts) for parts in zip(*on_ranks(work, 2, tmp_path))]
     wanted = passes(nn.BatchNorm2d(3), x, weight, 1.0)
     for ours, theirs in zip(found[:2], wanted[:2]):  # statistics
         torch.testing.assert_close(ours, torch.stack([theirs, theirs]), rtol=1e-5, atol=1e-6)
-    for ours, theirs in zip(found[3:5], wanted[3:5]):  # gradients of what is float32
+    for ours, theirs in zip(found[3:5], wanted[3:5]):  # float32 gradients
         torch.testing.assert_close(ours.mean(0), theirs, rtol=1e-4, atol=0.01)
-    for ours, theirs in ((found[2], wanted[2]), (found[5] / 2, wanted[5])):  # what is half
+    for ours, theirs in ((found[2], wanted[2]), (found[5] / 2, wanted[5])):  # half-precision tensors
         step = 2 * torch.finfo(dtype).eps
         torch.testing.assert_close(ours.flatten(0, 1), theirs, rtol=step, atol=step)
 
@@ -264,7 +264,7 @@ def test_settled_statistics_are_those_of_one_process(tmp_path):
             assert ours[key] == pytest.approx(whole[key], rel=1e-5), key
 
 
-# --- who gets which samples --------------------------------------------------------------------------------------
+# --- distribution of samples -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3])
@@ -298,11 +298,11 @@ def test_a_batch_that_can_not_be_shared_is_refused():
         check_batches(config, Schedule(config), 4)
 
 
-# --- whole runs ----------------------------------------------------------------------------------------------------
+# --- complete runs -------------------------------------------------------------------------------------------------
 
 
 def arguments(folder, run, *more):
-    """A run of STEPS steps whose batches four processes can share; fine-tuning has all terms of the loss."""
+    """Return arguments of a run of STEPS steps with batches for four ranks and all loss terms in fine-tuning."""
     steps = ("phases.0.steps=14", f"phases.1.steps={STEPS - 14}", "phases.1.settle_batches=3")
     loss = "phases.1.loss_weights={perceptual: 0.05, style: 120}"
     every = ("train.eval_every=10", "train.save_every=10")
@@ -311,7 +311,7 @@ def arguments(folder, run, *more):
 
 
 def launch(count, args, change="", script=None, restarts=0):
-    """main.py, changed, by so many processes of torchrun; by one, without torchrun."""
+    """Start main.py with the given code change, under torchrun if count > 1."""
     script = script or Path(args[0].partition("=")[2] + ".py")
     script.write_text(SCRIPT.format(project=str(PROJECT), change=change))
     torchrun = [
@@ -328,7 +328,7 @@ def launch(count, args, change="", script=None, restarts=0):
 
 
 def finish(process, timeout=120):
-    """Exit code, stdout and stderr of a process. It is killed where it takes longer."""
+    """Return exit code, stdout and stderr of a process. It is killed after the timeout."""
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -342,7 +342,7 @@ def children(pid):
 
 
 def kill(process):
-    """End a process, and those that it started as torchrun."""
+    """Kill a process and its children (torchrun's ranks)."""
     for pid in [*children(process.pid), process.pid]:
         os.kill(pid, signal.SIGKILL)
     process.communicate()
@@ -355,7 +355,7 @@ def train(count, args, change="", restarts=0):
 
 
 def difference_of_weights(run, other, kind="model"):
-    """The largest difference of two tensors of the same name, relative to the largest value there."""
+    """Return the largest difference between tensors of the same name, relative to the largest value in the tensor."""
     ours, theirs = (load_checkpoint(each.last)[kind] for each in (run, other))
     assert ours.keys() == theirs.keys()
     largest = {key: value.abs().max().clamp(min=1e-30) for key, value in theirs.items()}  # hole_radius may be 0
@@ -363,7 +363,7 @@ def difference_of_weights(run, other, kind="model"):
 
 
 def difference_of_records(run, other):
-    """The largest relative difference of any number in metrics.jsonl but the speed."""
+    """Return the largest relative difference between numbers in metrics.jsonl, without the speed."""
     differences = []
     for ours, theirs in zip(records(run), records(other), strict=True):
         assert ours.keys() == theirs.keys()
@@ -372,7 +372,7 @@ def difference_of_records(run, other):
 
 
 def assert_same_pictures(run, other):
-    """But for rounding to 8 bits."""
+    """Compares up to rounding to 8 bits."""
     for ours, theirs in zip(sorted(run.samples.iterdir()), sorted(other.samples.iterdir()), strict=True):
         difference = np.asarray(Image.open(ours)).astype(int) - np.asarray(Image.open(theirs))
         assert abs(difference).max() <= 1
@@ -380,7 +380,7 @@ def assert_same_pictures(run, other):
 
 @pytest.fixture(scope="module")
 def alone(folder, tmp_path_factory):
-    """The run of one process that nothing interrupts, in float32."""
+    """Return an uninterrupted run of one process in float32."""
     run = RunFolder(tmp_path_factory.mktemp("alone") / "run")
     run_main(*arguments(folder, run.path))
     return run
@@ -390,7 +390,7 @@ def alone(folder, tmp_path_factory):
 @pytest.mark.parametrize(
     ("change", "rel", "counts", "more"),
     [
-        # Adam does not tell a gradient from its double: SGD does.
+        # Adam is invariant to the scale of gradients; SGD is not.
         (IN_FLOAT64, 1e-8, (1, 2, 4), ["train.accumulate=2", "optim.name=SGD", "phases.0.lr=1e-5"]),
         ("", 1e-3, (1, 4), []),
     ],
@@ -430,7 +430,7 @@ def test_phases_by_two_processes_are_those_of_one_resumed_at_their_boundaries(fo
     more = (PHASES, "model.depth=2", "train.eval_every=4")
     one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
     run_main(*arguments(folder, one.path, *more))
-    # Two processes stop where the second phase is to begin, one where the third is.
+    # Two processes stop where the second phase begins, one where the third begins.
     for count, last in ((2, 6), (1, 12), (2, 18)):
         stop = AT_STEP.format(rank=count - 1, step=last, act="os.kill(os.getpid(), signal.SIGTERM)")
         words = arguments(folder, two.path, *more) if last == 6 else ["--resume", str(two.path)]
@@ -443,29 +443,29 @@ def test_phases_by_two_processes_are_those_of_one_resumed_at_their_boundaries(fo
 @pytest.mark.slow
 def test_two_processes_compute_what_one_does_in_bfloat16(folder, tmp_path):
     runs = [RunFolder(tmp_path / str(count)) for count in (1, 2)]
-    # SGD, as Adam takes whole steps for gradients whose sign is a matter of rounding.
+    # SGD, because Adam takes full steps for gradients whose sign is only rounding error.
     few = ("phases.0.steps=6", "phases.1.steps=3", "optim.name=SGD", "phases.0.lr=1e-5")
     for count, run in zip((1, 2), runs):
         train(count, arguments(folder, run.path, *few, "train.amp=bf16"))
     of_weights, of_records = difference_of_weights(runs[1], runs[0]), difference_of_records(runs[1], runs[0])
     print(f"weights differ by {of_weights:.1e}, records by {of_records:.1e}")
-    assert of_weights <= 0.1  # of biases, sums that cancel
+    assert of_weights <= 0.1  # biases, which are sums that cancel
     assert of_records <= 0.01
 
 
 def test_accumulated_parts_give_the_step_of_the_whole_batch(folder, tmp_path, monkeypatch):
-    # In evaluation mode batch norm sees each sample by itself. SGD, as Adam does not tell a gradient from its double.
+    # In evaluation mode batch norm is per sample. SGD, because Adam is invariant to the scale of gradients.
     monkeypatch.setattr(PConvUNet, "train", lambda net, mode=True: nn.Module.train(net, False))
     runs = [RunFolder(tmp_path / str(parts)) for parts in (1, 4)]
     for parts, run in zip((1, 4), runs):
         few = (*WITH_VGG, "phases.0.steps=2", "phases.1.steps=0", "optim.name=SGD", "phases.0.lr=1e-5")
         assert training.main(arguments(folder, run.path, *few, f"train.accumulate={parts}")) == 0
-    assert difference_of_weights(runs[1], runs[0]) <= 2e-4  # of biases, sums that cancel; weights come to 4e-6
+    assert difference_of_weights(runs[1], runs[0]) <= 2e-4  # biases, which are sums that cancel; weights reach 4e-6
     assert difference_of_records(runs[1], runs[0]) <= 1e-5
     start = torch.load(runs[0].checkpoints / "step_00000000.pt", weights_only=True)["model"]
     trained = {key: tensor for key, tensor in weights(runs[0]).items() if key != "hole_radius"}
     moved = [(tensor - start[key]).abs().max() / tensor.abs().max() for key, tensor in trained.items()]
-    assert max(moved) > 1e-3  # else anything would be close
+    assert max(moved) > 1e-3  # otherwise the test could not fail
 
 
 def test_the_parts_of_a_batch_are_told_in_the_config():
@@ -487,7 +487,7 @@ def test_validation_is_split_evenly_and_wholly(folder, tmp_path):
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(folder, alone, tmp_path):
     run = RunFolder(tmp_path / "run")
-    # Step 10 by two processes, then step 15, in the middle of fine-tuning, by four, and the rest by one.
+    # Two processes until step 10, four until step 15, in the middle of fine-tuning, then one.
     for count, last in ((2, 10), (4, 15), (1, STEPS)):
         stop = AT_STEP.format(rank=min(1, count - 1), step=last, act="os.kill(os.getpid(), signal.SIGTERM)")
         more = arguments(folder, run.path) if count == 2 else ["--resume", str(run.path)]
@@ -504,7 +504,7 @@ def test_a_run_goes_on_with_another_number_of_processes(folder, alone, tmp_path)
 
 @contextlib.contextmanager
 def begun(folder, run, count, *more):
-    """A long run of so many processes, which has told of a step: torchrun's process, and the numbers of its own."""
+    """Start a long run with `count` ranks, wait for its first record, yield torchrun's process and the ranks' pids."""
     long = ("phases.0.steps=100000", "train.eval_every=100000", "train.save_every=1", "train.keep_checkpoints=3")
     torchrun = launch(count, arguments(folder, run.path, *long, *more))
     try:
@@ -559,7 +559,7 @@ def test_a_killed_process_brings_the_run_down_with_one_message(folder, tmp_path)
     assert time.monotonic() - began < 30
     assert code != 0
     assert err.count("error: ") == err.count("error: another process of this run has ended") == 1, err
-    assert "exitcode  : -9" in err  # torchrun's own words
+    assert "exitcode  : -9" in err  # torchrun's own message
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
     assert "stopped at step" not in out
     assert torch.load(run.last, weights_only=True)["step"] > 0
@@ -577,7 +577,7 @@ def test_a_killed_process_brings_the_run_down_with_one_message(folder, tmp_path)
 def test_an_error_is_told_once(folder, tmp_path, change, more, message):
     code, _, err = finish(launch(2, arguments(folder, tmp_path / "run", *more), change))
     assert code != 0
-    lines = re.findall("error: .*", err)  # maybe behind the progress bar of another process
+    lines = re.findall("error: .*", err)  # may follow the progress bar of another process on the line
     assert len(lines) == 1, err
     assert re.search(message, lines[0])
     assert "gloo" not in err
@@ -594,7 +594,7 @@ def test_torchrun_restarts_a_run_from_its_last_checkpoint(folder, tmp_path):
     out, _ = train(2, arguments(folder, runs[1].path, *more), once, restarts=1)
     assert "step 0 to 20" in out
     assert "step 15 to 20" in out
-    assert difference_of_weights(runs[1], runs[0]) <= 0  # to the last bit
+    assert difference_of_weights(runs[1], runs[0]) <= 0  # bit for bit
     assert difference_of_records(runs[1], runs[0]) <= 0
 
 
@@ -605,5 +605,5 @@ def test_a_start_anew_goes_on_only_when_torchrun_restarts(folder, tmp_path, monk
     assert training.main(arguments(folder, run.path, *few)) == 0
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
     assert training.main(arguments(folder, run.path, *few)) == 1 - int(count)
-    assert training.main(arguments(folder, run.path, *few, "run.seed=1")) == 1  # another run's folder
+    assert training.main(arguments(folder, run.path, *few, "run.seed=1")) == 1  # the folder belongs to another run
     assert "is not empty" in capsys.readouterr().err

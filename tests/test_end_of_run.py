@@ -1,4 +1,4 @@
-"""What a run ends with: its best or its last network, never one that is not finite; and when it will end."""
+"""End of a run: it exports the best or the last network, never a non-finite one, and estimates its duration."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from training.run_folder import RunFolder
 from utils.checkpoint import load_checkpoint
 from utils.config import DEFAULT_CONFIG, load_config
 
-# The second phase ruins what the first has learnt.
+# The second phase undoes what the first has learnt.
 WORSE = ("train.eval_every=2", "phases.0.lr=2e-3", "phases.1.lr=0.3")
 
 
@@ -29,7 +29,7 @@ def test_a_run_ends_with_its_best_or_its_last_network_and_says_which(folder, tmp
     assert best["step"] < STEPS
     assert same(load_file(run.weights), best[key])
     assert f"is the network of step {best['step']}, the best of the run" in capsys.readouterr().out
-    # A run that is done can still be asked for the other.
+    # A finished run can be resumed to export the other network.
     run_main("--resume", run.path, "train.export=last")
     assert same(load_file(run.weights), last[key])
     assert f"is the network of step {STEPS}, the last of the run" in capsys.readouterr().out

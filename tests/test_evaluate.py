@@ -1,4 +1,4 @@
-"""evaluate.py: whole evaluations of small networks on small pictures."""
+"""evaluate.py: complete evaluations of small networks on small images."""
 
 import csv
 import json
@@ -43,7 +43,7 @@ def rectangle(height, width, top=9, left=9, size=32):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three images of several sizes, eight masks in three bins, two networks."""
+    """Write three images of several sizes, eight masks in three bins, and two networks."""
     folder = tmp_path_factory.mktemp("evaluation")
     rng = np.random.default_rng(0)
     (folder / "images" / "more").mkdir(parents=True)
@@ -80,7 +80,7 @@ def rows_of(out):
 
 @pytest.fixture(scope="module")
 def done(folder, tmp_path_factory):
-    """An evaluation of two networks and two classical methods."""
+    """Run an evaluation of two networks and two classical methods."""
     out = tmp_path_factory.mktemp("done") / "out"
     models = ["--model", f"one={folder / 'one.safetensors'}", "--model", f"two={folder / 'two.safetensors'}"]
     assert run(*arguments(folder, out, *models, "--baseline", "mean", "telea")) == 0
@@ -96,7 +96,7 @@ def test_a_row_for_each_pair_and_method(done):
     assert [row["image"] for row in rows[:: 4 * len(METHODS)]] == ["a.png", "b.png", "more/c.png"]
     for row in rows:
         assert float(row["l1_percent"]) > 0
-        # what is wrong in the whole picture is wrong in the hole alone
+        # all errors of the full image are in the hole
         assert float(row["l1_percent"]) == pytest.approx(float(row["hole_l1_percent"]) * float(row["ratio"]), rel=1e-4)
         mse, hole_mse = (10 ** (-float(row[name]) / 10) for name in ("psnr", "hole_psnr"))
         assert mse == pytest.approx(hole_mse * float(row["ratio"]), rel=1e-4)
@@ -123,7 +123,7 @@ def test_what_is_written(done):
         with Image.open(done / f"{metric}.png") as plot:
             assert plot.width > 300
     assert (done / "gallery" / "index.html").is_file()
-    assert len(list((done / "gallery").glob("*_best.png"))) == 3  # a sheet for each bin
+    assert len(list((done / "gallery").glob("*_best.png"))) == 3  # one sheet per bin
 
 
 def test_the_mean_of_the_summary_is_that_of_the_rows(done):
@@ -136,16 +136,16 @@ def test_the_mean_of_the_summary_is_that_of_the_rows(done):
 def test_a_second_start_computes_nothing(folder, done, monkeypatch):
     before = {path: path.read_bytes() for path in done.rglob("*") if path.is_file()}
     models = ["--model", f"one={folder / 'one.safetensors'}", "--model", f"two={folder / 'two.safetensors'}"]
-    monkeypatch.setattr(scoring, "load_distances", None)  # would fail if called
+    monkeypatch.setattr(scoring, "load_distances", None)  # raises if called
     monkeypatch.setattr(sys, "argv", ["evaluate.py"])
     assert run(*arguments(folder, done, *models, "--baseline", "mean", "telea")) == 0
     same = {path for path, content in before.items() if path.read_bytes() == content}
-    assert {path.name for path in before.keys() - same} <= {"summary.md", "summary.json"}  # they name the command
+    assert {path.name for path in before.keys() - same} <= {"summary.md", "summary.json"}  # they contain the command
     assert (done / "results.csv") in same
 
 
 def counting(monkeypatch, stop_after=None):
-    """Count composites; raise as Ctrl-C does after some."""
+    """Count composites; raise KeyboardInterrupt after `stop_after` of them."""
     calls = []
     composite_of = scoring.composite_of
 
@@ -156,7 +156,7 @@ def counting(monkeypatch, stop_after=None):
         return composite_of(fill, image, mask)
 
     monkeypatch.setattr(scoring, "composite_of", counted)
-    monkeypatch.setattr(scoring, "show", lambda *_: None)  # the gallery makes composites, too
+    monkeypatch.setattr(scoring, "show", lambda *_: None)  # the gallery computes composites, too
     monkeypatch.setattr("evaluation.scoring.draw_plots", lambda *_: None)  # takes a second
     return calls
 
@@ -170,7 +170,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(folder, done, tmp_p
     assert "interrupted" in capsys.readouterr().err
     assert not (out / "summary.md").exists()
     rows = out / "rows-0.csv"
-    rows.write_text(rows.read_text() + "3,more/c.png,edge")  # as a kill leaves it
+    rows.write_text(rows.read_text() + "3,more/c.png,edge")  # as a killed process leaves it
     calls = counting(monkeypatch)
     assert run(*arguments(folder, out, *names)) == 0
     assert len(calls) == 2 * 12 - 7
@@ -179,7 +179,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(folder, done, tmp_p
 
 
 def test_a_row_is_on_the_disk_as_soon_as_it_is_there(tmp_path):
-    """So that a killed process loses none."""
+    """A killed process must not lose finished rows."""
     row = Row(0, "a.png", "m.png", "0.1-0.2", "any", 0.15, "mean", {"psnr": 20.5})
     (tmp_path / "out").mkdir()
     folder = ResultsFolder(tmp_path / "out")
@@ -194,7 +194,7 @@ def test_another_method_joins_an_evaluation(folder, tmp_path, monkeypatch, capsy
     assert run(*arguments(folder, out, "--baseline", "mean")) == 0
     assert run(*arguments(folder, out, "--baseline", "mean", "telea")) == 0
     assert len(calls) == 24
-    # the tables show what is asked for, the rows keep all
+    # The tables contain only the requested methods, results.csv all of them.
     assert run(*arguments(folder, out, "--baseline", "telea")) == 0
     assert len(calls) == 24
     assert "mean" not in json.loads((out / "summary.json").read_text())["methods"]
@@ -226,7 +226,7 @@ def test_swapping_two_methods_swaps_the_table(folder, done, tmp_path):
 
 
 def test_a_perfect_method(folder, tmp_path):
-    """On flat pictures the mean colour is the truth."""
+    """On images of one colour, the mean colour is the ground truth."""
     (tmp_path / "images").mkdir()
     Image.new("RGB", (40, 40), (51, 102, 204)).save(tmp_path / "images" / "flat.png")
     out = tmp_path / "out"
@@ -242,7 +242,7 @@ def test_a_perfect_method(folder, tmp_path):
 
 
 def test_validation_of_training_gives_the_same_numbers(folder, tmp_path):
-    """The pairs of main.py's validation, given to evaluate.py."""
+    """Gives the pairs of main.py's validation to evaluate.py."""
     overrides = [
         f"data.val={folder / 'images'}",
         f"masks.val_dir={folder / 'masks'}",
@@ -298,12 +298,12 @@ def test_two_processes_give_what_one_gives(folder, done, tmp_path):
         assert float(row["psnr"]) == pytest.approx(float(one["psnr"]), rel=1e-5)
     assert not list(out.glob("rows-*"))
     assert result.stdout.count("12 pairs") == 1
-    assert "6/6" in result.stderr  # half of the pairs each
+    assert "6/6" in result.stderr  # half of the pairs per process
 
 
 @pytest.mark.parametrize("project", foreign.PROJECTS)
 def test_published_files_of_other_projects(folder, tmp_path, capsys, project):
-    """evaluate.py and predict.py take them as they are, and both do what the project's own network does."""
+    """evaluate.py and predict.py load them directly and reproduce the output of the project's own network."""
     state = foreign.weights(project, foreign.shapes(project, 3, 4))
     published = tmp_path / "published.pth"
     torch.save(
@@ -334,7 +334,7 @@ def test_published_files_of_other_projects(folder, tmp_path, capsys, project):
 
 
 class Inception(torch.nn.Module):
-    """Stands for the Inception network: the mean colour as features, two classes."""
+    """A replacement for the Inception network: the mean colour as features, two classes."""
 
     def __init__(self):
         super().__init__()
@@ -347,7 +347,7 @@ class Inception(torch.nn.Module):
 
 
 def test_extras(folder, tmp_path, monkeypatch):
-    """LPIPS a picture, FID and Inception score a set; asked for later, they are made for what is there already."""
+    """LPIPS scores an image, FID and Inception score a set. Requested later, they are added to existing results."""
     monkeypatch.setattr("evaluation.learned.load_inception", lambda device: Inception())
     monkeypatch.setattr("evaluation.learned.load_lpips", lambda device: lambda a, b: float((a - b).abs().max()))
     out = tmp_path / "out"
@@ -367,7 +367,7 @@ def test_extras(folder, tmp_path, monkeypatch):
     assert fids["telea", "all", "all"]["low"] is None
     assert fids["mean", "0.4-0.5", "any"]["mean"] > 0
     assert not [e for e in estimates if e["metric"] == "inception_score"]
-    # from what was kept, the same again
+    # Cached results give the same values.
     assert run(*arguments(folder, out, *methods)) == 0
     assert len(calls) == 12 + 24
     assert json.loads((out / "summary.json").read_text())["estimates"] == estimates
@@ -380,7 +380,7 @@ def test_fid_of_a_changed_checkpoint_is_made_anew(folder, tmp_path, monkeypatch)
     def fid_after(content, out):
         (tmp_path / "model.safetensors").write_bytes((folder / content).read_bytes())
         model = ["--model", f"m={tmp_path / 'model.safetensors'}"]
-        assert run(*arguments(folder, out, *model)) == 0  # its scores are there, FID comes later
+        assert run(*arguments(folder, out, *model)) == 0  # its scores are cached; FID is added later
         assert run(*arguments(folder, out, *model, "--extra", "fid")) == 0
         estimates = json.loads((out / "summary.json").read_text())["estimates"]
         return [e["mean"] for e in estimates if e["metric"] == "fid"]
@@ -391,11 +391,11 @@ def test_fid_of_a_changed_checkpoint_is_made_anew(folder, tmp_path, monkeypatch)
     assert after == fid_after("two.safetensors", tmp_path / "straight")
 
 
-# --- mistakes --------------------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------------------------
 
 
 def fails(capsys, *args):
-    """The one line that an evaluation ends with."""
+    """Return the one-line error of an evaluation."""
     assert run(*args) == 1
     error = capsys.readouterr().err
     lines = [line for line in re.split(r"[\r\n]", error) if line.startswith("error:")]
@@ -419,7 +419,7 @@ def test_a_mistake_is_one_line(folder, tmp_path, capsys, more, words):
 
 
 def test_masks_of_the_other_colour(folder, tmp_path, capsys):
-    """Six of the eight masks have a hole of more than 60 % then; where all have, there is nothing to measure."""
+    """Six of the eight masks then have over 60 % hole. If all have, nothing is left to evaluate."""
     assert run(*arguments(folder, tmp_path / "out", "--baseline", "mean", "--hole", "white")) == 0
     said = "left out: 6 of 8 masks, whose hole ratio is in no bin; are the holes another colour"
     assert said in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""evaluate.py where one thing is taken for another: pairs, images, folders, two at once, numbers that are none."""
+"""evaluate.py with mismatched pairs, images or folders, concurrent runs, and non-finite numbers."""
 
 import csv
 import json
@@ -35,7 +35,7 @@ def picture(seed):
 
 @pytest.fixture
 def world(tmp_path):
-    """Two images and three masks in one bin each."""
+    """Write two images and three masks in one bin each."""
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()
     for number, name in enumerate(("a.png", "b.png")):
@@ -49,7 +49,7 @@ def world(tmp_path):
 
 @pytest.fixture(autouse=True)
 def light(monkeypatch):
-    """Without VGG-16, plots and gallery, which these tests do not need."""
+    """Disable VGG-16, plots and gallery, which these tests do not need."""
     monkeypatch.setattr(scoring, "draw_plots", lambda *_: None)
     monkeypatch.setattr(scoring, "show", lambda *_: None)
     monkeypatch.setattr(scoring, "load_distances", lambda *_: lambda _: lambda _: {"perceptual": 0.0})
@@ -65,7 +65,7 @@ def fails(capsys, *arguments, **options):
     assert run(*arguments, **options) == 1
     err = capsys.readouterr().err
     assert "Traceback" not in err
-    line = err.rstrip("\n").rpartition("\n")[2].rpartition("\r")[2]  # behind the progress bars
+    line = err.rstrip("\n").rpartition("\n")[2].rpartition("\r")[2]  # after the progress bars
     assert line.startswith("error: ")
     return line
 
@@ -125,7 +125,7 @@ def test_pairs_spelt_otherwise_than_the_disk(world):
     assert run(world, images="list.txt", out="listed") == 0
 
 
-# --- the same names, other files -----------------------------------------------------------------------------------
+# --- the same names with other files -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("which", ["another folder of images", "an image was changed", "a mask was changed"])
@@ -141,7 +141,7 @@ def test_scores_are_never_shown_for_other_files(world, capsys, which):
         Image.fromarray(picture(5)).save(world / "images" / "b.png")
     else:
         mask = np.ones((SIZE, SIZE), np.uint8)
-        mask[6:14, 7:15] = 0  # the same ratio, bin and border
+        mask[6:14, 7:15] = 0  # same ratio, bin and border
         write_mask(world / "masks" / "0.png", mask)
     assert "other contents" in fails(capsys, world, images=images)
     assert {path: path.read_bytes() for path in (world / "out").rglob("*") if path.is_file()} == before
@@ -160,7 +160,7 @@ def test_images_are_not_their_own_masks(world, capsys):
     assert "the folder of the images" in capsys.readouterr().err
 
 
-# --- two at once -------------------------------------------------------------------------------------------------
+# --- concurrent runs ---------------------------------------------------------------------------------------------
 
 
 def test_a_folder_takes_one_evaluation_at_a_time(world, capsys):
@@ -188,7 +188,7 @@ def test_a_lock_is_seen_by_other_processes_and_ends_with_its_own(tmp_path):
     process.join()
     with locked(tmp_path / "folder"):
         assert list((tmp_path / "folder").iterdir()) == []
-    assert (tmp_path / "folder").exists()  # it is not this process that made it
+    assert (tmp_path / "folder").exists()  # this process did not create it
 
 
 def test_no_mean_over_missing_rows(world, capsys, monkeypatch):
@@ -197,7 +197,7 @@ def test_no_mean_over_missing_rows(world, capsys, monkeypatch):
     assert not (world / "out" / "summary.md").exists()
 
 
-# --- numbers that are none -------------------------------------------------------------------------------------------
+# --- non-finite numbers ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -1,4 +1,4 @@
-"""ONNX files and torch.export programs: they give what inpaint gives, at any size, without this code."""
+"""ONNX files and torch.export programs: they equal `inpaint` at any size, without this code."""
 
 import contextlib
 import io
@@ -22,21 +22,21 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-# Batch, height, width: the example of the export is none of them; below, at and beyond multiples of 2**depth.
+# Batch, height, width: below, at and beyond multiples of 2**depth; none is the export's example size.
 SIZES = [(1, 1, 1), (1, 2, 3), (3, 4, 4), (2, 8, 4), (2, 5, 1), (1, 37, 53)]
 
 
 def ours():
     torch.manual_seed(0)
     net = PConvUNet(2, 4)
-    net(torch.rand(2, 3, 16, 16), torch.ones(2, 1, 16, 16))  # so that batch norm has statistics of its own
+    net(torch.rand(2, 3, 16, 16), torch.ones(2, 1, 16, 16))  # gives batch norm non-trivial statistics
     return net
 
 
 def with_base():
     torch.manual_seed(0)
     net = PConvUNet(2, 4, base="push_pull")
-    torch.nn.init.normal_(net.decoder[-1].conv.weight, std=0.05)  # it starts at 0
+    torch.nn.init.normal_(net.decoder[-1].conv.weight, std=0.05)  # it is initialised to 0
     net(torch.rand(2, 3, 16, 16), torch.ones(2, 1, 16, 16))
     return net
 
@@ -53,7 +53,7 @@ NETWORKS = {"ours": ours, "foreign": foreign, "with base": with_base}
 
 
 def inputs(n, height, width):
-    """An image with NaN in its holes, and its mask; the first mask of a batch is all hole, the last all valid."""
+    """Return an image with NaN in its holes and its mask. The first mask of a batch is all hole, the last all valid."""
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(n, 3, height, width, generator=generator)
     mask = (torch.rand(n, 1, height, width, generator=generator) > 0.4).float()
@@ -70,7 +70,7 @@ def check(result, net, image, mask, tolerance):
 
 
 class Exported(NamedTuple):
-    """A network, in training mode, its two files, and what was said while they were written."""
+    """A network in training mode, its two exported files, and the output printed while they were written."""
 
     name: str
     net: PConvUNet
@@ -108,7 +108,7 @@ def test_onnx_is_one_file_that_names_its_axes(exported):
         for value in [*model.graph.input, *model.graph.output]
     }
     assert axes == {name: ["batch", c, "height", "width"] for name, c in [("image", 3), ("mask", 1), ("composite", 3)]}
-    assert {node.domain for node in model.graph.node} == {""}  # no operators but ONNX's own
+    assert {node.domain for node in model.graph.node} == {""}  # only standard ONNX operators
     assert "1 = valid, 0 = hole" in model.doc_string
 
 

@@ -1,4 +1,4 @@
-"""What kills, full disks, damaged files and second runs do to a run folder: nothing that a resume does not mend."""
+"""Kills, full disks, damaged files and concurrent runs do nothing to a run folder that a resume cannot repair."""
 
 import contextlib
 import functools
@@ -75,7 +75,7 @@ def has_record(run, step):
 
 @pytest.mark.slow
 def test_killed_at_thirty_moments_a_run_ends_as_if_never_interrupted(folder, tmp_path):
-    # Few steps before fine-tuning, so that a slow machine gets there; too many in all for a fast one.
+    # Few steps before fine-tuning for slow machines, many in total for fast ones.
     steps = ("phases.0.steps=20", "phases.1.steps=580", "train.eval_every=37", "train.keep_checkpoints=3")
     straight, run = RunFolder(tmp_path / "straight"), RunFolder(tmp_path / "run")
     run_main(*arguments(folder, straight.path, *steps))
@@ -84,11 +84,11 @@ def test_killed_at_thirty_moments_a_run_ends_as_if_never_interrupted(folder, tmp
     while kills < 30:
         begun = run.config.exists()
         started = Started(run, *(("--resume", run.path) if begun else arguments(folder, run.path, *steps)))
-        if kills % 3 == 0:  # at any moment from the first import on, but before a fast machine has done too many steps
+        if kills % 3 == 0:  # at any moment after the first import, but before a fast machine has done too many steps
             latest, furthest = time.monotonic() + rng.uniform(0, 3), 20 * (kills + 1)
             while time.monotonic() < latest and not has_record(run, furthest):
                 time.sleep(0.005)
-        else:  # when it is at work; every other time, as soon as something is being written
+        else:  # during training; every other time, as soon as a file is being written
             before = len(run.metrics.read_bytes()) if run.metrics.exists() else 0
             started.wait_for(lambda before=before: run.metrics.exists() and len(run.metrics.read_bytes()) > before)
             time.sleep(rng.uniform(0, 0.1))
@@ -131,7 +131,7 @@ def test_memory_does_not_grow(folder, tmp_path):
 
 
 def interrupt_validation(*signals):
-    """From now on these signals come when a validation begins."""
+    """Send these signals whenever a validation begins."""
     validate = training.validate
 
     def interrupted(*args):
@@ -147,13 +147,13 @@ def test_a_signal_during_validation(folder, straight, tmp_path, signals):
     run = RunFolder(tmp_path / "run")
     words = arguments(folder, run.path, "train.save_every=3")
     started = Started(run, *words, before=functools.partial(interrupt_validation, *signals))
-    if len(signals) > 1:  # the second acts at once
+    if len(signals) > 1:  # the second acts immediately
         assert started.end() == -signal.SIGTERM
         assert "val/" not in run.metrics.read_text()
         assert load_checkpoint(run.last)["step"] == 3
     else:
         assert started.end() == 128 + signal.SIGINT
-        assert "val/" in run.metrics.read_text()  # it was finished, and the next step is the last
+        assert "val/" in run.metrics.read_text()  # it was completed, and the next step is the last
         assert load_checkpoint(run.last)["step"] == 5
         assert f"python main.py --resume {run.path}" in started.text()
     assert "Traceback" not in started.text()
@@ -172,7 +172,7 @@ def test_a_second_run_is_refused_while_the_first_lives(folder, tmp_path, capsys)
     line = fails(capsys, "--resume", run.path)
     assert f"in use: process {started.process.pid} on {socket.gethostname()}" in line
     assert "is not empty" in fails(capsys, *arguments(folder, run.path, *more))
-    # Its data worker lives on for some seconds; that is no obstacle.
+    # Its data worker survives for some seconds, which must not block the next run.
     started.send(signal.SIGKILL)
     while Path(f"/proc/{started.process.pid}").exists():
         time.sleep(0.01)
@@ -186,7 +186,7 @@ def test_two_runs_that_start_in_one_folder(folder, tmp_path, capsys):
     first.check_new()
     second.check_new()
     first.create()
-    first.close()  # as if it had ended
+    first.close()  # as if the process had ended
     first.metrics.touch()
     with pytest.raises(UserError, match="is not empty"):
         second.create()
@@ -219,7 +219,7 @@ def test_a_folder_that_can_only_be_read(folder, tmp_path):
     for path in (run.path, run.checkpoints, run.samples):
         path.chmod(0o555)
     with contextlib.ExitStack() as stack:
-        if os.getuid() == 0:  # the temporary folders are root's alone
+        if os.getuid() == 0:  # only root can access the temporary folders
             for path in (tmp_path, *tmp_path.parents, folder, *folder.parents):
                 mode = path.stat().st_mode
                 if mode & 0o5 != 0o5:
@@ -243,7 +243,7 @@ def test_a_folder_that_can_only_be_read(folder, tmp_path):
 def test_no_room_for_a_checkpoint_ends_the_run(folder, straight, tmp_path):
     sizes = [(straight.checkpoints / f"step_{step:08d}.pt").stat().st_size for step in (0, 1)]
     run = RunFolder(tmp_path / "run")
-    started = Started(run, *arguments(folder, run.path), largest_file=sum(sizes) // 2)  # Adam's moments are too much
+    started = Started(run, *arguments(folder, run.path), largest_file=sum(sizes) // 2)  # too small for Adam's moments
     assert started.end() == 1
     (line,) = [line for line in started.text().splitlines() if line.startswith("error: ")]
     assert "the checkpoint of step 1 can't be written: File too large" in line
@@ -267,7 +267,7 @@ def test_no_room_is_told_as_the_system_tells_it(tmp_path):
 def _save_with_little_room(path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     try:
-        save_checkpoint(path, {"model": [torch.zeros(100_000)] * 2})  # torch makes an error of its own of this
+        save_checkpoint(path, {"model": [torch.zeros(100_000)] * 2})  # torch raises its own error here
     except OSError as error:
         os._exit(0 if error.filename == str(path) else 1)
     os._exit(2)
@@ -286,10 +286,10 @@ def test_no_room_for_the_weights_of_a_finished_run(straight, tmp_path, capsys):
 def test_no_room_for_logs_costs_a_warning_each(folder, straight, tmp_path):
     run = copy_of(straight, tmp_path / "run", step=2)
     limit = 2 * straight.last.stat().st_size
-    kept = '{"step": 0, "filled": "' + "." * (limit - 450) + '"}\n'  # one more line has room, a second has not
+    kept = '{"step": 0, "filled": "' + "." * (limit - 450) + '"}\n'  # one more line fits, a second does not
     run.metrics.write_text(kept)
     (run.samples / "step_00000004.png").unlink()
-    (run.samples / "step_00000004.png").mkdir()  # no file can take its name
+    (run.samples / "step_00000004.png").mkdir()  # blocks the name for a file
     started = Started(run, "--resume", run.path, largest_file=limit)
     code = started.end()
     text = started.text()
@@ -300,7 +300,7 @@ def test_no_room_for_logs_costs_a_warning_each(folder, straight, tmp_path):
         f"warning: samples can't be written, the run goes on: Is a directory: {run.samples / 'step_00000004.png'}",
     ]
     lines = run.metrics.read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines][:2] == [0, 3]  # and whole lines alone
+    assert [json.loads(line)["step"] for line in lines][:2] == [0, 3]  # only complete lines
     assert len(lines) < 1 + len(records(straight)) - 2
     assert run.weights.read_bytes() == straight.weights.read_bytes()
     assert not temporaries(run)
@@ -313,7 +313,7 @@ def test_no_room_for_one_event_costs_no_other(tmp_path):
     process = PROCESSES.Process(target=_record_with_little_room, args=(run.path,))
     process.start()
     process.join(60)
-    assert process.exitcode == 2  # warnings
+    assert process.exitcode == 2  # the number of warnings
     process.close()
     run.close()
     points = EventAccumulator(str(run.path)).Reload().Scalars("train/total")
@@ -390,7 +390,7 @@ def test_what_a_killed_process_was_linking_is_not_written_into(tmp_path):
     older, newer = tmp_path / "step_1.pt", tmp_path / "step_2.pt"
     older.write_text("older")
     newer.write_text("newer")
-    os.link(older, tmp_path / f".last.pt.{os.getpid()}.tmp")  # as a process of the same number left it
+    os.link(older, tmp_path / f".last.pt.{os.getpid()}.tmp")  # as a process with the same pid left it
     files.write_atomically(tmp_path / "last.pt", lambda temporary: _link_or_copy(newer, temporary))
     assert [path.read_text() for path in (older, newer, tmp_path / "last.pt")] == ["older", "newer", "newer"]
 
@@ -400,7 +400,7 @@ def test_what_a_killed_process_was_linking_is_not_written_into(tmp_path):
 
 @pytest.fixture(scope="module")
 def small_file(tmp_path_factory):
-    """A checkpoint of few bytes."""
+    """Return a small checkpoint."""
     path = tmp_path_factory.mktemp("small") / "small.pt"
     save_checkpoint(path, {"model": {"weight": torch.arange(5.0)}, "optimizer": {}, "step": 3, "config": {}})
     return path
@@ -475,7 +475,7 @@ def replace_by_code(path):
 def test_a_damaged_checkpoint_is_named_and_an_older_one_taken(straight, tmp_path, monkeypatch, capsys, damage):
     monkeypatch.chdir(tmp_path)
     run = copy_of(straight, tmp_path / "run")
-    damage(run.last)  # and with it step_00000008.pt, which is the same file
+    damage(run.last)  # also damages step_00000008.pt, a hard link to it
     run_main("--resume", run.path)
     error = capsys.readouterr().err
     newest, next_newest = run.checkpoints / "step_00000008.pt", run.checkpoints / "step_00000007.pt"
@@ -510,17 +510,17 @@ def test_a_flipped_checkpoint_repairs_no_picture(straight, tmp_path):
 def test_what_was_taken_back_goes(straight, tmp_path):
     run = copy_of(straight, tmp_path / "run")
     shutil.copy(run.checkpoints / "step_00000003.pt", tmp_path / "third.pt")
-    os.replace(tmp_path / "third.pt", run.last)  # back to step 3, for another end
+    os.replace(tmp_path / "third.pt", run.last)  # back to step 3, for a different end
     run_main("--resume", run.path, "phases.0.steps=4", "phases.1.steps=1", "train.keep_checkpoints=2")
     names = sorted(path.name for path in run.checkpoints.glob("step_*.pt"))
     assert names == ["step_00000004.pt", "step_00000005.pt"]
 
 
-# --- the best ----------------------------------------------------------------------------------------------------
+# --- best.pt -----------------------------------------------------------------------------------------------------
 
 
 def test_the_best_stays_whatever_interrupts(folder, tmp_path):
-    # The learning rate of the second phase ruins what the first has learned.
+    # The learning rate of the second phase undoes what the first has learnt.
     more = ("train.eval_every=1", "phases.0.lr=2e-3", "phases.1.lr=0.3")
     straight = RunFolder(tmp_path / "straight")
     run_main(*arguments(folder, straight.path, *more))
@@ -535,7 +535,7 @@ def test_the_best_stays_whatever_interrupts(folder, tmp_path):
     assert sorted(path.name for path in few.checkpoints.iterdir()) == ["best.pt", "last.pt", "step_00000008.pt"]
     assert_same_checkpoint(few.best, straight.best)
 
-    for step in (0, best, STEPS - 1):  # killed before, at and behind the best
+    for step in (0, best, STEPS - 1):  # killed before, at and after the best
         run = copy_of(straight, tmp_path / f"killed_{step}", step)
         run_main("--resume", run.path)
         assert_same_run(run, straight)

@@ -1,4 +1,4 @@
-"""Folded networks, for prediction: they give what the unfolded give, and leave those alone."""
+"""Folded networks for inference: they equal the unfolded networks and do not modify them."""
 
 import copy
 import pickle
@@ -16,7 +16,7 @@ from model.layer import UpPartialConv2d
 from tests import foreign
 from utils.checkpoint import save_weights
 
-# What torch says when oneDNN is switched off or on.
+# torch warns when oneDNN is switched off or on.
 pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN:UserWarning")
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-13}
@@ -24,7 +24,7 @@ TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-13}
 
 @pytest.fixture(params=[True, False], ids=["oneDNN", "no oneDNN"])
 def onednn(request):
-    """Without oneDNN no weight is reordered."""
+    """Run with and without oneDNN, which packs weights."""
     with torch.backends.mkldnn.flags(enabled=request.param):
         yield
 
@@ -38,9 +38,9 @@ def inputs(n=2, height=32, width=32, dtype=torch.float32, seed=0):
 
 
 def trained(net, dtype=torch.float32):
-    """The network as if it had been trained: no batch norm, bias or statistic is as it was at first.
+    """Return the network with random biases, batch norm weights and statistics, as after training.
 
-    Some of the batch norms' weights are negative, as training makes them.
+    Some batch norm weights are negative, which happens in training.
     """
     generator = torch.Generator().manual_seed(7)
     for module in net.modules():
@@ -67,7 +67,7 @@ def foreign_network(project, dtype=torch.float32):
 
 @torch.no_grad()
 def difference(ours, theirs, image, mask):
-    """Largest difference of two networks' outputs, in parts of the largest number."""
+    """Return the largest difference between the outputs of two networks, relative to the largest value."""
     expected = theirs(image, mask)
     return ((ours(image, mask) - expected).abs().max() / expected.abs().max()).item()
 
@@ -76,7 +76,7 @@ def fixed_convolutions(net):
     return [module for module in net.modules() if isinstance(module, FixedConvolution)]
 
 
-# --- the same numbers ----------------------------------------------------------------------------------------------
+# --- equal results -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -85,7 +85,7 @@ def test_a_folded_network_predicts_what_the_unfolded_does(onednn, depth, dtype):
     net = network(depth, dtype=dtype)
     folded = net.folded()
     assert len(fixed_convolutions(folded)) == 3 * depth
-    for n, height, width in [(1, 16, 16), (2, 32, 48), (1, 64, 16), (3, 80, 96), (1, 16, 16)]:  # of one network
+    for n, height, width in [(1, 16, 16), (2, 32, 48), (1, 64, 16), (3, 80, 96), (1, 16, 16)]:  # with one network
         given = inputs(n, height, width, dtype, seed=n)
         assert difference(folded, net, *given) < TOLERANCES[dtype]
         assert difference(folded, TextbookUNet(net), *given) < TOLERANCES[dtype]
@@ -188,7 +188,7 @@ def test_under_autocast_it_is_finite_and_near(onednn):
     assert (output.float() - expected).abs().max() < 6e-2 * expected.abs().max()
 
 
-# --- the original, and copies --------------------------------------------------------------------------------------
+# --- the original and copies ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("project", [None, *foreign.PROJECTS])
@@ -215,14 +215,14 @@ def test_the_original_is_left_alone_and_trains_on(project, training):
     with torch.no_grad():
         for buffer in net.buffers():
             buffer.zero_()
-        assert torch.equal(folded(*given), first)  # it shares no memory with the original
+        assert torch.equal(folded(*given), first)  # shares no memory with the original
     assert not torch.equal(net.state_dict()["encoder.0.conv.weight"], before["encoder.0.conv.weight"])
 
 
 def test_frozen_batch_norm_is_folded_like_any():
     net = network().freeze_encoder_batch_norm()
     folded = net.folded()
-    assert difference(folded.train(), net, *inputs()) < 1e-5  # training mode changes nothing there
+    assert difference(folded.train(), net, *inputs()) < 1e-5  # training mode has no effect on it
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))], ids=["copy", "pickle"])
@@ -259,7 +259,7 @@ def test_a_folded_networks_type_can_be_changed_after_use():
 
 # --- FixedConvolution ----------------------------------------------------------------------------------------------
 
-# kernel, stride, padding, dilation: those of the network, and what else the layer allows
+# kernel, stride, padding, dilation: those of the network, and other allowed ones
 SHAPES = [(7, 2, 3, 1), (5, 2, 2, 1), (3, 2, 1, 1), (3, 1, 1, 1), (3, 1, 2, 2), (1, 1, 0, 1), (4, 3, 1, 1)]
 
 
@@ -294,7 +294,7 @@ def test_a_fixed_decoder_layer_is_the_layer_times_the_scale(onednn, size):
 
 
 def fixed_and_plain(transposed):
-    """A FixedConvolution of 5 → 4 channels, and a function of (weight, x) that gives what it should."""
+    """Return a FixedConvolution of 5 → 4 channels and a reference function of (weight, x)."""
     torch.manual_seed(0)
     if transposed:
         fixed = FixedConvolution(torch.randn(5, 4, 4, 4), stride=(2, 2), transposed=True)

@@ -1,4 +1,4 @@
-"""Other projects' weights: the same numbers as their own networks, in every form that load_model reads."""
+"""Other projects' weights: outputs equal those of their own networks, in every file format that load_model reads."""
 
 import argparse
 import builtins
@@ -40,7 +40,7 @@ def converted(state):
 
 
 def inputs(n=2, size=32, dtype=torch.float32):
-    """Masks that leave some windows of every level empty, one of them nearly all hole."""
+    """Return an image and masks with empty windows on every level; one mask is nearly all hole."""
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(n, 3, size, size, generator=generator, dtype=dtype)
     mask = (torch.rand(n, 1, size, size, generator=generator) < 0.7).to(dtype)
@@ -50,11 +50,11 @@ def inputs(n=2, size=32, dtype=torch.float32):
 
 
 def difference(ours, theirs):
-    """Largest difference, in parts of the range."""
+    """Return the largest difference, relative to the range."""
     return ((ours - theirs).abs().max() / (theirs.max() - theirs.min())).item()
 
 
-# --- the same numbers --------------------------------------------------------------------------------------------
+# --- equal outputs -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("project", PROJECTS)
@@ -132,7 +132,7 @@ def test_a_grey_image_is_not_taken_for_three_channels():
         converted(small(MMAGIC))(torch.rand(1, 1, 32, 32), torch.ones(1, 1, 32, 32))
 
 
-# --- a network like ours -----------------------------------------------------------------------------------------
+# --- an ordinary PConvUNet ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("project", PROJECTS)
@@ -153,14 +153,14 @@ def test_it_trains_with_its_deviations_fixed(project):
 
 
 class Optimizer:
-    """Stands for an optimizer that was saved as an object."""
+    """Stands for an optimizer that was pickled as an object."""
 
     def __init__(self):
         self.state = {0: {"exp_avg": torch.ones(2), "step": np.float64(3)}}
 
 
 def published(project, state):
-    """The whole of what the project saves."""
+    """Return the complete checkpoint that the project saves."""
     if project == MMAGIC:
         return {"meta": {"epoch": 1}, "state_dict": {**state, "loss_percep.vgg.mean": torch.zeros(3)}}
     return {"n_iter": 5, "model": state, "optimizer": {"state": {}, "param_groups": []}}
@@ -208,7 +208,7 @@ def test_common_wrappings(tmp_path, wrap):
 
 
 def spoiled(state, project, how):
-    """A state_dict with one fault, and the key that it lies in."""
+    """Return a state_dict with one fault, and the faulty key."""
     state = dict(state)
     key = foreign.conv_key(project, *{"first": ("enc", 1), "bias": ("dec", 1)}.get(how, ("enc", 2)))
     key += ".bias" if how == "bias" else ".weight"
@@ -234,11 +234,11 @@ def test_a_nearly_right_file_is_named_with_project_and_key(tmp_path, project, ho
     assert "\n" not in str(caught.value)
 
 
-# --- tensors alone, whatever the file claims to be -----------------------------------------------------------------
+# --- only tensors are loaded, whatever the file contains -----------------------------------------------------------
 
 
 class Evil:
-    """Its pickle makes a folder, by way of any of the functions that tricks like this use."""
+    """An object whose pickle creates a folder, through one of several functions used in exploits."""
 
     def __init__(self, path, way):
         self.path, self.way = str(path), way
@@ -252,7 +252,7 @@ class Evil:
 
 
 def everything(path, way="makedirs"):
-    """What stands beside the weights in files of all kinds, and Evil among it."""
+    """Return typical contents of checkpoints other than the weights, including Evil."""
     optimizer = Optimizer()
     optimizer.evil = Evil(path, way)
     return {
@@ -272,17 +272,17 @@ def everything(path, way="makedirs"):
 def test_no_code_of_a_file_is_run_and_its_tensors_load(tmp_path, project, way, new_format):
     made = tmp_path / "made"
     state = small(project, 2, 2)
-    # Evil comes before the weights as well as after them.
+    # Evil comes both before and after the weights.
     file = {"a": everything(made, way), **published(project, state), "z": everything(made, way)}
     torch.save(file, tmp_path / "evil.pth", _use_new_zipfile_serialization=new_format)
-    with pytest.raises(pickle.UnpicklingError):  # so the safe loading alone would not do
+    with pytest.raises(pickle.UnpicklingError):  # torch's safe loading refuses the file
         torch.load(tmp_path / "evil.pth", weights_only=True)
     tensors = read_network(tmp_path / "evil.pth")
     assert all(torch.equal(tensors[key], tensor) for key, tensor in state.items())
     load_model(tmp_path / "evil.pth")
     assert not made.exists()
     torch.load(tmp_path / "evil.pth", weights_only=False)
-    assert made.exists()  # so the file can do it
+    assert made.exists()  # the exploit works if objects are loaded
 
 
 @pytest.mark.parametrize("new_format", [True, False])
@@ -326,13 +326,13 @@ def test_a_damaged_file_is_named(tmp_path, new_format):
 
 
 class _OldPickler(pickle.Pickler):
-    """Writes a tensor of 2×2 as torch did before 0.4: its storage is the part from 3 to 7 of one of 10 values."""
+    """Write a 2×2 tensor as torch before 0.4 did: its storage is elements 3 to 6 of a storage of 10."""
 
     def persistent_id(self, obj):
         return ("storage", torch.FloatStorage, "whole", "cpu", 10, ("part", 3, 4)) if obj == "a storage" else None
 
     def reducer_override(self, obj):
-        if obj is torch.FloatStorage:  # named as it is, whatever torch makes of it now
+        if obj is torch.FloatStorage:  # by its name, regardless of the class's current definition
             return "FloatStorage"
         if isinstance(obj, torch.Tensor):
             return torch._utils._rebuild_tensor, ("a storage", 0, (2, 2), (1, 2))
@@ -350,7 +350,7 @@ def test_old_files_with_parts_of_storages(tmp_path):
 
 
 def test_a_file_can_not_change_the_functions_that_it_names(tmp_path):
-    """A pickle may set attributes, also those that are behind a function: here its defaults."""
+    """A pickle may set attributes, even those of a function; here its defaults."""
     key = b"X\x0c\x00\x00\x00__defaults__"
     trick = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(N}" + key + b")stb."
     header = pickle.dumps(LEGACY_MAGIC, 2) + pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2)

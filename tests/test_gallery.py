@@ -1,4 +1,4 @@
-"""The gallery: which cases are shown, the files, and the page in a real browser."""
+"""The gallery: selection of cases, files, and the page in a real browser."""
 
 import itertools
 import json
@@ -31,11 +31,11 @@ HOSTILE = (
 )
 
 
-# --- the choice, by hand ---------------------------------------------------------------------------------------
+# --- selection, by hand ----------------------------------------------------------------------------------------
 
 
 def rows(l1, bin_=BINS[0], start=0, method="first", border="any"):
-    """A row for each value, as pairs `start`, `start` + 1 and so on."""
+    """Return a row for each value, with pairs `start`, `start` + 1 and so on."""
     return [
         Row(pair, f"{pair}.png", "m.png", bin_, border, 0.05, method, {"l1_percent": value, "psnr": value})
         for pair, value in enumerate(l1, start)
@@ -73,7 +73,7 @@ def test_choice_is_by_bin_and_of_the_first_method():
     assert choose(given, "other") == [(4, "best"), (2, "median"), (0, "worst")]
 
 
-# --- the files -------------------------------------------------------------------------------------------------
+# --- files -----------------------------------------------------------------------------------------------------
 
 
 def picture(seed, size=(12, 16)):
@@ -102,7 +102,7 @@ def make_cases(methods=("a", "b"), bins=BINS, ranks=RANKS):
 
 
 class Page(HTMLParser):
-    """The elements of a page: (name, attributes, text directly inside)."""
+    """The elements of a page: (name, attributes, direct text)."""
 
     def __init__(self, text):
         super().__init__()
@@ -152,7 +152,7 @@ def test_every_picture_lies_where_the_page_says(tmp_path, methods):
         for column, shown in enumerate(expected):
             np.testing.assert_array_equal(beside[:, column * 20 : column * 20 + 16], to_8_bit_pixels(shown))
         named |= {entry["sheet"], *entry["pictures"]}
-    assert named == {path.name for path in folder.iterdir()}  # nothing else, and no picture twice
+    assert named == {path.name for path in folder.iterdir()}  # no other files, and each image once
     assert [path.name for path in tmp_path.rglob("*") if path.is_dir()] == ["out", "gallery"]
 
 
@@ -197,7 +197,7 @@ def test_hostile_names_stay_text(tmp_path):
     page = read_page(tmp_path)
     assert page.data["sources"][1:-1] == list(HOSTILE)
     assert page.data["cases"][0]["image"] == HOSTILE[1]
-    assert len(page.of("script")) == 2  # the data and the page's own
+    assert len(page.of("script")) == 2  # the data and the page's script
     assert page.of("b") == []
     assert page.of("title")[0][1].strip() == title.replace("\udce4", "?")
 
@@ -228,7 +228,7 @@ def test_only_one_case_is_held(tmp_path):
 
 
 def test_long_titles_do_not_run_into_one_another(tmp_path):
-    """On pictures of 16 px of a sheet titles are cut to the width; black on white, above the pictures."""
+    """On sheets of 16 px images, titles are cut to the width. They are black on white, above the images."""
     names = ["a very long name of a method", "x"]
     write_gallery(tmp_path, [make_case(names)], names, "title")
     top = pixels(tmp_path / f"{BINS[0]}_best.png")[:16]
@@ -244,7 +244,7 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason="neither chromium nor
 
 
 def browse(profile, *arguments):
-    """What Chromium prints about a page."""
+    """Return what Chromium prints about a page."""
     words = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update"
     flags = [f"--{word}" for word in ("headless", *words.split(), "disable-sync", "hide-scrollbars")]
     flags += ["--force-color-profile=srgb", "--force-device-scale-factor=1", "--virtual-time-budget=3000"]
@@ -253,7 +253,7 @@ def browse(profile, *arguments):
 
 
 def flat_case(methods, bin_, rank, index, size=24):
-    """Every picture of it has a colour of its own: red says the case, green the picture."""
+    """Return a case whose images have one colour each: red encodes the case, green the image."""
     shades = iter(np.full((size, size, 3), (30 + 40 * index, 20 + 30 * p, 90), np.float32) / 255 for p in range(9))
     masked, truth, *composites = (next(shades) for _ in range(2 + len(methods)))
     composites = dict(zip(methods, composites))
@@ -261,7 +261,7 @@ def flat_case(methods, bin_, rank, index, size=24):
 
 
 def largest_area(screenshot, colour):
-    """(left, top, width, height) of the largest connected area of a colour."""
+    """Return (left, top, width, height) of the largest connected area of a colour."""
     near = (np.abs(screenshot.astype(int) - colour) <= 2).all(2)
     _, _, stats, _ = cv2.connectedComponentsWithStats(near.astype(np.uint8))
     assert len(stats) > 1, f"{colour} is nowhere"
@@ -286,7 +286,7 @@ def test_the_slider_shows_left_and_right_picture(tmp_path, width):
     assert side == right_height
     assert side >= 10 * 24
     assert side % 24 == 0  # whole pixels
-    assert left + 0.25 * side == pytest.approx(left + left_width, abs=3)  # the line between them
+    assert left + 0.25 * side == pytest.approx(left + left_width, abs=3)  # the dividing line
     assert left + 0.25 * side == pytest.approx(right, abs=3)
 
 
@@ -358,7 +358,7 @@ def test_the_page_answers_keys_and_buttons(tmp_path):
     assert log["start"] == state(0, 0, 1)
     assert log["right"] == state(1, 0, 1)
     assert log["around"] == log["slider_keeps_its_keys"] == state(4, 0, 1)
-    assert log["bin"] == state(4, 0, 1)  # the rank stays: worst
+    assert log["bin"] == state(4, 0, 1)  # the rank stays `worst`
     assert log["focus"] == "0.1-0.2"
     assert log["disabled"] is True
     assert log["rank"] == state(3, 0, 1)

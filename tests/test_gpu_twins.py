@@ -1,4 +1,4 @@
-"""What is built for a GPU, as far as a CPU can show it. test_cuda.py tests the rest."""
+"""GPU code, as far as a CPU can test it. test_cuda.py tests the rest."""
 
 import copy
 import subprocess
@@ -62,7 +62,7 @@ def test_checkpointed_activations_keep_less():
 
         with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
             output = net(*inputs(64))
-        return sum(sizes.values()), output  # the output keeps all of it alive
+        return sum(sizes.values()), output  # the output keeps all of them alive
 
     net = network()
     whole, _ = kept(net)

@@ -1,4 +1,4 @@
-"""torch.hub's entry points, as another project meets them: in a process of its own, from another folder."""
+"""torch.hub's entry points, used from another project: in a new process and another folder."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 def in_a_new_process(code, cwd):
-    """Run code, with `load(entry, **options)` at hand, in a process that knows nothing of the project."""
+    """Run code, with `load(entry, **options)` defined, in a process that has not imported this project."""
     start = f"import torch\nload = lambda *a, **o: torch.hub.load({str(PROJECT)!r}, *a, source='local', **o)\n"
     return subprocess.run(
         [sys.executable, "-I", "-W", "error", "-c", start + code],
@@ -60,7 +60,7 @@ def test_from_another_folder_with_its_dependencies_alone(tmp_path):
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
     *shipped, result = torch.load(tmp_path / "out.pt")
     assert shipped == [6, 32, False]
-    assert torch.allclose(result, inpaint(net, image, mask), atol=1e-5)  # it is folded
+    assert torch.allclose(result, inpaint(net, image, mask), atol=1e-5)  # the network is folded
 
 
 def test_a_namesake_of_a_package_is_named(tmp_path):

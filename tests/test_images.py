@@ -1,4 +1,4 @@
-"""Image files: what is read, kept and written, for every kind of file that people have."""
+"""Image files: decoding, preserved properties and encoding for many kinds of files."""
 
 import io
 import re
@@ -35,7 +35,7 @@ def exif(orientation):
 
 
 def png(pixels, colour, depth, *chunks):
-    """A PNG made by hand: pixels (H,W,C), `colour` as PNG counts it, `chunks` of (kind, content) before the pixels."""
+    """Return a PNG made by hand. pixels: (H,W,C); colour: colour type; chunks: (kind, content) before the pixels."""
     height, width = pixels.shape[:2]
     rows = pixels.astype(">u2" if depth == 16 else np.uint8).reshape(height, -1).view(np.uint8)
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
@@ -48,7 +48,7 @@ def png(pixels, colour, depth, *chunks):
 
 
 def read_part(path, choose, size):
-    """The part of a picture that `choose` names, given width and height."""
+    """Read the part of an image that `choose` returns for a width and height."""
     with open_picture(path) as picture:
         return picture.decode(choose(*picture.size), size)
 
@@ -58,7 +58,7 @@ def saved(image, path, **options):
     return path
 
 
-# --- which files -------------------------------------------------------------------------------------------------
+# --- supported files ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "b/c.Png", "a.webp", "a.bmp", "a.tif", "a.b.TIFF", "日本.png"])
@@ -80,7 +80,7 @@ def test_images_of_a_folder_are_sorted_without_folders_and_subfolders(tmp_path):
         list_images(tmp_path / "none")
 
 
-# --- files that are no images ------------------------------------------------------------------------------------
+# --- invalid files -----------------------------------------------------------------------------------------------
 
 
 def test_each_bad_file_says_what_is_wrong_with_it(tmp_path, monkeypatch):
@@ -104,7 +104,7 @@ def test_each_bad_file_says_what_is_wrong_with_it(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="million pixels"):
         open_image(tmp_path / "whole.jpg")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    open_image(tmp_path / "whole.jpg")  # Pillow's warning, from half of its limit on, is no reason to stop
+    open_image(tmp_path / "whole.jpg")  # Pillow warns above half of its limit; that must not raise
 
 
 # --- orientation -------------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ def test_upright_as_pillow_turns_it(tmp_path, orientation, kind):
 
 def test_orientation_by_hand():
     image = Image.fromarray(np.array([[1, 2, 3]], np.uint8))
-    image.info["exif"] = exif(6).tobytes()  # 6: turn to the right to see it upright, what was left is on top
+    image.info["exif"] = exif(6).tobytes()  # 6: rotate right to see it upright; the left edge becomes the top
     assert np.asarray(upright(image)).tolist() == [[1], [2], [3]]
     image = Image.fromarray(np.array([[1, 2, 3]], np.uint8))
     image.info["exif"] = exif(8).tobytes()
@@ -138,7 +138,7 @@ def test_damaged_exif_counts_as_upright(tmp_path, block, kind):
 
 def test_orientation_beside_a_damaged_tag(tmp_path):
     block = exif(6)
-    block[0x011A] = 72.0  # a resolution; under the number of the image's width a float makes no sense
+    block[0x011A] = 72.0  # a resolution; as a float it is invalid for the image width, whose tag it has
     data = block.tobytes().replace(b"\x01\x1a", b"\x01\x00")
     path = saved(Image.fromarray(noise(5, 9, 3)), tmp_path / "a.png", exif=data)
     assert to_rgb(open_image(path)).size == (5, 9)
@@ -181,11 +181,11 @@ def test_any_kind_becomes_rgb(image, expected):
 
 # --- a part of an image ------------------------------------------------------------------------------------------
 
-WHOLE = 10**6  # a size that no part has: nothing is decoded coarsely
+WHOLE = 10**6  # larger than any part, so that nothing is decoded at a reduced size
 
 
 def gradient(width, height, mode="RGB"):
-    """An image whose colours change slowly: it looks the same at any scale."""
+    """Return an image whose colours change slowly, so that it looks the same at any scale."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([x, y, (x + y) / 2], 2).astype(np.uint8)).convert(mode)
 
@@ -231,11 +231,11 @@ def test_a_large_part_of_a_jpeg_is_decoded_coarsely(tmp_path, mode, progressive,
         part = read_part(path, lambda *_: box, size)
         assert part.shape == (480 // divisor, 400 // divisor, 3)
         wanted = whole.resize((400 // divisor, 480 // divisor), Image.Resampling.BOX, box)
-        assert abs(part - np.asarray(wanted).astype(int)).max() < 8  # half a pixel of the coarse image is 3
+        assert abs(part - np.asarray(wanted).astype(int)).max() < 8  # half a pixel of the reduced image is 3
 
 
 def test_a_broken_jpeg_is_what_pillow_says_it_is(tmp_path):
-    """OpenCV decodes upright ones, and does not say what is wrong."""
+    """OpenCV decodes upright JPEGs but does not report what is wrong."""
     whole = saved(gradient(80, 60), tmp_path / "a.jpg").read_bytes()
     for end in (len(whole) // 2, len(whole) - 2):
         (tmp_path / "a.jpg").write_bytes(whole[:end])
@@ -290,7 +290,7 @@ def test_of_a_jpeg_with_further_pictures_the_first_is_read(tmp_path):
 
 
 def lossless_jpeg(pixels):
-    """Grey (H,W) as a lossless JPEG: the differences to the pixel on the left (above it in the first column)."""
+    """Return grey (H,W) as a lossless JPEG: differences to the left pixel (in the first column, to the one above)."""
 
     def segment(marker, content):
         return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
@@ -305,14 +305,14 @@ def lossless_jpeg(pixels):
         bits += f"{length:04b}" + (f"{number:0{length}b}" if length else "")
     bits += "1" * (-len(bits) % 8)
     head = segment(0xC3, struct.pack(">BHHB", 8, *pixels.shape, 1) + b"\x01\x11\0")
-    codes = segment(0xC4, bytes([0, 0, 0, 0, 9, *[0] * 12]) + bytes(range(9)))  # nine lengths, four bits for each
+    codes = segment(0xC4, bytes([0, 0, 0, 0, 9, *[0] * 12]) + bytes(range(9)))  # nine code lengths, four bits each
     scan = segment(0xDA, b"\x01\x01\0\x01\0\0")
     data = bytes(int(bits[i : i + 8], 2) for i in range(0, len(bits), 8)).replace(b"\xff", b"\xff\0")
     return b"\xff\xd8" + head + codes + scan + data + b"\xff\xd9"
 
 
 def test_a_lossless_jpeg_is_read_whole(tmp_path):
-    """It has no coarser form. Pillow would try, and write beyond its memory."""
+    """It cannot be decoded at a reduced size. Pillow would try, and write out of bounds."""
     pixels = np.asarray(gradient(90, 60, "L"))
     (tmp_path / "a.jpg").write_bytes(lossless_jpeg(pixels))
     part = read_part(tmp_path / "a.jpg", lambda *size: (0, 0, *size), 5)
@@ -339,7 +339,7 @@ def test_a_coarsely_decoded_jpeg_is_broken_where_the_whole_is(tmp_path, progress
     assert broken > len(data) // 61
 
 
-# --- a photograph as stored --------------------------------------------------------------------------------------
+# --- photographs as stored ---------------------------------------------------------------------------------------
 
 
 def tagged_rgb(path):
@@ -350,7 +350,7 @@ def tagged_grey_16(path):
     path.write_bytes(png(np.array([[[700], [9]]]), 0, 16, (b"tRNS", struct.pack(">H", 700))))
 
 
-PIXELS = {  # file name: (how it is made, pixels as stored)
+PIXELS = {  # file name: (constructor, pixels as stored)
     "1.png": (lambda path: Image.fromarray(np.array([[False, True]])).save(path), [[[0], [255]]]),
     "l.png": (lambda path: Image.fromarray(np.array([[7, 9]], np.uint8)).save(path), [[[7], [9]]]),
     "la.png": (lambda path: Image.fromarray(np.array([[[7, 0], [9, 255]]], np.uint8)).save(path), [[[7, 0], [9, 255]]]),
@@ -438,7 +438,7 @@ def test_shown_as_upright_and_filled_where_shown(tmp_path, orientation):
     assert after[0, 1].tolist() == [51, 51, 51, before[0, 1, 3]]
     after[0, 1] = before[0, 1]
     assert np.array_equal(after, before)
-    assert np.array_equal(photo.pixels, pixels)  # the photograph itself is as it was
+    assert np.array_equal(photo.pixels, pixels)  # the photograph itself is unchanged
 
 
 def test_fill_is_rounded_to_the_nearest_level():
@@ -453,7 +453,7 @@ def test_grey_is_filled_with_luma():
     )  # 0.299 · 255
 
 
-# --- writing -----------------------------------------------------------------------------------------------------
+# --- encoding ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
@@ -461,20 +461,20 @@ def test_grey_is_filled_with_luma():
     ("suffix", "dtype"), [(".png", np.uint8), (".png", np.uint16), (".TIF", np.uint8), (".webp", np.uint8)]
 )
 def test_what_is_written_is_read_again(tmp_path, suffix, dtype, channels):
-    # WebP has no grey: a grey image becomes RGB, and its profile could not stay.
+    # WebP has no greyscale: a grey image becomes RGB, so its profile can't stay.
     profile = None if suffix == ".webp" and channels < 3 else SRGB
     photo = Photo(noise(5, 9, channels, dtype), profile, 6)
     path = tmp_path / "new folder" / f"a{suffix}"
     write_photo(photo, path)
     again = read_photo(path)
     assert again.icc_profile == photo.icc_profile
-    if suffix == ".TIF":  # Pillow turns a TIFF as it reads it
+    if suffix == ".TIF":  # Pillow applies a TIFF's orientation on read
         again = Photo(np.rot90(again.pixels), orientation=6)
     assert again.orientation == 6
     assert again.pixels.dtype == dtype
     assert np.array_equal(again.rgb(), photo.rgb())
     assert np.array_equal(again.pixels[..., -1], photo.pixels[..., -1])
-    assert [item.name for item in path.parent.iterdir()] == [path.name]  # nothing temporary is left
+    assert [item.name for item in path.parent.iterdir()] == [path.name]  # no temporary file is left
 
 
 @pytest.mark.parametrize("channels", [3, 4])
@@ -552,7 +552,7 @@ def own_png(rows, width, height, kind=(1, 0, 0, 0, 0), data=None):
     return b"\x89PNG\r\n\x1a\n" + b"".join(body)
 
 
-ROWS = [[2, 0b10110000], [2, 0b01000000]]  # the first row, and the second less the first
+ROWS = [[2, 0b10110000], [2, 0b01000000]]  # the first row, and the difference of the second to it
 
 
 def test_a_mask_like_our_own(tmp_path):
@@ -565,13 +565,13 @@ def test_a_mask_like_our_own(tmp_path):
     [
         own_png([[0, 0b10110000], [2, 0b01000000]], 4, 2),  # another filter
         own_png([[4, 0b10110000], [1, 0b01000000]], 4, 2),
-        own_png([[2, 1, 2, 3, 4], [2, 1, 1, 1, 1]], 4, 2, (8, 0, 0, 0, 0)),  # 8 bits of grey
+        own_png([[2, 1, 2, 3, 4], [2, 1, 1, 1, 1]], 4, 2, (8, 0, 0, 0, 0)),  # 8-bit grey
         own_png(ROWS, 4, 2) + b"behind the end",
         own_png(ROWS, 4, 2).replace(b"IEND", b"IENE"),
         own_png(ROWS, 4, 2)[:-20],
         own_png(ROWS, 4, 2).replace(b"IDAT", b"IDAX"),
-        own_png(ROWS, 4, 3),  # a row too few
-        own_png([*ROWS, [2, 0]], 4, 2),  # a row too many
+        own_png(ROWS, 4, 3),  # a missing row
+        own_png([*ROWS, [2, 0]], 4, 2),  # an extra row
         own_png(ROWS, 4, 2, data=b"no zlib"),
         own_png(ROWS, 4, 2, data=zlib.compress(bytes(4))[:-3]),
         own_png(ROWS, 0, 2),
@@ -596,7 +596,7 @@ def test_a_mask_that_is_not_there_is_said_so(tmp_path):
         read_mask_alone(tmp_path / "a.png", "black")
 
 
-# --- whatever a file holds, it is an image or a UserError --------------------------------------------------------
+# --- any bytes give an image or a UserError ----------------------------------------------------------------------
 
 
 def encoded(image, kind, **options):
@@ -621,7 +621,7 @@ SEEDS = [
 
 @st.composite
 def damaged_files(draw):
-    """An image file with a few bytes changed and perhaps its end cut off, or just any bytes."""
+    """An image file with a few bytes changed and perhaps truncated, or random bytes."""
     if draw(st.integers(0, 9)) == 0:
         return draw(st.binary(max_size=60))
     data = bytearray(draw(st.sampled_from(SEEDS)))

@@ -1,4 +1,4 @@
-"""A run goes on with the images and masks that it began with; what is missing is told; --rescan alone lists anew."""
+"""A resumed run uses its stored lists of images and masks and reports missing files; only --rescan rebuilds them."""
 
 import shutil
 
@@ -15,9 +15,9 @@ REACHED = 3
 
 @pytest.fixture
 def world(tmp_path):
-    """Data of its own, a whole run, and the same run as if killed behind REACHED steps."""
+    """Return separate data, a complete run, and the same run as if killed after REACHED steps."""
     folder = make_data(tmp_path / "data")
-    # The held-out pictures lie elsewhere, so that either can change alone.
+    # The held-out images are in another folder, so that either can change alone.
     shutil.copytree(folder / "images", folder / "val_images")
     straight = RunFolder(tmp_path / "straight")
     run_main(*arguments(folder, straight.path, f"data.val={folder / 'val_images'}", "data.max_bad=0.3"))
@@ -124,7 +124,7 @@ def test_another_source_needs_a_rescan(world, tmp_path, capsys, key):
     assert lists(run) != lists(straight)
     if "train" in key:
         assert not same_weights(run, straight)
-    # It goes on so, without another word.
+    # The next resume needs no further option.
     run_main("--resume", run.path, "phases.1.steps=5")
 
 
@@ -139,7 +139,7 @@ def test_with_other_held_out_pairs_the_best_is_found_anew(world):
         rename(path, f"x{path.name}")
     COMES["a held-out mask"](folder)
     run_main("--resume", run.path, "--rescan", "phases.1.steps=5", "phases.1.lr=1e-9")
-    assert load_checkpoint(run.best)["step"] == 9  # though it is no better than the one on the other pairs
+    assert load_checkpoint(run.best)["step"] == 9  # although it is no better than the one on the previous pairs
 
 
 def test_a_list_that_is_damaged_is_not_replaced(world, capsys):

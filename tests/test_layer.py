@@ -1,4 +1,4 @@
-"""PartialConv2d: hand-computed values, then the textbook form, then properties; UpPartialConv2d likewise."""
+"""PartialConv2d and UpPartialConv2d: hand-computed values, the textbook form, properties."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from model.layer import UpPartialConv2d, counted
 
 
 def ones_layer(in_channels=1, kernel_size=3, bias=None, **options):
-    """A layer whose weights are all one and whose bias, if any, is the number given."""
+    """Return a layer whose weights are all 1. bias: its value, or None for no bias."""
     layer = PartialConv2d(in_channels, 1, kernel_size, bias=bias is not None, **options)
     torch.nn.init.ones_(layer.weight)
     if bias is not None:
@@ -19,7 +19,7 @@ def ones_layer(in_channels=1, kernel_size=3, bias=None, **options):
     return layer
 
 
-# --- values worked out by hand -----------------------------------------------------------------------------------
+# --- hand-computed values ----------------------------------------------------------------------------------------
 
 
 def test_one_valid_pixel_counts_for_the_whole_window():
@@ -35,7 +35,7 @@ def test_ratio_counts_all_channels_of_the_window():
     x = torch.ones(1, 2, 3, 3)
     mask = torch.ones(1, 2, 3, 3)
     mask[:, 1] = 0
-    mask[:, 0, 0] = 0  # 6 of 18 are valid
+    mask[:, 0, 0] = 0  # 6 of 18 values are valid
     y, _ = ones_layer(in_channels=2)(x, mask)
     assert y.item() == 6 * 18 / 6
 
@@ -43,10 +43,10 @@ def test_ratio_counts_all_channels_of_the_window():
 def test_outside_the_image_is_hole():
     x = torch.ones(1, 1, 4, 4)
     y, updated = ones_layer(padding=1, bias=1.0)(x, torch.ones(1, 1, 4, 4))
-    # Ratios 1, 1.5 on an edge and 2.25 in a corner make up for the pixels that are missing; the bias is added once.
+    # Ratios 1, 1.5 on an edge and 2.25 in a corner compensate for the missing pixels; the bias is added once.
     assert torch.allclose(y, torch.full((1, 1, 4, 4), 10.0))
     assert updated.eq(1).all()
-    no_bias, _ = ones_layer(padding=1)(x.cumsum(-1), torch.ones(1, 1, 4, 4))  # columns 1 2 3 4
+    no_bias, _ = ones_layer(padding=1)(x.cumsum(-1), torch.ones(1, 1, 4, 4))  # columns are 1 2 3 4
     assert no_bias[0, 0, 0, 0].item() == (1 + 2) * 2 * 2.25
     assert no_bias[0, 0, 0, 1].item() == (1 + 2 + 3) * 2 * 1.5
     assert no_bias[0, 0, 1, 1].item() == (1 + 2 + 3) * 3
@@ -77,9 +77,9 @@ def test_two_masks_after_a_concat_weigh_as_many_as_their_channels():
     assert layer(x, [off, off])[0].item() == 0
 
 
-# --- against the textbook form -----------------------------------------------------------------------------------
+# --- comparison with the textbook form ---------------------------------------------------------------------------
 
-# Every kernel and stride of the network, and what else the layer allows.
+# All kernels and strides of the network, and other allowed combinations.
 SHAPES = [(7, 2, 3, 1), (5, 2, 2, 1), (3, 2, 1, 1), (3, 1, 1, 1), (3, 1, 2, 2), (1, 1, 0, 1), (4, 3, 1, 1)]
 
 
@@ -95,7 +95,7 @@ def test_equals_textbook(kernel, stride, padding, dilation, mask_channels, bias)
     layer = PartialConv2d(3, 5, kernel, stride, padding, dilation, bias).double()
     x = torch.randn(2, 3, 17, 14, dtype=torch.float64, requires_grad=True)
     mask = random_mask(2, mask_channels, 17, 14, share=0.3)
-    mask[:, :, :9, :9] = 0  # whole windows without a valid pixel
+    mask[:, :, :9, :9] = 0  # complete windows without a valid pixel
     y, updated = layer(x, mask)
     full = mask.expand(-1, 3, -1, -1)
     expected, expected_mask = partial_conv(x, full, layer.weight, layer.bias, stride, padding, dilation)
@@ -167,7 +167,7 @@ def test_mask_arithmetic_carries_no_gradient():
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
 def test_half_types_are_finite_and_right(dtype, tolerance):
-    """1024·9 ones can't be counted in a half type, and 1/(sum + 1e-8) is infinite in float16."""
+    """A half dtype can't count 1024·9 ones, and 1/(sum + 1e-8) is infinite in float16."""
     torch.manual_seed(0)
     layer = PartialConv2d(1024, 8, 3, padding=1)
     x, mask = torch.randn(1, 1024, 12, 12), random_mask(1, 1, 12, 12, share=0.5).float()
@@ -181,7 +181,7 @@ def test_half_types_are_finite_and_right(dtype, tolerance):
 
 
 def test_counting_is_exact_in_half_types_and_under_autocast():
-    """257·k valid channels in a window can't be told in a half type; the ratio is 9/k, for k of 9 pixels valid."""
+    """A half dtype can't represent 257·k valid values in a window. The ratio is 9/k if k of 9 pixels are valid."""
     layer = PartialConv2d(257, 4, 3, padding=1)
     x, mask = torch.randn(1, 257, 8, 8), random_mask(1, 1, 8, 8, share=0.7).float()
     valid = F.avg_pool2d(mask, 3, stride=1, padding=1, divisor_override=1)
@@ -211,14 +211,14 @@ def test_misuse_is_named(x_shape, mask_shape, message):
         PartialConv2d(3, 4, 3)(torch.randn(x_shape), torch.ones(mask_shape))
 
 
-# --- the decoder's layer: the same on the small map ----------------------------------------------------------------
+# --- the decoder's layer: the same, computed on the small map ------------------------------------------------------
 
-# Of few and of many pixels: the layer has a form for each.
+# Few and many pixels: the layer uses a different form for each.
 SIZES = [(2, 4, 6), (1, 16, 18)]
 
 
 def up_inputs(n, height, width, dtype=torch.float64):
-    """What forward_upsampled takes, of 5 and 3 channels: x, mask, skip, skip_mask. A corner is all hole in both."""
+    """Return the arguments of forward_upsampled: x (5 channels), mask, skip (3), skip_mask. One corner is all hole."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n, 5, height, width, generator=generator, dtype=dtype)
     skip = torch.randn(n, 3, 2 * height, 2 * width, generator=generator, dtype=dtype)
@@ -230,7 +230,7 @@ def up_inputs(n, height, width, dtype=torch.float64):
 
 
 def forward_upsampled(layer, x, mask, skip, skip_mask):
-    """The layer's, of features that are made 0 where their masks are: what lies there has no gradient."""
+    """Call forward_upsampled with features zeroed in their holes, so that hole values get no gradient."""
     return layer.forward_upsampled(x * mask.to(x), mask, skip * skip_mask.to(x), skip_mask)
 
 
@@ -280,7 +280,7 @@ def test_of_upsampled_where_nothing_is_valid_is_zero_without_bias(size):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
 def test_of_upsampled_in_half_types_is_finite_and_right(dtype, tolerance, size):
-    """513 channels of 9 pixels each can't be counted in a half type, so the masks are float32."""
+    """A half dtype can't count 513 channels of 9 pixels each, so the masks are float32."""
     torch.manual_seed(0)
     layer = UpPartialConv2d(512, 1, 4)
     x, mask, skip, skip_mask = up_inputs(*size, torch.float32)
@@ -318,6 +318,6 @@ def test_a_decoder_layer_is_left_as_it_was_by_a_call(size):
     first, _ = layer.forward_upsampled(x, mask, skip, skip_mask)
     assert set(layer.state_dict()) == {"weight", "bias"}
     assert vars(layer) == before
-    assert all(torch.equal(a, b) for a, b in zip(given, kept))  # nothing is done in place to what is given
+    assert all(torch.equal(a, b) for a, b in zip(given, kept))  # the arguments are not modified in place
     layer.forward_upsampled(*up_inputs(2, 5, 3, torch.float32))
     assert torch.equal(layer.forward_upsampled(x, mask, skip, skip_mask)[0], first)

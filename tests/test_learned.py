@@ -1,4 +1,4 @@
-"""LPIPS, FID and Inception score: against the formulas written out, with small networks in place of the large ones."""
+"""LPIPS, FID and Inception score compared with their formulas, with small networks instead of the real ones."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ LOADERS = pytest.mark.parametrize(("load", "name"), [(load_lpips, ALEXNET), (loa
 
 
 class Tiny(nn.Module):
-    """In Inception's place: 12 features, the means and deviations of two halves of the picture."""
+    """Replaces Inception: 12 features, the means and standard deviations of two halves of the image."""
 
     def __init__(self):
         super().__init__()
         self.fc = nn.Linear(12, 5)
         with torch.no_grad():
             self.fc.weight.copy_(torch.linspace(-0.1, 0.1, 60).reshape(12, 5).T)
-            self.fc.bias.copy_(torch.arange(5))  # not to be seen in any score
+            self.fc.bias.copy_(torch.arange(5))  # must not affect any score
         self.seen = []
 
     def forward(self, pixels):
@@ -50,14 +50,14 @@ def row(pair, method="a", image=None, bin_=BINS[0], border="any"):
 
 
 def picture(seed):
-    """(1,3,8,8) in [0,1], of 8-bit values, with a colour and a contrast of its own."""
+    """Return (1,3,8,8) in [0,1] with 8-bit values and a random colour and contrast."""
     rng = np.random.default_rng(seed)
     pixels = np.clip(rng.uniform(60, 200, (3, 1, 1)) + rng.normal(0, rng.uniform(5, 50), (3, 8, 8)), 0, 255)
     return torch.from_numpy(pixels.astype(np.uint8))[None].float() / 255
 
 
 def evaluated(count=40):
-    """(row, composite, truth) of two methods; of the pairs one in four is border-free, half lie in another bin."""
+    """Yield (row, composite, truth) of two methods. A quarter of the pairs is border-free, half are in another bin."""
     for pair in range(count):
         for shift, method in enumerate("ab"):
             place = row(pair, method, bin_=BINS[pair % 2], border="any" if pair % 4 else "free")
@@ -71,18 +71,18 @@ def seen(cases):
     return sets
 
 
-# --- the formulas, written out ---------------------------------------------------------------------------------
+# --- formulas --------------------------------------------------------------------------------------------------
 
 
 def frechet_by_formula(a, b):
-    """‖μa − μb‖² + tr(A + B − 2 (A B)^½), by scipy's matrix root."""
+    """Return ‖μa − μb‖² + tr(A + B − 2 (A B)^½), with scipy's matrix root."""
     mean = np.square(a.mean(0) - b.mean(0)).sum()
     one, other = np.cov(a.T), np.cov(b.T)
     return mean + np.trace(one + other - 2 * scipy.linalg.sqrtm(one @ other).real)
 
 
 def frechet_by_singular_values(a, b):
-    """The same where there are fewer pictures than features: tr (A B)^½ is the sum of the singular values of √A √B."""
+    """The same for fewer images than features: tr (A B)^½ is the sum of the singular values of √A √B."""
     one, other = ((x - x.mean(0)) / np.sqrt(len(x) - 1) for x in (a, b))
     total = np.square(one).sum() + np.square(other).sum()
     return np.square(a.mean(0) - b.mean(0)).sum() + total - 2 * np.linalg.svd(one @ other.T, compute_uv=False).sum()
@@ -99,9 +99,9 @@ def features(count, size, seed=0):
 
 
 def test_frechet_distance_by_hand():
-    """In one dimension: (difference of means)² + (difference of standard deviations)²."""
+    """In one dimension it is (difference of means)² + (difference of standard deviations)²."""
     a, b = torch.tensor([[-1.0], [1.0]] * 4), torch.tensor([[0.0], [6.0]] * 4)
-    root = np.sqrt(8 / 7)  # the deviation of n pictures over n − 1
+    root = np.sqrt(8 / 7)  # the standard deviation of n images with divisor n − 1
     assert frechet_distance(a.double(), b.double()) == pytest.approx(3**2 + (3 * root - root) ** 2)
 
 
@@ -115,7 +115,7 @@ def test_frechet_distance_by_scipy(count):
 
 @pytest.mark.parametrize("count", [2, 10, 24, 25, 40])
 def test_frechet_distance_of_few_pictures(count):
-    """On both sides of the 50 features there."""
+    """Covers fewer and more samples than half of the 50 features."""
     a, b = features(count, 50), features(count, 50, seed=1)
     expected = frechet_by_singular_values(a, b)
     assert frechet_distance(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(expected)
@@ -128,7 +128,7 @@ def test_frechet_distance_of_equal_sets_is_0(count):
 
 
 def test_inception_score_by_hand():
-    """Sure of one class each, evenly: the number of classes. All alike: 1."""
+    """Confident predictions spread evenly give the number of classes; identical ones give 1."""
     assert inception_score(torch.eye(5).double().repeat(3, 1) * 50) == pytest.approx(5)
     assert inception_score(torch.tensor([[1.0, 2.0, 3.0]] * 4).double()) == pytest.approx(1)
 
@@ -142,7 +142,7 @@ def test_inception_score_by_formula_and_without_a_trace():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# --- the sets --------------------------------------------------------------------------------------------------
+# --- sets ------------------------------------------------------------------------------------------------------
 
 
 def test_scores_of_each_group():
@@ -167,7 +167,7 @@ def test_scores_of_each_group():
             for metric, value in values.items():
                 estimate = Estimate(pytest.approx(value, rel=1e-5), None, None, len(chosen))
                 expected[Key(method, metric, bin_, border)] = estimate
-    assert len(expected) == 2 * 2 * 8  # of the two bins one has no border-free masks
+    assert len(expected) == 2 * 2 * 8  # one of the two bins has no border-free masks
     assert found == expected
     assert {key.metric for key in found} <= METRICS.keys()
 
@@ -197,7 +197,7 @@ def test_the_network_sees_each_picture_once_and_in_8_bits():
     for pair in range(3):  # three masks of one image
         for method in "ab":
             sets.update(row(pair, method, image="one"), picture(1 + pair), truth)
-    sets.update(row(3, image="one"), truth[..., :6], truth[..., :6])  # another size: another picture
+    sets.update(row(3, image="one"), truth[..., :6], truth[..., :6])  # another size is another image
     assert len(sets.network.seen) == 1 + 6 + 2
     assert torch.equal(sets.network.seen[0], (truth * 255).round().byte())
     sets.update(row(4), torch.full((1, 3, 8, 8), 0.6 / 255), torch.full((1, 3, 8, 8), 1.2))
@@ -219,14 +219,14 @@ def test_what_was_seen_is_saved_and_goes_on(tmp_path):
     assert [place in sets for place, _, _ in cases] == [True] * 10 + [False] * 14
     for case in cases[10:]:
         sets.update(*case)
-    assert len(sets.network.seen) == 14 + 7  # the truths of the first five pairs came from the file
+    assert len(sets.network.seen) == 14 + 7  # the ground truth of the first five pairs came from the file
     assert sets.compute() == seen(cases).compute()
 
 
 def process(rank, folder, results):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
-    mine = [case for case in evaluated() if (case[0].pair >= 12) == rank]  # the second one sees more
+    mine = [case for case in evaluated() if (case[0].pair >= 12) == rank]  # rank 1 gets more cases
     results.put((rank, seen(mine).compute()))
     torch.distributed.destroy_process_group()
 
@@ -246,11 +246,11 @@ def test_two_processes_score_what_both_have_seen(tmp_path):
     assert found == {0: seen(evaluated()).compute(), 1: {}}
 
 
-# --- the networks ----------------------------------------------------------------------------------------------
+# --- networks --------------------------------------------------------------------------------------------------
 
 
 def small_alexnet():
-    """AlexNet's convolutions as torchvision numbers them, with weights by chance."""
+    """Return AlexNet's convolutions with torchvision's numbering and random weights."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(3, 64, 11, 4, 2), nn.ReLU(), nn.MaxPool2d(3, 2),
@@ -269,7 +269,7 @@ def lpips(monkeypatch):
 
 
 def test_lpips_by_formula(lpips):
-    """Eq. 1 of Zhang et al. with the trained weights of each layer's channels, which torchmetrics ships."""
+    """Eq. 1 of Zhang et al. with the trained channel weights of each layer, which torchmetrics ships."""
     a, b = torch.rand(2, 1, 3, 40, 31, generator=torch.Generator().manual_seed(1))
     shipped = f"{torchmetrics.__path__[0]}/functional/image/lpips_models/alex.pth"
     heads = list(torch.load(shipped, map_location="cpu", weights_only=True).values())
@@ -293,7 +293,7 @@ def test_lpips_of_a_picture_too_small(lpips):
 
 
 def test_the_inception_network_and_its_last_layer(monkeypatch):
-    """With weights by chance: 2048 features, and the logits without bias follow from them."""
+    """With random weights: there are 2048 features, and the logits without bias are computed from them."""
     module = "torch_fidelity.feature_extractor_inceptionv3"
     monkeypatch.setattr("evaluation.learned._fetch", lambda metrics, url: None)
     monkeypatch.setattr(f"{module}.load_state_dict_from_url", lambda *_, **__: {})
@@ -308,7 +308,7 @@ def test_the_inception_network_and_its_last_layer(monkeypatch):
     assert torch.allclose(features @ network.get_parameter("fc.weight").T, logits, atol=1e-5 * logits.abs().max())
 
 
-# --- weights and packages that can't be had --------------------------------------------------------------------
+# --- missing weights and packages ------------------------------------------------------------------------------
 
 
 @LOADERS
@@ -331,7 +331,7 @@ def test_no_network(load, name, tmp_path, monkeypatch, capfd):
 
 
 class Answer(io.BytesIO):
-    """What a server sends: less than the whole file."""
+    """A server's response with less than the complete file."""
 
     def info(self):
         return SimpleNamespace(get_all=lambda _: ["1000"])
@@ -361,7 +361,7 @@ def test_a_damaged_file_is_named_and_stays(load, name, tmp_path, monkeypatch):
     "package", ["torchmetrics.image.lpip", "torchmetrics.image.fid", "torch_fidelity.feature_extractor_inceptionv3"]
 )
 def test_packages_that_are_not_installed(package, monkeypatch):
-    monkeypatch.setitem(sys.modules, package, None)  # so that importing it fails
+    monkeypatch.setitem(sys.modules, package, None)  # makes its import fail
     monkeypatch.delitem(sys.modules, "evaluation.learned")
     with pytest.raises(UserError, match=r"^no packages for .*: .*`pip install -r requirements-metrics.txt`$"):
         importlib.import_module("evaluation.learned")

@@ -1,4 +1,4 @@
-"""Lists of images: what a search finds, packed and mapped, kept with the run; millions of them at small scale."""
+"""Lists of images: search, packing and mapping, storage in the run; millions of images at small scale."""
 
 import os
 import pickle
@@ -31,7 +31,7 @@ def touch(*paths):
 
 
 def plainly_found(root):
-    """What `find_images` finds in a folder, written plainly: one folder after another, sorted at the end."""
+    """Return what `find_images` finds in a folder, by a simple sequential search, sorted at the end."""
     found, seen, waiting = [], set(), [str(root)]
     while waiting:
         folder = waiting.pop(0)
@@ -45,7 +45,7 @@ def plainly_found(root):
     return sorted(found)
 
 
-# Names that sort differently with and without a slash behind them, or are hard to write down.
+# Names that sort differently with a trailing slash, or are hard to encode.
 FOLDERS = ["a", "a-b", "a b", "a.jpg", "a0", "ä", "B", ".c", "new\nline", os.fsdecode(b"\xff")]
 FILES = [
     "a.png",
@@ -63,7 +63,7 @@ FILES += [os.fsdecode(b"\xfe.jpg")]
 
 
 def grow(folder, rng, depth=3):
-    """Random folders, files and links to folders, cycles among them."""
+    """Create random folders, files and links to folders, including cycles."""
     folder.mkdir(exist_ok=True)
     for name in rng.sample(FOLDERS, rng.randrange(5) if depth else 0):
         grow(folder / name, rng, depth - 1)
@@ -99,7 +99,7 @@ def test_folders_are_read_several_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", slow)
     start = time.perf_counter()
     assert len(find_images(str(tmp_path), "data.train")) == 16
-    assert time.perf_counter() - start < 1  # one after another: 1.7 s
+    assert time.perf_counter() - start < 1  # sequentially 1.7 s
 
 
 def test_progress_counts_files(tmp_path, monkeypatch):
@@ -124,7 +124,7 @@ def test_a_name_with_a_nul_in_a_list(tmp_path):
         find_images(str(tmp_path / "list.txt"), "data.train")
 
 
-# --- packed ----------------------------------------------------------------------------------------------------
+# --- packing ---------------------------------------------------------------------------------------------------
 
 
 def packed(count, source="places", stamps=None):
@@ -198,7 +198,7 @@ def test_any_damage_is_noticed(tmp_path):
     assert len(ImageList.open(path)) == 70
 
 
-# --- changed since? --------------------------------------------------------------------------------------------
+# --- detecting changes -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ def photos(tmp_path):
     touch(root / "a/1.jpg", root / "a/b/2.jpg", root / "c/3.jpg")
     (root / "list.txt").write_text("a/1.jpg\nc/3.jpg\n")
     for path in (root, *root.rglob("*")):
-        os.utime(path, (1e9, 1e9))  # long ago, whatever the clock of the disk
+        os.utime(path, (1e9, 1e9))  # long ago, to be independent of the disk's clock
     return root
 
 
@@ -232,7 +232,7 @@ def test_a_change_of_a_folder_is_noticed(photos, change):
 @pytest.mark.parametrize("text", ["a/1.jpg\nc/3.jpg\na/b/2.jpg\n", "a/1.jpg\nc/4.jpg\n", None])
 def test_a_change_of_a_text_file_is_noticed(photos, text):
     images = list_of_images(str(photos / "list.txt"), "data.train")
-    touch(photos / "a/9.jpg")  # not of the list
+    touch(photos / "a/9.jpg")  # not in the list
     assert is_unchanged(images)
     (photos / "list.txt").unlink()
     if text is not None:
@@ -250,12 +250,12 @@ def test_nothing_is_searched_to_see_that_nothing_changed(photos, monkeypatch):
     assert sorted(looked) == [f"{photos}/", f"{photos}/a/", f"{photos}/a/b/", f"{photos}/c/"]
 
 
-# --- kept with the run -----------------------------------------------------------------------------------------
+# --- storage in the run ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def kept(photos, tmp_path):
-    """The file of a list of `photos` that a run has."""
+    """Return the file of a run's list of `photos`."""
     list_of_images(str(photos), "data.train").save(tmp_path / "kept")
     return tmp_path / "kept"
 
@@ -299,7 +299,7 @@ def test_a_missing_disk_is_told(photos, kept):
     shutil.rmtree(photos)
     with pytest.raises(UserError, match=r"data\.train: 3 of the run's 3 images are missing, as "):
         of_run(photos, kept)
-    photos.mkdir()  # where it was mounted
+    photos.mkdir()  # an empty mount point
     with pytest.raises(UserError, match=r"data\.train: 3 of the run's 3 images are missing, as "):
         of_run(photos, kept)
 
@@ -326,7 +326,7 @@ def test_a_resumed_run_goes_on_with_the_images_that_it_began_with(tmp_path, caps
 
     straight, stopped = started("straight", 4), started("stopped", 2)
     lists = [(stopped / f"images.{split}.list").read_bytes() for split in ("train", "val")]
-    Image.new("RGB", (40, 40)).save(tmp_path / "images/0.png")  # the first, so that all others would move on
+    Image.new("RGB", (40, 40)).save(tmp_path / "images/0.png")  # sorted first, so that all others would shift
     shutil.copytree(stopped, tmp_path / "anew")
     capsys.readouterr()
 
@@ -348,11 +348,11 @@ def test_a_resumed_run_goes_on_with_the_images_that_it_began_with(tmp_path, caps
     assert len(ImageList.open(tmp_path / "anew/images.train.list")) == 5
 
 
-# --- the benchmark, at small scale -----------------------------------------------------------------------------
+# --- the benchmark at small scale ------------------------------------------------------------------------------
 
 
 def test_memory_of_a_list(tmp_path):
-    rng = random.Random(0)  # names that don't resemble each other, so that the file is large
+    rng = random.Random(0)  # random names, so that the file is large
     ImageList.of((f"{rng.getrandbits(128):032x}.jpg" for _ in range(300_000)), "", "", {}).save(tmp_path / "list")
     megabytes = (tmp_path / "list").stat().st_size / 1e6
     assert megabytes > 5

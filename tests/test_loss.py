@@ -1,4 +1,4 @@
-"""InpaintingLoss: each term against numbers worked out by hand or with plain loops."""
+"""InpaintingLoss: each term compared with hand-computed values or plain loops."""
 
 import pytest
 import torch
@@ -8,11 +8,11 @@ from model import VGG16Features
 from model.composite import composite
 
 PAPER = {"valid": 1, "hole": 6, "perceptual": 0.05, "style": 120, "tv": 0.1}  # Eq. 7
-WEIGHTS = {**dict.fromkeys(TERMS, 2), **PAPER}  # every term has a weight
+WEIGHTS = {**dict.fromkeys(TERMS, 2), **PAPER}  # every term has a non-zero weight
 
 
 def identity(image):
-    """The simplest Ψ: the image itself is the only feature map."""
+    """Return the simplest Ψ: the image as the only feature map."""
     return [image]
 
 
@@ -30,7 +30,7 @@ def test_valid_and_hole_are_means_over_the_whole_picture():
     mask[..., :5, 0] = 0  # 5 % of the pixels
     _, terms = InpaintingLoss(identity, WEIGHTS)(output, image, mask)
     assert terms["valid"].item() == pytest.approx(0.5 * 0.95)
-    assert terms["hole"].item() == pytest.approx(0.5 * 0.05)  # over the hole's area it would be 20 times as much
+    assert terms["hole"].item() == pytest.approx(0.5 * 0.05)  # a mean over the hole would be 20 times as large
     assert terms["hole_l2"].item() == pytest.approx(0.25 * 0.05)
 
 
@@ -88,7 +88,7 @@ def test_gram_matrix_by_hand():
 
 
 def test_style_by_hand():
-    """Eq. 5 and 6 with loops over pictures and channels."""
+    """Computes Eq. 5 and 6 with loops over images and channels."""
     output, image, mask = images(n=2, size=12)
     comp = mask * image + (1 - mask) * output
     by_hand = 0.0
@@ -104,7 +104,7 @@ def test_style_by_hand():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_gram_matrix_of_half_types_does_not_overflow(dtype):
-    features = torch.full((1, 64, 64, 64), 100.0, dtype=dtype)  # 100² · 64² is beyond float16
+    features = torch.full((1, 64, 64, 64), 100.0, dtype=dtype)  # 100² · 64² overflows float16
     gram = gram_matrix(features)
     assert gram.dtype == torch.float32
     assert torch.allclose(gram, torch.full((1, 64, 64), 100.0**2 / 64), rtol=1e-2)
@@ -113,7 +113,7 @@ def test_gram_matrix_of_half_types_does_not_overflow(dtype):
 
 
 def test_total_variation_of_a_ramp():
-    """All is hole: 15·16 steps of 1/15 in each row and none downwards, over 16·16 elements."""
+    """The image is all hole: 15·16 steps of 1/15 along each row and none along columns, over 16·16 elements."""
     ramp = torch.linspace(0, 1, 16).expand(1, 3, 16, 16)
     everywhere = torch.zeros(1, 1, 16, 16)
     assert total_variation(ramp, everywhere).item() == pytest.approx(1 / 16)
@@ -121,7 +121,7 @@ def test_total_variation_of_a_ramp():
 
 
 def test_total_variation_counts_pairs_inside_the_dilated_hole():
-    """One hole pixel: R is 3×3, so 2·3 pairs across and 3·2 down; of noise outside R nothing is seen."""
+    """With one hole pixel, R is 3×3 and has 2·3 horizontal and 3·2 vertical pairs. Noise outside R has no effect."""
     rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
     image = (2 * rows + 5 * columns).view(1, 1, 8, 8)
     mask = torch.ones(1, 1, 8, 8)
@@ -172,7 +172,7 @@ def test_batch_is_the_mean_of_its_pictures():
 def test_gradient_is_right():
     output, image, mask = images(n=1, size=12)
     output.requires_grad_()
-    # Features whose differences stay clear of zero, where |x| has no derivative.
+    # Features whose differences stay away from 0, where |x| is not differentiable.
     loss = InpaintingLoss(lambda x: [(x * 1.3 + 0.1).square()], WEIGHTS)
     assert torch.autograd.gradcheck(lambda x: loss(x, image, mask)[0], output, eps=1e-7, atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""Masks as people make them: every kind of file against every command that reads masks, by one table."""
+"""Masks as users make them: every kind of file with every command that reads masks, in one table."""
 
 import shutil
 
@@ -24,12 +24,12 @@ HOLE[30:60, 40:90] = True
 
 RED = np.array([255, 0, 0])
 PHOTOGRAPH = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
-PHOTOGRAPH[..., 0] //= 2  # no pixel of it is red
+PHOTOGRAPH[..., 0] //= 2  # no pixel is red
 BLACK_AND_WHITE = np.where(HOLE, 0, 255).astype(np.uint8)
 
 
 def painted(colour, onto):
-    """The hole in a colour upon something."""
+    """Return an image with the hole painted in a colour."""
     return np.where(HOLE[..., None], np.asarray(colour), onto).astype(np.uint8)
 
 
@@ -38,7 +38,7 @@ def with_alpha(colours, alpha):
 
 
 def soft_alpha():
-    """The hole transparent, with an antialiased edge one pixel wide."""
+    """Return an image with a transparent hole whose antialiased edge is one pixel wide."""
     alpha = np.where(HOLE, 0, 255)
     alpha[29, 40:90] = alpha[60, 40:90] = 128
     return alpha
@@ -46,7 +46,7 @@ def soft_alpha():
 
 TRANSPARENT, OPAQUE = np.where(HOLE, 0, 255), np.where(HOLE, 255, 0)
 
-FILES = {  # what an editor saved: pixels, and the --hole that reads it
+FILES = {  # file name: pixels as saved by an editor, and the --hole that reads them
     "black and white": (BLACK_AND_WHITE, "black"),
     "white hole": (255 - BLACK_AND_WHITE, "white"),
     "one bit": (~HOLE, "black"),
@@ -69,7 +69,7 @@ FILES = {  # what an editor saved: pixels, and the --hole that reads it
     "red on black": (painted(RED, 0), "#ff0000"),
 }
 
-NO_MASKS = {  # what is no mask whichever way it is looked at
+NO_MASKS = {  # files that are not valid masks with any option
     "photograph": PHOTOGRAPH,
     "opaque photograph with alpha": with_alpha(PHOTOGRAPH, np.full(HOLE.shape, 255)),
     "red brush on a photograph": painted(RED, PHOTOGRAPH),
@@ -142,7 +142,7 @@ def test_what_is_no_mask_is_refused_by_all(tmp_path, weights, capsys, name):
 
 
 def run_config(tmp_path, hole, *overrides):
-    """Arguments of main.py for a short run on the files of tmp_path/images and tmp_path/masks."""
+    """Return arguments of main.py for a short run on tmp_path/images and tmp_path/masks."""
     for name in ("images", "masks"):
         shutil.copytree(tmp_path / name, tmp_path / f"{name}_val", dirs_exist_ok=True)
     values = {

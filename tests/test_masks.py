@@ -35,7 +35,7 @@ def draw(size, style, ratio, border=0, seed=0):
 
 
 def run(*arguments):
-    """Exit code of masks.py with the two folders' counts small unless the arguments say otherwise."""
+    """Return the exit code of masks.py, with few masks per folder unless the arguments override it."""
     return masks.main([str(argument) for argument in ("data.image_size=64", "model.depth=2", *arguments)])
 
 
@@ -52,7 +52,7 @@ def contents(folder):
 
 
 def hand_made():
-    """16x20 with three holes: a 5x5 square, two squares that touch by a corner, and one pixel in the corner."""
+    """Return 16x20 with three holes: a 5x5 square, two squares that touch at a corner, and one corner pixel."""
     mask = np.ones((16, 20), np.uint8)
     mask[4:9, 4:9] = 0
     mask[10:12, 12:14] = mask[12:14, 14:16] = 0
@@ -64,7 +64,7 @@ def test_measures_of_a_hand_made_mask():
     mask = hand_made()
     assert hole_ratio(mask) == pytest.approx((25 + 8 + 1) / 320)
     assert count_holes(mask) == 3
-    assert inscribed_radius(mask) == pytest.approx(3 / 16)  # the middle of the 5x5 square is 3 px from valid
+    assert inscribed_radius(mask) == pytest.approx(3 / 16)  # the centre of the 5x5 square is 3 px from a valid pixel
 
 
 def test_the_inscribed_circle_ignores_the_edge_of_the_image():
@@ -121,7 +121,7 @@ def test_holes_keep_the_border(style, size):
 
 
 def test_a_hole_is_made_of_solid_parts():
-    """The last pixels that make the ratio exact move the outlines; they are no row of pixels somewhere else."""
+    """The last pixels, which make the ratio exact, move the outlines and do not form a row elsewhere."""
     for seed in range(20):
         for style in MASK_STYLES:
             hole = 1 - draw(512, style, 0.01 + 0.029 * seed, seed=seed)
@@ -142,7 +142,7 @@ def test_no_room_and_unknown_styles_are_refused():
 
 
 def test_contours_are_like_the_published_masks():
-    """Mean number of connected holes and mean radius of the largest inscribed circle, per bin, within a third."""
+    """Checks mean hole count and mean largest inscribed radius per bin, to within a third."""
     holes = (13, 17, 16, 10, 9, 4)
     radii = (0.045, 0.060, 0.079, 0.091, 0.107, 0.189)
     for index, (low, high) in enumerate(HOLE_BINS):
@@ -176,7 +176,7 @@ def test_ratios_of_a_bin_are_never_on_its_edge():
 
 
 def pages_fetched(_job):
-    """How often the system had to hand out a page for a megabyte that this process just had and freed."""
+    """Return the page faults for allocating a megabyte that this process has just freed."""
     np.ones(1 << 20, np.uint8)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     np.ones(1 << 20, np.uint8)
@@ -217,7 +217,7 @@ def test_masks_can_have_a_size_of_their_own(tmp_path):
 
 
 def test_styles_come_in_their_shares():
-    """A mask by shares is that of one of its styles: which, its generator says first."""
+    """A mixed mask equals one of a single style, chosen by the first draw of its generator."""
     counts = collections.Counter()
     for seed in range(60):
         mixed = draw(16, {"contours": 3.0, "strokes": 1.0}, 0.2, seed=seed)
@@ -250,7 +250,7 @@ def test_a_mask_depends_on_seed_set_and_number_alone(tmp_path):
     pictures = [name for name in a if name.endswith(".png")]
     assert all(a[name] == b[name] for name in pictures)
     assert all(a[name] != c[name] for name in pictures)
-    assert len({a[name] for name in pictures}) == 9  # train/000000.png is not val/000000.png either
+    assert len({a[name] for name in pictures}) == 9  # train/000000.png also differs from val/000000.png
 
 
 def test_filled_folders_need_force(tmp_path, capsys):
@@ -281,7 +281,7 @@ def test_one_filled_folder_stops_both(tmp_path, capsys):
 
 @pytest.mark.parametrize("force", [[], ["--force"]])
 def test_foreign_images_are_never_replaced(tmp_path, capsys, force):
-    """Not even one that is named as a mask of masks.py."""
+    """Not even an image named like a mask of masks.py is replaced."""
     (tmp_path / "train").mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / "train" / "000000.png")
     before = contents(tmp_path)
@@ -424,12 +424,12 @@ def with_ratio(ratio, size=20):
 def test_stats_of_hand_made_masks(tmp_path, capsys):
     folder = tmp_path / "set"
     folder.mkdir()
-    # 0.1 is the end of the first bin, 0.005 and 0.7 are outside
+    # 0.1 is the end of the first bin; 0.005 and 0.7 are outside all bins
     for i, ratio in enumerate([0.05, 0.1, 0.105, 0.25, 0.25, 0.55, 0.005, 0.7]):
         write_mask(folder / f"{i}.png", with_ratio(ratio))
     grey = np.full((20, 20), 255, np.uint8)
     grey[:7] = 0
-    grey[7] = 100  # 5 % grey, cut to black: 0.4
+    grey[7] = 100  # 5 % grey, thresholded to black: 0.4
     Image.fromarray(grey).save(folder / "grey.png")
     write_mask(folder / "wide.png", hand_made())
     assert run("--stats", folder, "--out", tmp_path / "h.png") == 0
@@ -525,7 +525,7 @@ def test_an_interrupted_run_leaves_whole_masks_and_no_traceback(tmp_path, number
     while not list(train.glob("*5.png")) and time.monotonic() < deadline:
         time.sleep(0.05)
     if number == signal.SIGINT:
-        os.killpg(process.pid, number)  # as a terminal does
+        os.killpg(process.pid, number)  # as a terminal does on Ctrl-C
     else:
         process.send_signal(number)
     _, error = process.communicate(timeout=120)

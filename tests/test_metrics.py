@@ -1,4 +1,4 @@
-"""L1, PSNR and SSIM: values by hand and from a second implementation."""
+"""L1, PSNR and SSIM: hand-computed values and a second implementation."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def pictures(seed=0):
 def test_by_hand():
     truth = np.full((16, 16, 3), 0.25, np.float32)
     changed = truth.copy()
-    changed[:8] += 0.5  # half of the picture by a half
+    changed[:8] += 0.5  # half of the image changes by 0.5
     assert l1_percent(changed, truth) == pytest.approx(25)
     assert psnr(changed, truth) == pytest.approx(-10 * np.log10(0.125))
 
@@ -31,13 +31,13 @@ def test_psnr_equals_scikit_image():
 
 
 def test_ssim_of_two_flat_pictures_by_hand():
-    """Without variance SSIM is (2ab + C1) / (a² + b² + C1), C1 = 0.01²."""
+    """Without variance, SSIM is (2ab + C1) / (a² + b² + C1), C1 = 0.01²."""
     a, b = np.full((16, 16, 3), 0.2), np.full((16, 16, 3), 0.6)
     assert ssim(a, b) == pytest.approx((2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4))
 
 
 def test_ssim_of_one_window_by_hand():
-    """Of 11×11 px all but the centre is border: one window, weighed by a Gaussian of sigma 1.5."""
+    """In 11×11 px only the centre is no border: one window, with Gaussian weights of sigma 1.5."""
     rng = np.random.default_rng(1)
     a, b = rng.random((2, 11, 11))
     distance = np.arange(-5, 6) ** 2
@@ -87,7 +87,7 @@ def test_ssim_of_the_hole_is_the_mean_of_the_map_there():
         composite, truth, data_range=1, channel_axis=2, gaussian_weights=True, use_sample_covariance=False, full=True
     )[1]
     mask = np.ones((48, 40), np.uint8)
-    mask[0:7, 3:20] = 0  # windows that reach beyond the picture, too
+    mask[0:7, 3:20] = 0  # includes windows that extend beyond the image
     assert hole_metrics(composite, truth, mask)["hole_ssim"] == pytest.approx(full[0:7, 3:20].mean())
     assert ssim(composite, truth) == pytest.approx(full[5:-5, 5:-5].mean())
 
@@ -102,7 +102,7 @@ def test_a_perfect_hole():
 
 @pytest.mark.parametrize("noise", [0.02, 0.1, 0.4])
 def test_a_second_library_agrees(noise):
-    """torchmetrics, to 1e-4. Of its map of SSIM only what has its window in the picture: its own mean takes all."""
+    """Compares with torchmetrics to 1e-4, only over SSIM windows inside the image: its mean includes all."""
     rng = np.random.default_rng(2)
     truth = np.clip(np.cumsum(rng.normal(0.01, 0.1, (61, 47, 3)), axis=0), 0, 1).astype(np.float32)
     composite = truth.copy()

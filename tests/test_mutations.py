@@ -1,4 +1,4 @@
-"""Each row of mutations.py still breaks the code: its line stands in the file, once."""
+"""Each row of mutations.py still applies: its line occurs in the file exactly once."""
 
 import pytest
 

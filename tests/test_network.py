@@ -1,4 +1,4 @@
-"""PConvUNet: its table, the textbook network, what it costs, holes that never matter, freezing, loading."""
+"""PConvUNet: architecture, textbook network, cost, invariance to hole values, freezing, loading."""
 
 import os
 
@@ -38,7 +38,7 @@ def test_is_the_papers_table(depth, norms, weights):
     convolutions = layers(net, PartialConv2d)
     assert len(layers(net, nn.BatchNorm2d)) == norms
     assert sum(conv.weight.numel() for conv in convolutions) == weights
-    # kernel, channels out, stride, channels in of PConv1 … PConv16, copied from the paper
+    # kernel, output channels, stride, input channels of PConv1 … PConv16, copied from the paper
     encoder = [(7, 64, 2, 3), (5, 128, 2, 64), (5, 256, 2, 128), (3, 512, 2, 256)] + [(3, 512, 2, 512)] * (depth - 4)
     decoder = [(3, 512, 1, 1024)] * (depth - 4)
     decoder += [(3, 256, 1, 768), (3, 128, 1, 384), (3, 64, 1, 192), (3, 3, 1, 67)]
@@ -56,11 +56,11 @@ def test_every_parameter_has_a_gradient():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
 
 
-# --- against the textbook network ----------------------------------------------------------------------------------
+# --- comparison with the textbook network --------------------------------------------------------------------------
 
 
 def masks_of(kind, n, size):
-    """Masks (n,1,size,size), float64: noise with a hole, pixels few and far between, one image all hole, all holes."""
+    """Return masks (n,1,size,size), float64: noise with a hole, few valid pixels, half the batch or all of it hole."""
     _, mask = inputs(n, size, dtype=torch.float64)
     if kind == "sparse":
         mask = (torch.rand(mask.shape, generator=torch.Generator().manual_seed(1)) < 0.01).double()
@@ -75,12 +75,12 @@ def masks_of(kind, n, size):
 @pytest.mark.parametrize("kind", ["noise", "sparse", "half the batch", "all hole"])
 @pytest.mark.parametrize(("depth", "n", "size"), [(4, 2, 32), (1, 1, 32), (2, 3, 20), (5, 2, 64)])
 def test_equals_the_textbook_network(training, kind, depth, n, size):
-    """Outputs, and gradients of the image and of all weights."""
+    """Compares outputs and the gradients of the image and of all weights."""
     torch.manual_seed(0)
     net = PConvUNet(depth, 4).double()
     settle_encoder_batch_norm(net, iter([inputs(n, size, dtype=torch.float64)]))
     for parameter in net.parameters():
-        if parameter.ndim == 1:  # biases are 0 and batch norms' weights 1 at first
+        if parameter.ndim == 1:  # initially biases are 0 and batch norm weights 1
             nn.init.uniform_(parameter, 0.5, 1.5)
     net.train(training)
     (image, _), mask = inputs(n, size, seed=3, dtype=torch.float64), masks_of(kind, n, size)
@@ -96,7 +96,7 @@ def test_equals_the_textbook_network(training, kind, depth, n, size):
 
 @pytest.mark.slow
 def test_equals_the_textbook_network_at_its_real_size():
-    """In float64: in float32 ours, and the textbook too, is 6e-4 from this, as a ReLU or two change sides."""
+    """Uses float64: in float32 both networks differ from it by 6e-4, because a few ReLUs switch sides."""
     torch.manual_seed(0)
     net = PConvUNet(7, 64).double().to(memory_format=torch.channels_last)
     image, mask = inputs(1, 256, dtype=torch.float64)
@@ -109,12 +109,12 @@ def test_equals_the_textbook_network_at_its_real_size():
 
 
 def cheap_features(image):
-    """Three maps, the first as large as the image: for a loss with all its terms at no cost."""
+    """Return three feature maps, the first as large as the image, so that all loss terms are cheap."""
     return [F.avg_pool2d(image, 2**level).square() for level in range(3)]
 
 
 def loss_curve(forward_of, dtype, steps=50):
-    """The losses of these steps of training. forward_of: what computes with the parameters of the PConvUNet given."""
+    """Return the losses of `steps` training steps. forward_of: maps a PConvUNet to a forward with its parameters."""
     torch.manual_seed(0)
     net = PConvUNet(4, 4).to(dtype)
     forward = forward_of(net)
@@ -133,17 +133,17 @@ def loss_curve(forward_of, dtype, steps=50):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 5e-5)])
 def test_training_has_the_same_losses_as_the_textbook(dtype, tolerance):
-    """50 steps with Adam. Found: 1.4e-15 in float64, 1.5e-6 in float32; a kernel off by 1e-3 gives 5e-3."""
+    """50 steps with Adam. Measured: 1.4e-15 in float64, 1.5e-6 in float32; a kernel off by 1e-3 gives 5e-3."""
     ours, wanted = loss_curve(lambda net: net, dtype), loss_curve(TextbookUNet, dtype)
-    assert wanted[-5:].mean() < 0.5 * wanted[:5].mean()  # it learns something
+    assert wanted[-5:].mean() < 0.5 * wanted[:5].mean()  # training makes progress
     assert ((ours - wanted).abs() / wanted).max() < tolerance
 
 
-# --- what it costs -------------------------------------------------------------------------------------------------
+# --- cost ----------------------------------------------------------------------------------------------------------
 
 
 def multiplications(net, n):
-    """Of a forward of n pictures of 256×256, by torch's counter, without a number being computed."""
+    """Return torch's FLOP count of a forward of n images of 256×256. Callers use fake tensors to compute nothing."""
     with FlopCounterMode(display=False) as counter:
         net(torch.rand(n, 3, 256, 256), torch.ones(n, 1, 256, 256))
     return counter.get_total_flops()
@@ -159,9 +159,9 @@ def test_multiplications_are_fewer_than_an_ordinary_u_nets():
 
 
 def bytes_saved_for_backward(net, image, mask):
-    """Of the tensors that the forward keeps, each memory once, parameters left out."""
+    """Return the size of the tensors saved for the backward, each storage once, without parameters."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
-    saved = {}  # the storages themselves, so that no address is used twice
+    saved = {}  # keeps the storages alive, so that no address is reused
 
     def keep(tensor):
         storage = tensor.untyped_storage()
@@ -206,7 +206,7 @@ def test_an_all_hole_image_is_finite():
 
 
 def test_he_initialisation_keeps_the_scale():
-    """The standard deviation of every weight is gain/sqrt(fan_in), with the gain of the nonlinearity behind it."""
+    """The standard deviation of each weight is gain/sqrt(fan_in), with the gain of the nonlinearity that follows."""
     torch.manual_seed(0)
     net = PConvUNet(5, 16)
     for block in [*net.encoder, *net.decoder]:
@@ -258,7 +258,7 @@ def test_settling_takes_the_mean_over_the_batches():
     settle_encoder_batch_norm(net, iter(batches))
     first = net.encoder[1]
     with torch.no_grad():
-        batches = [(image * mask, mask) for image, mask in batches]  # as a block wants it: 0 in the holes
+        batches = [(image * mask, mask) for image, mask in batches]  # blocks expect features that are 0 in the holes
         means = []
         for image, mask in batches:
             ratio, updated = net.ratios_and_masks(mask)[0]
@@ -340,11 +340,11 @@ def test_vgg_gives_three_frozen_pools_of_the_normalised_image():
     before = image.detach().clone()
     pools = features(image)
     assert [tuple(p.shape) for p in pools] == [(1, 64, 32, 24), (1, 128, 16, 12), (1, 256, 8, 6)]
-    assert torch.equal(image.detach(), before)  # not normalised in place
+    assert torch.equal(image.detach(), before)  # the input is not normalised in place
     assert not any(p.requires_grad for p in features.parameters())
     pools[2].sum().backward()
     assert image.grad.abs().sum() > 0
-    # The first layer's response to a constant image, by hand: sum of weights times the normalised colour, plus bias.
+    # The first layer's response to a constant image by hand: sum of weights times normalised colour, plus bias.
     grey = torch.full((1, 3, 16, 16), 0.5)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     conv = features.features[0]
@@ -357,7 +357,7 @@ def test_vgg_gives_three_frozen_pools_of_the_normalised_image():
 
 
 def test_vgg_has_the_scale_that_the_losss_weights_were_chosen_for():
-    """Mean activations of the shipped weights over photographs are 0.4 to 0.6 (weights/README.md)."""
+    """Mean activations of the shipped weights over photographs are 0.4 to 0.6."""
     image = torch.from_numpy(astronaut() / 255.0).float().permute(2, 0, 1)[None]
     assert all(0.2 < pool.mean() < 2.5 for pool in VGG16Features()(image))
 

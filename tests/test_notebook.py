@@ -1,4 +1,4 @@
-"""The notebook runs, and what is committed of it is what the present code gives."""
+"""The notebook runs, and its committed output matches the current code."""
 
 import ast
 import importlib
@@ -22,7 +22,7 @@ def code_cells(path):
 
 
 def kinds(cell):
-    """What a cell shows: kinds of output and, of pictures and pages, their media types."""
+    """Return the kinds of output of a cell and, for images and pages, their media types."""
     return [(output["output_type"], sorted(output.get("data", {}))) for output in cell["outputs"]]
 
 
@@ -34,7 +34,7 @@ def test_committed_as_it_was_run_from_top_to_bottom():
     assert NOTEBOOK.stat().st_size < LARGEST
     text = NOTEBOOK.read_text(encoding="utf-8")
     assert str(PROJECT) not in text
-    assert "site-packages" not in text  # warnings and paths of the machine it was run on
+    assert "site-packages" not in text  # no warnings or paths of the machine that ran it
 
 
 def test_what_it_imports_of_the_project_is_there():
@@ -53,7 +53,7 @@ def test_what_it_imports_of_the_project_is_there():
 @pytest.mark.slow
 def test_it_runs_and_shows_the_same_kinds_of_things():
     pytest.importorskip("nbmake", reason="nbmake is not installed (requirements-dev.txt)")
-    copy = PROJECT / "runs/notebook_test/inpainting.ipynb"  # below the project, which it looks for
+    copy = PROJECT / "runs/notebook_test/inpainting.ipynb"  # inside the project, which it searches for
     shutil.rmtree(copy.parent, ignore_errors=True)
     copy.parent.mkdir(parents=True)
     shutil.copyfile(NOTEBOOK, copy)

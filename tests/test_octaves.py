@@ -1,4 +1,4 @@
-"""Holes larger than those of the training: filled on a reduced picture first."""
+"""Holes larger than those seen in training: filled on a downsampled image first."""
 
 import math
 
@@ -33,11 +33,11 @@ def picture(height=150, width=190, hole=(20, 130, 30, 170)):
 
 
 def depth_of(valid):
-    """Exact distances from the px to the nearest valid one."""
+    """Return the exact distance (px) of each pixel to the nearest valid one."""
     return cv2.distanceTransform((~valid).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
 
 
-# --- what is deep ------------------------------------------------------------------------------------------------
+# --- depth of hole pixels ----------------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -66,7 +66,7 @@ def test_the_largest_radius():
     assert largest_radius(torch.ones(5, 5, dtype=torch.bool)) == 0
 
 
-# --- what comes out ----------------------------------------------------------------------------------------------
+# --- results -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("base", ["none", "push_pull"])
@@ -93,12 +93,12 @@ def test_valid_pixels_stay_and_the_hole_is_filled(scale):
 def test_a_plain_colour_goes_on_into_the_hole():
     image, mask = picture(151, 187)
     image[:] = torch.tensor([0.2, 0.5, 0.7]).view(1, 3, 1, 1)
-    net = PConvUNet(3, 4, base="push_pull").eval()  # untrained it returns its base
+    net = PConvUNet(3, 4, base="push_pull").eval()  # returns its base when untrained
     torch.testing.assert_close(inpaint(net, image, mask, scale=6), image)
 
 
 def test_deep_down_the_fill_is_that_of_the_reduced_picture():
-    """A network without a base sees nothing in the middle of this hole, and fills it with one colour."""
+    """Without a base, the network receives no valid pixel in the middle of this hole and fills it with one colour."""
     net = PConvUNet(1, 4).eval()
     torch.nn.init.constant_(net.encoder[0].conv.weight, 0.01)
     torch.nn.init.constant_(net.decoder[0].conv.weight, 0.5 / 63)
@@ -126,7 +126,7 @@ def test_a_scale_below_one_is_refused(scale):
         trusted_radius(network(), torch.ones(3, 3, dtype=torch.bool), scale)
 
 
-# --- what a weights file says ------------------------------------------------------------------------------------
+# --- hole_radius in weights files --------------------------------------------------------------------------------
 
 
 def test_weights_files_say_which_holes_their_network_knows(tmp_path):
@@ -155,7 +155,7 @@ def test_the_radius_of_training_masks(monkeypatch):
         return valid
 
     monkeypatch.setattr(samples, "_mask", mask, raising=False)
-    assert samples.hole_radius(1000) == pytest.approx(10, abs=1.5)  # the few large ones do not count
+    assert samples.hole_radius(1000) == pytest.approx(10, abs=1.5)  # the few large ones do not count: a 99 % quantile
 
 
 # --- predict.py --------------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_scale_of_predict(tmp_path, run):  # noqa: F811
     for options in ((), ("--scale", "1"), ("--scale", "auto"), ("--scale", "4")):
         assert run(*options)[0] == 0
         results.append((tmp_path / "image_inpainted.png").read_bytes())
-    assert results[0] == results[1] == results[2]  # this file does not say which holes it knows
+    assert results[0] == results[1] == results[2]  # this file stores no hole_radius
     assert results[3] != results[0]
     for wrong in ("0.5", "many", "nan"):
         with pytest.raises(SystemExit):

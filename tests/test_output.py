@@ -1,4 +1,4 @@
-"""What a script can't write or get from its machine: training goes on without a terminal, any shortage is one line."""
+"""Unwritable output and scarce resources: training continues without a terminal, any shortage is a one-line error."""
 
 import errno
 import os
@@ -83,7 +83,7 @@ def test_any_name_can_be_said_on_any_terminal(tmp_path, monkeypatch, encoding):
 
 @pytest.mark.slow
 def test_names_that_are_no_utf8(folder, straight, tmp_path):
-    """A run in a folder, with images in a folder, whose names are bytes of another encoding."""
+    """The run's folder and its image folder have names in another encoding."""
     data = Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xe4ta"))
     os.rename(make_data(tmp_path / "data"), data)
     run = tmp_path / "run"
@@ -111,7 +111,7 @@ def test_names_that_are_no_utf8(folder, straight, tmp_path):
     assert b"UTF-8" in done.stderr
 
 
-# --- what a machine lacks ----------------------------------------------------------------------------------------
+# --- scarce resources --------------------------------------------------------------------------------------------
 
 
 def worker_error(text):

@@ -1,4 +1,4 @@
-"""Which image meets which mask, how both are made equally large, and the file that keeps it."""
+"""Pairing of images and masks, resizing to one size, and the file that stores the pairs."""
 
 from collections import Counter
 
@@ -94,7 +94,7 @@ def test_survey_measures_masks_and_believes_an_index(tmp_path):
     write_mask(tmp_path / "b.png", square(64, 0, 20, 32))
     assert survey_masks(tmp_path, "black", None) == [MaskFile("a.png", 1 / 16, "free"), MaskFile("b.png", 0.25, "any")]
     assert [m.ratio for m in survey_masks(tmp_path, "white", None)] == [15 / 16, 0.75]
-    # a mask that may lie anywhere can keep clear of the edge by chance
+    # A mask of the `anywhere` kind can be away from the edge by chance.
     (tmp_path / "index.csv").write_text("file,ratio,bin,border\na.png,0.06,0.01-0.1,0\nb.png,0.25,0.2-0.3,7\n")
     assert [m.border for m in survey_masks(tmp_path, "black", None)] == ["any", "free"]
     (tmp_path / "index.csv").write_text("name\na.png\n")
@@ -104,7 +104,7 @@ def test_survey_measures_masks_and_believes_an_index(tmp_path):
 
 def test_survey_measures_masks_as_they_are_met(tmp_path):
     wide = np.ones((32, 64), np.uint8)
-    wide[:, :16] = 0  # cut away when the mask becomes a square
+    wide[:, :16] = 0  # cropped when the mask becomes a square
     wide[8:16, 24:40] = 0
     write_mask(tmp_path / "a.png", wide)
     assert survey_masks(tmp_path, "black", 32)[0].ratio == 8 * 16 / 32**2

@@ -1,4 +1,4 @@
-"""Runs of several phases: resumed exactly across every boundary. Steps that are not finite. No wait for the device."""
+"""Runs of several phases: exact resume across boundaries, non-finite steps, no device synchronisation."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ from utils.config import load_config
 
 CPU = torch.device("cpu")
 SCHEDULE = Schedule(load_config(overrides=["phases=[{steps: 4, lr: 1e-3}, {steps: 9, lr: 1e-4}]"]))
-# Each differs from the one before in all that a phase can give.
+# Each phase differs from the previous one in every key.
 PHASES = (
     "phases=["
     "{steps: 3, lr: 1e-3, warmup: 2, image_size: 16, batch_size: 4, loss_weights: {perceptual: 0, style: 0, tv: 0}}, "
@@ -43,7 +43,7 @@ VARIED = (PHASES, *WITH_VGG, "train.ema_decay=0.5", "train.eval_every=2")
 
 @pytest.fixture(scope="module")
 def varied(folder, tmp_path_factory):
-    """A run of these phases that nothing interrupts."""
+    """Return an uninterrupted run of these phases."""
     run = RunFolder(tmp_path_factory.mktemp("runs") / "varied")
     run_main(*arguments(folder, run.path, *VARIED))
     return run
@@ -85,7 +85,7 @@ def test_total_is_the_sum_of_the_terms_by_the_weights_of_the_phase(varied):
             assert line["train/total"] == pytest.approx(total, rel=1e-5)
 
 
-@pytest.mark.parametrize("step", [0, 2, 3, 4, 6, 7])  # at 3 and 6 the next phase is still to begin
+@pytest.mark.parametrize("step", [0, 2, 3, 4, 6, 7])  # at 3 and 6 the next phase has not begun
 def test_resume_is_exact_across_every_boundary(varied, tmp_path, step):
     run = copy_of(varied, tmp_path / "run", step)
     run_main("--resume", run.path)
@@ -135,10 +135,10 @@ def test_vgg_is_called_in_the_phases_that_need_it(folder, tmp_path, monkeypatch)
     monkeypatch.setattr(VGG16Features, "forward", lambda net, image: (calls.append(len(image)), forward(net, image))[1])
     phases = "phases=[{steps: 2, lr: 1e-3}, {steps: 1, lr: 1e-3, loss_weights: {style: 1}}, {steps: 2, lr: 1e-3}]"
     run_main(*arguments(folder, tmp_path / "run", phases))
-    assert calls == [2, 4]  # the truth, then output and composite
+    assert calls == [2, 4]  # the ground truth, then output and composite
 
 
-# --- steps that are not finite -------------------------------------------------------------------------------------
+# --- non-finite steps ----------------------------------------------------------------------------------------------
 
 OPTIMIZERS = [(name, fused) for name in ("Adam", "AdamW", "SGD") for fused in ("true", "false")]
 
@@ -173,7 +173,7 @@ def assert_same_tree(ours, theirs):
         assert ours == theirs
 
 
-@pytest.mark.parametrize("steps", [0, 2])  # good ones before: without any there are no moments yet
+@pytest.mark.parametrize("steps", [0, 2])  # finite steps before it; with 0 the optimizer has no moments yet
 @pytest.mark.parametrize("what", ["loss", "gradient", "infinite gradient"])
 @pytest.mark.parametrize(("name", "fused"), OPTIMIZERS)
 def test_a_step_that_is_not_finite_changes_nothing(tmp_path, name, fused, what, steps):
@@ -193,19 +193,19 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path, name, fused, what, 
     with pytest.raises(ValueError, match=f"^step {steps + 1}: the {what.split()[-1]} is not finite") as error:
         state.check_finite(RunFolder(tmp_path), SCHEDULE)
     assert ("hole = nan" in str(error.value)) == (what == "loss")
-    for one in (state, twin):  # and the moments are as if it had never been
+    for one in (state, twin):  # the optimizer's moments are unaffected too
         gradients(one)
         one.take_step(good)
     assert_same_tree(state.net.state_dict(), twin.net.state_dict())
     ours, theirs = state.optimizer.state_dict()["state"], twin.optimizer.state_dict()["state"]
     assert_same_tree(ours, theirs)
-    with pytest.raises(ValueError, match=f"^step {steps + 1}: "):  # the first is named, whatever follows
+    with pytest.raises(ValueError, match=f"^step {steps + 1}: "):  # later steps do not replace the first one
         state.check_finite(RunFolder(tmp_path), SCHEDULE)
 
 
 def test_a_step_whose_gradient_overflows_float16_changes_nothing_and_the_run_goes_on(tmp_path):
     state, losses = state_of("train.amp=fp16"), {"total": torch.tensor(1.0)}
-    state.scaler.scale(losses["total"])  # as before each backward
+    state.scaler.scale(losses["total"])  # initialises the scaler, as a backward does
     for _ in range(2):
         gradients(state)
         state.take_step(losses)
@@ -222,7 +222,7 @@ def test_a_step_whose_gradient_overflows_float16_changes_nothing_and_the_run_goe
 
 @pytest.mark.parametrize("later", [("total", "hole"), ("total", "style"), ("total", "valid", "hole", "tv")])
 def test_a_loss_of_an_earlier_phase_is_named_with_its_phase(tmp_path, later):
-    """Where the next record comes in another phase, whose loss has other terms."""
+    """The next record is in a later phase whose loss has other terms."""
     state = state_of()
     for step in range(7):
         gradients(state)
@@ -232,7 +232,7 @@ def test_a_loss_of_an_earlier_phase_is_named_with_its_phase(tmp_path, later):
         state.check_finite(RunFolder(tmp_path), SCHEDULE)
 
 
-@pytest.mark.parametrize("steps", [5, 6])  # the first step of the second phase, and its second
+@pytest.mark.parametrize("steps", [5, 6])  # the first and the second step of the second phase
 def test_the_phase_that_made_the_weights_is_to_change(tmp_path, steps):
     state = state_of()
     for step in range(steps):
@@ -243,7 +243,7 @@ def test_the_phase_that_made_the_weights_is_to_change(tmp_path, steps):
 
 
 def test_momentum_is_whole_where_the_first_step_of_all_is_skipped():
-    """As float16 does at the start: torch's fused SGD would go on with memory that nobody has written."""
+    """This happens with float16 at the start. torch's fused SGD would otherwise use uninitialised memory."""
     state = state_of("optim.name=SGD")
     for moments in state.optimizer.state.values():
         assert not moments["momentum_buffer"].any()
@@ -282,7 +282,7 @@ def test_a_run_that_diverges_stops_at_the_next_record_and_saves_nothing_bad(
     every = ("train.log_every=4", "train.save_every=2", "train.eval_every=100", "phases.0.steps=9")
     line = fails(capsys, *arguments(folder, run.path, *every))
     assert line.startswith(f"error: step 3: the {what} is not finite")
-    assert "python main.py" in line  # how to go on
+    assert "python main.py" in line  # the command to resume with
     assert sorted(path.name for path in run.checkpoints.glob("step_*")) == ["step_00000000.pt", "step_00000002.pt"]
     assert all(tensor.isfinite().all() for tensor in weights(run).values())
     assert not run.metrics.exists() or records(run) == []
@@ -293,22 +293,22 @@ def test_a_run_that_diverges_stops_at_the_next_record_and_saves_nothing_bad(
     assert_same_weights(run, straight)
 
 
-# --- no wait between two records -----------------------------------------------------------------------------------
+# --- no synchronisation between two records ------------------------------------------------------------------------
 
-# Each makes the host wait for a GPU. (numpy() does not: it refuses tensors of one.)
+# Each makes the host wait for a GPU. numpy() does not: it raises for CUDA tensors.
 WAITS = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "__contains__", "nonzero")
 
 
 @contextlib.contextmanager
 def noting_waits(waits, active):
-    """Each call of a method of WAITS that is made while `active` holds something, with who made it."""
+    """Append the name and caller of each call of a method in WAITS to `waits` while `active` is not empty."""
     with pytest.MonkeyPatch.context() as patch:
         for name in WAITS:
             method = getattr(torch.Tensor, name)
 
             def noted(tensor, *args, _name=name, _method=method):
                 caller = sys._getframe(1)
-                # AveragedModel counts its updates in a tensor of the CPU, wherever the network lies.
+                # AveragedModel counts its updates in a CPU tensor on every device.
                 if active and not caller.f_code.co_filename.endswith("swa_utils.py"):
                     waits.append((_name, caller.f_code.co_filename, caller.f_lineno))
                 return _method(tensor, *args)
@@ -337,5 +337,5 @@ def test_between_two_records_nothing_waits_for_the_device(folder, tmp_path, monk
         run_main(*arguments(folder, tmp_path / "run", *every, *more))
         assert waits == []
         active.append(1)
-        assert torch.ones(1)  # the test can fail
+        assert torch.ones(1)  # shows that the test can fail
     assert [name for name, *_ in waits] == ["__bool__"]

@@ -1,4 +1,4 @@
-"""What a photograph keeps when it is repaired: depth, colours, resolution; and what is refused instead of lost."""
+"""What a photograph keeps in a repair: depth, colours, resolution; and what is refused rather than lost."""
 
 import io
 import struct
@@ -38,7 +38,7 @@ def by_cv2(kind, pixels, *options):
 
 EXACT = (cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000)
 
-FILES = {  # a file of 8 bits a colour, and one of more
+FILES = {  # an 8-bit file and one with more bits
     "ppm": (ppm(255), ppm(65535)),
     "10.ppm": (ppm(255), ppm(1023)),
     "sgi": (sgi(1), sgi(2)),
@@ -156,5 +156,5 @@ def test_resolution_comes_back_in_every_kind(tmp_path, source, suffix):
     assert read_photo(tmp_path / f"b{suffix}").dpi == pytest.approx((300, 150), abs=0.02)
     Image.fromarray(PIXELS).save(tmp_path / f"none.{source}")
     write_photo(read_photo(tmp_path / f"none.{source}"), tmp_path / f"c{suffix}")
-    if source != "bmp":  # Pillow writes one of its own there
+    if source != "bmp":  # for BMP, Pillow writes its own value
         assert read_photo(tmp_path / f"c{suffix}").dpi is None

@@ -1,4 +1,4 @@
-"""Plots of an evaluation: what is drawn where, and the files."""
+"""Plots of an evaluation: contents and files."""
 
 import subprocess
 import sys
@@ -17,20 +17,20 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 def summary(methods=("a", "b"), metrics=("l1_percent", "ssim"), bins=BINS[:3]):
-    """Means that differ by method, metric and bin; 0.5 below and 1 above the ends of the intervals."""
+    """Return means that differ by method, metric and bin; intervals from 0.5 below to 1 above."""
     made = {}
     for m, method in enumerate(methods):
         for k, metric in enumerate(metrics):
             for b, bin_ in enumerate(bins):
                 mean = 1 + m + 10 * k + 100 * b
                 made[Key(method, metric, bin_, ALL)] = Estimate(mean, mean - 0.5, mean + 1, 40 + b)
-                made[Key(method, metric, bin_, "free")] = Estimate(-9, -9, -9, 1)  # to be ignored
+                made[Key(method, metric, bin_, "free")] = Estimate(-9, -9, -9, 1)  # must be ignored
             made[Key(method, metric, ALL, ALL)] = Estimate(-9, -9, -9, 1)
     return made
 
 
 def drawn(monkeypatch, folder, *arguments):
-    """The figures that draw_plots saves, by metric."""
+    """Return the figures that draw_plots saves, by metric."""
     figures = {}
     monkeypatch.setattr(plots, "_save", lambda figure, path: (figures.update({path.name: figure}), path.touch()))
     paths = draw_plots(folder, *arguments)
@@ -38,7 +38,7 @@ def drawn(monkeypatch, folder, *arguments):
 
 
 def points(axes):
-    """(x, y) of every method's points, and the sets of its intervals (x, low, high)."""
+    """Return (x, y) of every method's points, and the sets of its intervals (x, low, high)."""
     marked = [line.get_xydata() for line in axes.get_lines() if line.get_marker() not in ("None", None)]
     bars = {(x, low, high) for bar in axes.collections for (x, low), (_, high) in bar.get_segments()}
     return marked, bars
@@ -51,7 +51,7 @@ def test_points_and_intervals_stand_at_their_values(monkeypatch, tmp_path):
     assert b[:, 1].tolist() == [12, 112, 212]
     assert bars == {(x, y - 0.5, y + 1) for x, y in [*a, *b]}
     assert [label.get_text() for label in axes.get_xticklabels()] == list(BINS[:3])
-    for line in (a, b):  # dodged, but each nearest to its own bin
+    for line in (a, b):  # dodged, but each is nearest to its own bin
         np.testing.assert_array_equal(np.rint(line[:, 0]), [0, 1, 2])
     assert (b[:, 0] - a[:, 0] >= 0.05).all()
 
@@ -108,7 +108,7 @@ def test_files_are_pictures_of_the_metrics_present_and_always_the_same(monkeypat
         with Image.open(path) as picture:
             assert "Software" not in picture.info
             assert np.ptp(np.asarray(picture.convert("L"))) > 128
-    monkeypatch.setitem(matplotlib.rcParams, "axes.titlesize", 30)  # a user's own matplotlibrc
+    monkeypatch.setitem(matplotlib.rcParams, "axes.titlesize", 30)  # from a user's matplotlibrc
     again = draw_plots(tmp_path / "b", summary(names), names)
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in paths]
 

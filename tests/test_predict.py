@@ -1,4 +1,4 @@
-"""Prediction: inpaint as a function, then predict.py as its users meet it."""
+"""Prediction: the function `inpaint`, then predict.py."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ ORIENTATION = 0x0112
 
 
 def network(depth=2):
-    """A small network whose batch norms have seen something, so that training and evaluation mode differ."""
+    """Return a small network with updated batch norm statistics, so that training and evaluation mode differ."""
     torch.manual_seed(0)
     net = PConvUNet(depth=depth, base_channels=4)
     net(torch.rand(2, 3, 16, 16), torch.ones(2, 1, 16, 16))
@@ -74,7 +74,7 @@ def test_padding_is_a_hole():
 
 def test_a_batch_is_its_images_one_by_one():
     image, mask = picture_and_mask(3)
-    net = network()  # in training mode batch norm would mix them
+    net = network()  # in training mode, batch norm would mix the images
     singly = [inpaint(net, image[i : i + 1], mask[i : i + 1]) for i in range(3)]
     torch.testing.assert_close(inpaint(net, image, mask), torch.cat(singly), rtol=0, atol=1e-5)
 
@@ -88,7 +88,7 @@ def test_the_model_is_left_as_it_was(training):
     inpaint(net, image, mask)
     assert [module.training for module in net.modules()] == modes
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
-    net.unet = None  # not even an error leaves it in the other mode
+    net.unet = None  # after an error the mode is restored too
     with pytest.raises(TypeError):
         inpaint(net, image, mask)
     assert net.training == training
@@ -144,7 +144,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def run(tmp_path, weights, capsys):
-    """Call main on files of tmp_path; returns (exit code, stdout, stderr). A later option overrides an earlier one."""
+    """Run main on files in tmp_path; return (exit code, stdout, stderr). A later option overrides an earlier one."""
 
     def call(*options, image="image.png", mask="mask.png"):
         arguments = ["--image", tmp_path / image, "--mask", tmp_path / mask, "--model", weights, *options]
@@ -168,7 +168,7 @@ def save(path, pixels, **options):
 
 
 def save_mask(path, height, width, hole=None, **options):
-    """A mask file with a black hole, by default a third of each side, in the lower right part."""
+    """Write a mask with a black hole; the default is a third of each side in the lower right part."""
     mask = np.full((height, width), 255, np.uint8)
     mask[hole or (slice(height // 2, height // 2 + max(1, height // 3)), slice(width // 2, None))] = 0
     save(path, mask, **options)
@@ -194,7 +194,7 @@ def test_any_size_keeps_size_and_valid_pixels(tmp_path, run, size):
     assert np.array_equal(repaired[valid], pixels[valid])
     assert (repaired[~valid] != pixels[~valid]).any()
     assert len(after) == len(before) + 1
-    assert before.items() <= after.items()  # no input is changed, nothing else is left behind
+    assert before.items() <= after.items()  # no input is changed, and no other file is left behind
 
 
 def tiny_palette(height, width):
@@ -225,7 +225,7 @@ KINDS = {  # file name: (image, options of Pillow's save, channels as stored)
 
 
 def check_repair(before, after, valid):
-    """Of two files: the valid pixels as shown, alpha, profile and orientation agree, and the hole was filled."""
+    """Check that valid pixels, alpha, profile and orientation of two files agree, and that the hole was filled."""
     before, after = read_photo(before), read_photo(after)
     assert after.pixels.dtype == before.pixels.dtype
     assert after.pixels.shape == before.pixels.shape
@@ -312,7 +312,7 @@ def test_a_training_checkpoint_will_do(tmp_path, run):
     assert (tmp_path / "image_inpainted.png").read_bytes() == result
 
 
-# --- predict.py: where it goes -----------------------------------------------------------------------------------
+# --- predict.py: output paths ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -365,7 +365,7 @@ def test_output_that_cannot_be_written(tmp_path, run, pair):
 @pytest.mark.parametrize("way", ["name", "relative", "symbolic link", "hard link", "linked folder"])
 def test_an_input_is_never_overwritten(tmp_path, run, pair, monkeypatch, weights, which, way):
     monkeypatch.chdir(tmp_path)
-    model = tmp_path / "weights.png"  # so that its name would do for an output
+    model = tmp_path / "weights.png"  # a name that would be a valid output
     model.write_bytes(weights.read_bytes())
     victim = model if which == "weights" else tmp_path / which
     output = {
@@ -388,7 +388,7 @@ def test_an_input_is_never_overwritten(tmp_path, run, pair, monkeypatch, weights
     assert contents(tmp_path) == before
 
 
-# --- predict.py: masks and models that won't do ------------------------------------------------------------------
+# --- predict.py: invalid masks and models ------------------------------------------------------------------------
 
 
 def test_hole_colour(tmp_path, run, pair):
@@ -503,7 +503,7 @@ def test_too_large_for_the_memory(run, pair, monkeypatch):
 
 @pytest.fixture
 def folders(tmp_path):
-    """images/ a.jpg, b.PNG, c.png, masks/ of the same stems with a hole each at another place; {stem: valid}."""
+    """Write images/ a.jpg, b.PNG, c.png and masks/ with the same stems and different holes. Returns {stem: valid}."""
     for name in ("a.jpg", "b.PNG", "c.png"):
         save(tmp_path / "images" / name, noise(20, 15, 3))
     return {
@@ -545,8 +545,8 @@ def test_bad_pairs_are_reported_and_the_rest_go_on(tmp_path, run, folders):
     (images / "0.png").write_bytes(b"no image")
     (masks / "0.png").write_bytes((masks / "a.png").read_bytes())
     (masks / "a.png").write_bytes(b"no mask")
-    save(images / "d.png", noise(9, 9, 3))  # without a mask
-    save_mask(masks / "b.jpg", 20, 15)  # a second one
+    save(images / "d.png", noise(9, 9, 3))  # has no mask
+    save_mask(masks / "b.jpg", 20, 15)  # a second mask for it
     code, out, err = run(image="images", mask="masks")
     errors = [line for line in err.replace("\r", "\n").split("\n") if line.startswith("error: ")]
     assert code == 1
@@ -669,7 +669,7 @@ def test_help_and_argument_errors_come_without_torch(tmp_path, pair, arguments, 
     assert "Traceback" not in done.stderr
 
 
-# --- whatever the files hold -------------------------------------------------------------------------------------
+# --- arbitrary file contents -------------------------------------------------------------------------------------
 
 
 @settings(

@@ -1,4 +1,4 @@
-"""predict.py: which mask belongs to which image, methods, growing holes, names and formats of what comes out."""
+"""predict.py: matching of masks and images, methods, growing holes, names and formats of outputs."""
 
 import os
 import unicodedata
@@ -41,7 +41,7 @@ def contents(folder):
 
 @pytest.fixture
 def run(tmp_path, capsys, monkeypatch):
-    """Run predict.py in tmp_path, by the mean colour unless told otherwise; returns (exit code, stdout, stderr)."""
+    """Run predict.py in tmp_path, by default with the mean colour; return (exit code, stdout, stderr)."""
     os.chdir(tmp_path)
     monkeypatch.setattr("repair._PATIENCE", 1000)  # no progress bar, however slow the machine
 
@@ -92,7 +92,7 @@ def test_a_soft_red_scratch_leaves_no_fringe_once_the_hole_grows(tmp_path, run):
     ImageDraw.Draw(large).line((20, 20, 150, 90), (255, 0, 0), 12)
     small = large.resize((WIDTH, HEIGHT), Image.Resampling.BOX)
     small.save("p.png")
-    save_mask(tmp_path / "m.png", np.asarray(small)[..., 0] > 200)  # it just fits
+    save_mask(tmp_path / "m.png", np.asarray(small)[..., 0] > 200)  # still fits
     fringe = {}
     for pixels in (0, 2):
         assert run("--image", "p.png", "--mask", "m.png", "--grow", pixels, method="mean")[0] == 0
@@ -127,7 +127,7 @@ def test_a_hole_that_grows_over_everything(tmp_path, run):
     assert not (tmp_path / "p_inpainted.png").exists()
 
 
-# --- which mask --------------------------------------------------------------------------------------------------
+# --- matching of masks -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("link", [None, os.symlink, os.link], ids=["the same name", "a link", "a hard link"])
@@ -229,11 +229,11 @@ def test_a_photograph_and_its_mask_may_share_a_folder_with_earlier_results(tmp_p
     save_mask(tmp_path / "one" / "beach_mask.png")
     assert run("--image", "one/beach.png", "--mask", "one")[0] == 0
     first = (tmp_path / "one" / "beach_inpainted.png").read_bytes()
-    # The folder of all three holds one photograph, its mask, and what was made of it.
+    # A folder with a photograph, its mask and its result.
     code, _, err = run("--image", "one", "--mask", "one", "--output", "out")
     assert (code, err.splitlines()[0]) == (0, "left out: 1 earlier results, as one/beach_inpainted.png")
     assert contents(tmp_path / "out") == {tmp_path / "out" / "beach.png": first}
-    # A photograph that has such a name of its own is one like any other.
+    # A photograph whose own name ends in _inpainted is treated as any other.
     save(tmp_path / "two" / "sea_inpainted.png", IMAGE)
     assert run("--image", "two", "--mask", "one/beach_mask.png", "--output", "out")[0] == 0
     assert (tmp_path / "out" / "sea_inpainted.png").exists()

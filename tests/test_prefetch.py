@@ -1,4 +1,4 @@
-"""The order in which batches are fetched and used; that copies overlap, test_cuda.py tests."""
+"""The order in which batches are fetched and used. test_cuda.py tests the overlap of copies."""
 
 import pytest
 import torch

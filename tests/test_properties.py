@@ -1,6 +1,6 @@
-"""Whatever is in the files and on the command line: an answer or a line that says what is wrong, never a traceback.
+"""Random files and command lines: each gives a result or a one-line error, never a traceback.
 
-No input is ever changed. The scripts run in this process, in a folder of their own, where nothing long can start.
+Inputs are never changed. The scripts run in this process, in a separate folder where nothing slow can start.
 """
 
 import contextlib
@@ -31,14 +31,14 @@ NET = {"depth": 2, "base_channels": 2}
 
 
 def cases(count):
-    """So many cases, the same each time."""
+    """Return settings for `count` cases, the same in each run."""
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large]
     return settings(max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=checks)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """The current folder and home of all scripts below, with small files of every kind."""
+    """Return the current folder and home of all scripts below, with small files of every kind."""
     place = tmp_path_factory.mktemp("place")
     mask = np.ones((20, 24), np.uint8)
     mask[5:12, 8:15] = 0
@@ -68,7 +68,7 @@ def inputs(place):
 
 
 def run(script, *arguments):
-    """A script's exit code and what it says on stderr; both streams as they are outside of tests."""
+    """Return a script's exit code and stderr. Both streams are set up as outside of tests."""
     out = io.TextIOWrapper(io.BytesIO(), "utf-8")
     err = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace")
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -85,7 +85,7 @@ def run(script, *arguments):
     return code, text
 
 
-# --- the bytes of images, masks and networks ---------------------------------------------------------------------
+# --- bytes of images, masks and networks -------------------------------------------------------------------------
 
 
 def encoded(image, kind, **options):
@@ -115,10 +115,10 @@ IMAGES = [
 
 @st.composite
 def damaged(draw, wholes):
-    """One of the files with parts of it flipped, cut out, doubled, or taken from another."""
+    """One of the files with parts flipped, removed, duplicated or taken from another file."""
     data = draw(st.sampled_from(wholes))
     for _ in range(draw(st.integers(1, 3))):
-        # Most that a decoder goes by stands at the start.
+        # Most of what a decoder depends on is at the start.
         at = draw(st.integers(0, min(len(data), 200)) | st.integers(0, len(data)))
         length = draw(st.integers(1, 40))
         other = draw(st.sampled_from(wholes))
@@ -221,7 +221,7 @@ PATHS = ["run.dir", "data.train", "data.image_size", "data.max_bad", "model.dept
 
 @st.composite
 def config_texts(draw):
-    """A config of the project with lines dropped, doubled, moved, with other values, indents and keys."""
+    """A config of the project with lines removed, duplicated or moved, and other values, indents and keys."""
     lines = draw(st.sampled_from(CONFIGS)).read_text(encoding="utf-8").split("\n")
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(lines) - 1))
@@ -250,7 +250,7 @@ def test_any_config_file(place, text):
     path = place / "any.yml"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     before = inputs(place)
-    code, err = run(training, "--config", "any.yml")  # a whole config finds no masks in this folder
+    code, err = run(training, "--config", "any.yml")  # a valid config finds no masks in this folder
     assert code == 1
     assert err.startswith("error: ")
     assert inputs(place) == before
@@ -269,7 +269,7 @@ def test_every_odd_value(place, path):
         for words in ([f"{path}={value}"], ["--config", "any.yml"]):
             code, err = run(training, *words)
             assert code == 1
-            assert any(line.startswith("error: ") for line in err.splitlines())  # after what was left out, maybe
+            assert any(line.startswith("error: ") for line in err.splitlines())  # may follow a report of skipped files
     (place / "any.yml").unlink()
     assert inputs(place) == before
 
@@ -287,8 +287,8 @@ ODD = [
     "..", "a/b/c.png", "new.png", "new", "sample", "=", "a=b", "new.safetensors",
 ]  # fmt: skip
 
-# What each script takes, with the values that are tried (None: all of the above). Masks that an evaluation could use
-# and more than one process are not among them, as they would take long.
+# The flags of each script and the values to try (None: all of the above). Without masks that an evaluation could
+# use and more than one process, which would take long.
 NO_MASKS = ["missing", "text.txt", "empty", "", "é\udcff"]
 FLAGS = {
     training: {"--config": None, "--resume": None, "--init-from": None, "--check-data": []},
@@ -308,7 +308,7 @@ SENSIBLE = {
     evaluate: {"--images": "images", "--masks": "empty", "--baseline": "mean", "--out": "new"},
     convert: {},
 }
-# Last, so that they count: what masks.py may make is small and lies here.
+# Appended last, so that they take effect: masks.py makes only few small masks.
 LAST = {
     masks: ["masks.train_count=1", "masks.val_count=1", "data.image_size=64", "model.depth=3", "run.seed=0",
             "masks.train_dir=made/a", "masks.val_dir=made/b"],
@@ -317,11 +317,11 @@ LAST = {
 
 @st.composite
 def command_lines(draw, script):
-    """Words of a command: a sensible one, with flags left out, flags more, and values that nobody means."""
+    """Words of a command: a sensible one, with flags removed or added, and unlikely values."""
     words = [word for pair in SENSIBLE[script].items() for word in pair]
     for flag in draw(st.lists(st.sampled_from(sorted(FLAGS[script])), max_size=3)) if FLAGS[script] else []:
         values = FLAGS[script][flag]
-        words.append(flag)  # once more: the last of its values counts
+        words.append(flag)  # repeated: the last value counts
         if values != []:
             words.append(draw(st.sampled_from(FILES + ODD if values is None else values)))
     if words and not draw(st.integers(0, 5)):
@@ -347,7 +347,7 @@ def test_any_command_line(place, script):
 
     check()
     if script is convert:
-        assert run(convert, "image.png", "--", "--")[0] == 2  # a bug of argparse, found here
+        assert run(convert, "image.png", "--", "--")[0] == 2  # an argparse bug that this test found
     for path in set(inputs(place)) - set(before):
         path.unlink()
     assert {1, 2} <= set(codes)
@@ -363,7 +363,7 @@ def test_any_size_is_filled_and_its_valid_pixels_stay(place, height, width, shar
     net = PConvUNet(**NET).eval()
     image = torch.rand(1, 3, height, width)
     mask = (torch.rand(1, 1, height, width) < share).float()
-    mask[..., 0, 0] = 1  # something to go by
+    mask[..., 0, 0] = 1  # at least one valid pixel
     result = inpaint(net, image, mask)
     assert result.shape == image.shape
     assert torch.equal(torch.where(mask > 0, result, 0), torch.where(mask > 0, image, 0))

@@ -1,7 +1,7 @@
-"""All readers of image files against each other and against the pixels that were written, by a table of kinds of files.
+"""All readers of image files agree with each other and with the pixels that were written, for a table of formats.
 
-The readers are those of training (a part of a picture), --check-data and validation (the whole), predict.py,
-evaluate.py and of masks. The truth is what was stored, turned by numpy.
+The readers are those of training (a crop), --check-data and validation (the full image), predict.py, evaluate.py
+and masks. The reference is the stored pixels, oriented with numpy.
 """
 
 import struct
@@ -21,7 +21,7 @@ from utils.errors import UserError
 HEIGHT, WIDTH = 20, 33  # px as stored
 ORIENTATION = 274  # tag of TIFF and EXIF
 
-# From pixels as stored to pixels as shown, by EXIF orientation.
+# Map pixels as stored to pixels as shown, by EXIF orientation.
 SHOW = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -41,7 +41,7 @@ def noise(channels, dtype=np.uint8):
 
 
 def as_rgb(pixels):
-    """uint8 (H,W,3) of grey or RGB pixels (H,W) or (H,W,C), of 8 or 16 bits; alpha is dropped."""
+    """Return uint8 (H,W,3) from grey or RGB pixels (H,W) or (H,W,C) with 8 or 16 bits. Alpha is dropped."""
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     colour = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., :1]
     white = np.iinfo(pixels.dtype).max
@@ -57,14 +57,14 @@ READERS = {
 
 
 def in_training(path):
-    """All of the picture as a training sample decodes a part of it."""
+    """Decode the complete image with the decoder of training samples."""
     with open_picture(path) as picture:
         return picture.decode((0, 0, *picture.size), 10**6)
 
 
 def evaluated(path):
-    """The image as evaluate.py reads it, with a mask of its own size."""
-    with Image.open(path) as image:  # read_pair takes the size from the mask
+    """Return the image as evaluate.py reads it, with a mask of the same size."""
+    with Image.open(path) as image:  # read_pair resizes to the mask's size
         image.load()
         size = image.size
     for height, width in {size[::-1], size}:
@@ -78,7 +78,7 @@ def evaluated(path):
 
 
 def check_agreement(path, truth, tolerance=1.0):
-    """Each reader gives the truth, float (H,W,3) from 0 to 255."""
+    """Check that each reader returns the reference, float (H,W,3) from 0 to 255."""
     for name, read in READERS.items():
         pixels = read(path)
         assert pixels.shape == truth.shape, name
@@ -92,11 +92,11 @@ def check_refusal(path, reason):
             read(path)
 
 
-# --- TIFF: kind of pixels, bits, photometric interpretation, turn, compression, frames ----------------------------
+# --- TIFF: pixel type, bits, photometric interpretation, orientation, compression, frames -------------------------
 
 
 def tiff(path, pixels, orientation=1, frames=1, byteorder="<", **options):
-    """A TIFF as tifffile writes it, which knows nothing of Pillow. Pages after the first are black."""
+    """Write a TIFF with tifffile, independent of Pillow. Pages after the first are black."""
     with tifffile.TiffWriter(path, byteorder=byteorder) as file:
         for frame in range(frames):
             page = pixels if frame == 0 else np.zeros_like(pixels)
@@ -107,7 +107,7 @@ def tiff(path, pixels, orientation=1, frames=1, byteorder="<", **options):
 GREY_16, PLANES = noise(1, np.uint16), noise(3).transpose(2, 0, 1).copy()
 PALETTE = np.random.default_rng(1).integers(0, 256, (3, 256)).astype(np.uint16) * 257
 
-TIFFS = {  # pixels as stored, tifffile's options, what they show
+TIFFS = {  # pixels as stored, tifffile's options, expected pixels
     "grey": (noise(1), {"photometric": "minisblack"}, as_rgb(noise(1))),
     "grey, white is 0": (noise(1), {"photometric": "miniswhite"}, 255 - as_rgb(noise(1))),
     "16 bits": (GREY_16, {"photometric": "minisblack"}, as_rgb(GREY_16)),

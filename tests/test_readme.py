@@ -1,4 +1,4 @@
-"""The commands of README.md and docs/: each is one that its script takes; those of the README run in their order."""
+"""The commands in README.md and docs/ are valid for their scripts; those of the README run in order."""
 
 import importlib
 import os
@@ -22,25 +22,25 @@ WITH_CONFIG = ("main", "masks")
 
 
 def blocks(page, *languages):
-    """The fenced blocks of a page in one of the languages; "" is none."""
+    """Return the fenced blocks of a page in one of the languages;  is a block without one."""
     found = re.findall(r"^```([^\n]*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
     return [text for language, text in found if language.strip() in languages]
 
 
 def lines_of(text):
-    """Commands of a block as words, without comments; lines that end in a backslash go on."""
+    """Return the commands of a block as words, without comments. Lines ending in a backslash are joined."""
     return [words for line in text.replace("\\\n", " ").splitlines() if (words := split(line))]
 
 
 def split(text):
     try:
         return shlex.split(text, comments=True)
-    except ValueError:  # a quotation mark without its other half: prose, or another language
+    except ValueError:  # an unbalanced quotation mark: prose, or another language
         return []
 
 
 def commands(page):
-    """(words, whether it stands in a block of its own) of every command of a page, in order."""
+    """Return (words, whether in a fenced block) for every command of a page: those of fenced blocks first."""
     in_blocks = [words for text in blocks(page, "", "sh", "bash") for words in lines_of(text)]
     prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     inline = [split(text) for text in re.findall(r"`([^`\n]+)`", prose)]
@@ -48,7 +48,7 @@ def commands(page):
 
 
 def script_and_arguments(words):
-    """(script, its arguments) of a command of ours; None where it is another's."""
+    """Return (script, its arguments) for a command of this project, else None."""
     if words[:1] in (["python"], ["torchrun"], ["srun"]) and "-m" not in words[:2]:
         for place, word in enumerate(words[1:], start=1):
             if re.fullmatch(r"\w+\.py", word):
@@ -69,7 +69,7 @@ def test_a_script_takes_what_the_pages_say(words):
     name, arguments = script_and_arguments(words)
     assert (PROJECT / f"{name}.py").is_file()
     if not arguments and name not in WITH_CONFIG:
-        return  # the script as such is meant
+        return  # refers to the script itself
     try:
         args = importlib.import_module(name).parse_arguments(arguments)
     except SystemExit:
@@ -92,7 +92,7 @@ def test_targets_files_and_links_are_there(page):
 
 
 def test_the_pages_have_commands():
-    """So that no change of form makes the tests above empty."""
+    """Ensures that the tests above are not vacuous after a change of format."""
     scripts = {
         script_and_arguments(words)[0] for page in PAGES for words, _ in commands(page) if script_and_arguments(words)
     }
@@ -110,7 +110,7 @@ def test_python_of_the_readme_runs():
             assert names["result"].shape == image.shape
 
 
-SMALLER = {  # what makes a command of the README short
+SMALLER = {  # overrides that shorten the README's commands
     "masks": ["masks.train_count=6", "masks.val_count=3", "masks.size=64"],
     "main": [
         *("phases=[{steps: 2, lr: 1e-4}]", "model.depth=3", "model.base_channels=2", "train.batch_size=2"),
@@ -121,7 +121,7 @@ SMALLER = {  # what makes a command of the README short
 
 @pytest.mark.slow
 def test_commands_of_the_readme_run_in_their_order(tmp_path):
-    """In a copy of the project, small: by hand, as make would install the whole environment first."""
+    """Runs them in a small copy of the project, without make, which would install the environment first."""
     project = tmp_path / "project"
     shutil.copytree(
         PROJECT,

@@ -1,4 +1,4 @@
-"""The rivals of benchmarks/reference.py, which other tests rely on: against Eq. 1 and 2, window by window."""
+"""The rivals in benchmarks/reference.py, which other tests rely on, compared with Eq. 1 and 2 window by window."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from model import PConvUNet, settle_encoder_batch_norm
 
 
 def window_by_window(x, mask, weight, bias, stride, padding, dilation):
-    """Eq. 1 and 2 of one picture (C,H,W), its mask of the same shape: y and m', (C',H',W')."""
+    """Compute Eq. 1 and 2 for one image (C,H,W) and a mask of the same shape. Returns y and m', (C',H',W')."""
     channels, height, width = x.shape
     kernel = weight.shape[-1]
     reach = dilation * (kernel - 1) + 1
@@ -51,14 +51,14 @@ def test_the_textbook_layer_is_eq_1_and_2(kernel, stride, padding, dilation, bia
 
 
 def test_far_from_edges_and_holes_the_rivals_agree():
-    """There all ratios are 1: two levels of 7×7 to 3×3 windows see no further than 14 pixels."""
+    """All ratios are 1 there: the receptive field of two levels with 7×7 to 3×3 windows is within 14 pixels."""
     torch.manual_seed(0)
     net = PConvUNet(2, 4).double()
     image, mask = torch.rand(2, 3, 64, 64, dtype=torch.float64), torch.ones(2, 1, 64, 64, dtype=torch.float64)
     settle_encoder_batch_norm(net, iter([(image, mask)]))
     for rival in (OrdinaryUNet(net), TextbookUNet(net)):
         assert all(a is b for a, b in zip(rival.parameters(), net.parameters(), strict=True))
-    net.eval()  # in training the statistics are of the edges, too
+    net.eval()  # in training mode, statistics would include the edges
     difference = (OrdinaryUNet(net)(image, mask) - TextbookUNet(net)(image, mask)).abs()
     assert difference[..., 14:-14, 14:-14].max() < 1e-12
     assert difference.max() > 1e-3

@@ -1,4 +1,4 @@
-"""Parts of a picture: each is predicted as in the whole picture, and no part sees more than it must."""
+"""Parts of an image: predictions equal those of the full image, and windows are no larger than needed."""
 
 import random
 
@@ -17,7 +17,7 @@ from model.regions import Box, Span, part_of, parts_of, reach, seen, unet_within
 
 
 def network(depth, base="none", base_channels=4):
-    """Random in all layers, in float64: so that a pixel's change shows in all that it can change."""
+    """Return a network with random weights in all layers, in float64, so that any dependence on a pixel is visible."""
     torch.manual_seed(0)
     net = PConvUNet(depth, base_channels, base=base).double().eval()
     for block in net.decoder:
@@ -26,7 +26,7 @@ def network(depth, base="none", base_channels=4):
 
 
 def picture(height, width, holes, seed=0):
-    """Noise, and a mask with these holes: (top, left, height, width) each."""
+    """Return a noise image and a mask with the given holes, each (top, left, height, width)."""
     image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     mask = torch.ones(1, 1, height, width, dtype=torch.float64)
     for top, left, h, w in holes:
@@ -35,7 +35,7 @@ def picture(height, width, holes, seed=0):
 
 
 def difference(net, image, mask, largest=None):
-    """The greatest one between the parts and the whole picture; the parts hold all holes."""
+    """Return the largest difference between parts and full image. Also checks that the parts cover all holes."""
     with torch.no_grad():
         whole = predict_padded(net, image, mask).clamp(0, 1)
     filled = torch.zeros_like(mask, dtype=torch.bool)
@@ -47,7 +47,7 @@ def difference(net, image, mask, largest=None):
     return worst
 
 
-# --- the same as the whole picture -------------------------------------------------------------------------------
+# --- equal to the full image -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("base", ["none", "push_pull"])
@@ -76,7 +76,7 @@ def test_random_holes_sizes_and_edges(base, data):
 def test_six_levels_in_float32_and_folded():
     torch.manual_seed(0)
     net = PConvUNet(6, 8, base="push_pull")
-    torch.nn.init.normal_(net.decoder[-1].conv.weight, std=0.003)  # values of up to 20
+    torch.nn.init.normal_(net.decoder[-1].conv.weight, std=0.003)  # output values up to 20
     net = net.eval().folded()
     image, mask = picture(700, 1100, [(300, 500, 70, 40), (0, 1000, 30, 100), (690, 3, 10, 10), (60, 60, 260, 290)])
     image, mask = image.float(), mask.float()
@@ -86,7 +86,7 @@ def test_six_levels_in_float32_and_folded():
 
 
 def test_networks_that_compute_as_another_projects():
-    """They see another scale of the image, in their parts, too."""
+    """The parts, too, use the image normalisation of the other project."""
     net = ForeignUNet(3, 4, batch_norm=True, ratio_twice=True).double().eval()
     net.mean += 0.4
     net.std *= 0.2
@@ -103,12 +103,12 @@ def test_tiles_of_a_hole_that_covers_the_picture_are_the_whole():
     assert difference(net, image, mask, largest=120**2) < 1e-12
 
 
-# --- no more than the network sees -------------------------------------------------------------------------------
+# --- no more than the receptive field ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_reach_is_tight(depth):
-    """Of all pixels that change the result at a pixel, the farthest is as far away as `reach` says."""
+    """The farthest image pixel that changes a pixel of the result is exactly `reach` px away."""
     net = network(depth)
     size = 2 ** (depth + 1) * (reach(net) // 2**depth + 2)
     image, mask = picture(size, 2**depth, [])
@@ -152,7 +152,7 @@ def test_surroundings_of_the_base_are_enough_and_no_more_than_the_holes_ask():
     box = Box(Span(100, 140), Span(90, 120))
     place = surroundings(mask[0, 0] > 0, box)
     filled = push_pull(image[place.slices], mask[place.slices])[box.relative_to(place)]
-    # To rounding: convolutions of other sizes sum in another order.
+    # Equal to rounding: convolutions of another size sum in another order.
     torch.testing.assert_close(filled, push_pull(image, mask)[box.slices], rtol=0, atol=1e-6)
     assert place.pixels < 0.6 * 257 * 300
     _, smaller_hole = picture(257, 300, [(100, 90, 4, 3)])
@@ -160,7 +160,7 @@ def test_surroundings_of_the_base_are_enough_and_no_more_than_the_holes_ask():
     assert surroundings(torch.zeros(257, 300, dtype=torch.bool), box) == Box(Span(0, 257), Span(0, 300))
 
 
-# --- how holes are shared out ------------------------------------------------------------------------------------
+# --- how holes are grouped into parts ----------------------------------------------------------------------------
 
 
 def boxes_of(net, holes, size=2048, largest=2**30):

@@ -1,4 +1,4 @@
-"""docs/reliability.md: each row names tests that are there, and says whether they are slow ones."""
+"""docs/reliability.md: each row names existing tests and marks slow ones."""
 
 import ast
 import re
@@ -12,19 +12,19 @@ PAGE = TESTS.parent / "docs" / "reliability.md"
 
 
 def commands():
-    """(file, words of -k, whether -m slow) of the commands in the tables' rows."""
+    """Return (file, words of -k, whether -m slow) for the commands in the tables."""
     file, found = "", []
     for line in PAGE.read_text(encoding="utf-8").splitlines():
         for text in re.findall(r"`((?:test_\w+\.py|-m slow|-k)\b[^`]*)`", line) if line.startswith("|") else []:
             words = shlex.split(text)
-            file = words[0] if words[0].endswith(".py") else file  # a second command of a row is about the same file
+            file = words[0] if words[0].endswith(".py") else file  # a second command in a row uses the same file
             wanted = words[words.index("-k") + 1].split(" or ") if "-k" in words else [""]
             found.append(pytest.param(file, wanted, "-m slow" in text, id=text))
     return found
 
 
 def functions_of(file):
-    """{name: its decorators, as text} of a file's tests."""
+    """Return {name: its decorators, as text} of the tests in a file."""
     tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
     return {node.name: " ".join(ast.unparse(each) for each in node.decorator_list) for node in functions}

@@ -1,4 +1,4 @@
-"""The table of the terminal, summary.md and summary.json: every figure where it belongs."""
+"""The terminal table, summary.md and summary.json: every figure is in its place."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SETTINGS = {"images": "4 of photos", "command": "python evaluate.py --out a_b"}
 
 
 def all_rows(images=4):
-    """L1 of bin b and border c is b + 0.1 c, of the other method 1 more; each image shifts both alike."""
+    """Yield rows with L1 b + 0.1 c for bin b and border c, plus 1 for the second method and 0.02 for odd images."""
     pair = 0
     for image in range(images):
         for b, bin_ in enumerate(BINS):
@@ -42,7 +42,7 @@ def markdown(rows):
 
 
 def tables(markdown):
-    """Tables as lists of rows of cells, each with the line that stands before it."""
+    """Return tables as lists of rows of cells, each with the line before it."""
     blocks = markdown.split("\n\n")
     found = []
     for before, block in pairwise(blocks):
@@ -58,7 +58,7 @@ def one(mean, low=None, high=None, count=3):
     return Estimate(mean, low, high, count)
 
 
-# --- the terminal ----------------------------------------------------------------------------------------------
+# --- terminal --------------------------------------------------------------------------------------------------
 
 
 def test_terminal_table_by_hand():
@@ -75,12 +75,12 @@ def test_terminal_table_by_hand():
         "L1 % (lower is better)",
         "       0.01-0.1        all",
         "ours       1.23*      2.00",
-        "telea      1.23*      1.50*",  # what looks equal to the best is marked too
+        "telea      1.23*      1.50*",  # equal to the best after rounding, so also marked
         "pairs         3         12",
         "",
         "SSIM (higher is better)",
         "            all",
-        "telea     0.123",  # nothing to compare it with: no mark
+        "telea     0.123",  # no competitor, so no mark
         "pairs         3",
     ]
 
@@ -141,7 +141,7 @@ def test_tables_of_the_paper_s_layout(markdown):
         "*PConv, QUOTED from the paper; the other cells: its Table 1, arXiv 1804.07723*",
     ]
     at = heads.index("0.2-0.3<br>B")
-    assert ours[at] == f"**2.11**<br>[2.10,{NBSP}2.12]"  # of 2.10 and 2.12, twice each
+    assert ours[at] == f"**2.11**<br>[2.10,{NBSP}2.12]"  # mean of 2.10 and 2.12, twice each
     assert telea[at] == f"3.11<br>[3.10,{NBSP}3.12]"
     assert (pairs[at], pairs[-1]) == ("4", "24")
     together = found[1][1]
@@ -152,7 +152,7 @@ def test_tables_of_the_paper_s_layout(markdown):
 
 
 def test_only_figures_checked_against_the_paper_are_quoted(markdown):
-    """All that may stand there, once more: nothing may be added without a look into the paper."""
+    """Repeats the allowed figures: add one only after checking it in the paper."""
     checked = {
         "L1 % (lower is better)": {"0.1-0.2<br>B": "1.09", "0.2-0.3<br>B": "1.88", "0.3-0.4<br>B": "2.84"},
         "PSNR dB (higher is better)": {"0.1-0.2<br>B": "28.32", "0.2-0.3<br>B": "25.25", "0.3-0.4<br>B": "22.89"},
@@ -180,7 +180,7 @@ def test_the_quoted_row_needs_a_column_it_has_a_figure_for(rows):
 def test_bins_and_borders_that_are_missing_have_no_columns(rows):
     chosen = [row for row in rows if row.border == "any" and row.bin in BINS[2:4]]
     found = tables(summary_markdown(summarise(chosen), {}, METHODS, {}))
-    assert [before[:2] for before, _ in found] == ["##", "##"]  # both borders together were the same table again
+    assert [before[:2] for before, _ in found] == ["##", "##"]  # a table of both borders together would be the same
     assert found[0][1][0] == ["method", "0.2-0.3<br>B", "0.3-0.4<br>B", "all<br>B"]
 
 
@@ -189,7 +189,7 @@ def test_a_value_of_a_set_has_no_interval_and_a_gap_a_dash():
         Key("ours", "fid", BINS[0], "free"): one(12.346),
         Key("ours", "fid", BINS[0], "any"): one(1),
         Key("telea", "fid", BINS[0], "free"): one(3.0),
-        Key("ours", "lpips", ALL, ALL): one(0.5),  # of both borders together alone
+        Key("ours", "lpips", ALL, ALL): one(0.5),  # only for both borders together
     }
     lpips, fid, fid_together = tables(
         summary_markdown(summary | {Key("ours", "fid", ALL, ALL): one(5.0)}, {}, METHODS, {})
@@ -225,7 +225,7 @@ def test_ahead_means_of_every_other_method_and_beyond_the_interval():
     better = {Key("telea", "psnr", *column): one(-0.5, -0.9, -0.1) for column in bins}
     other = {Key("mean", "psnr", *column): one(-0.5, -0.9, -0.1) for column in bins}
     other[Key("mean", "psnr", *bins[0])] = one(0.1, -0.2, 0.4)  # better than ours
-    other[Key("mean", "psnr", *bins[1])] = one(-0.1, -0.2, 0.4)  # perhaps
+    other[Key("mean", "psnr", *bins[1])] = one(-0.1, -0.2, 0.4)  # uncertain
     text = summary_markdown({}, better | other, ("ours", "telea", "mean"), {})
     assert "ours is better than each of the others in 3 of 4 bins and borders, in 2 of them with" in text
 
@@ -249,7 +249,7 @@ def test_without_a_second_method_there_are_no_differences(rows):
     alone = [row for row in rows if row.method == "ours"]
     text = summary_markdown(summarise(alone), differences(alone, "ours"), ["ours"], SETTINGS)
     assert "Differences" not in text
-    assert "**" not in text  # nor a best
+    assert "**" not in text  # and marks no best value
 
 
 def test_settings_and_names_stand_as_they_are(markdown):

@@ -1,4 +1,4 @@
-"""Every key of the config in a resume: another value takes effect, or is refused before anything is written."""
+"""Every config key on resume: a changed value takes effect or is refused before anything is written."""
 
 import shutil
 
@@ -10,17 +10,17 @@ from training.resume import AT_ONCE, IN_STEPS_TO_COME, RESUMABLE, WITH_RESCAN, v
 from training.run_folder import RunFolder
 from utils.config import DEFAULT_CONFIG, LossWeights, load_config
 
-REACHED = 6  # steps: two of the second phase are done
+REACHED = 6  # steps; two of the second phase are done
 
 
 @pytest.fixture(scope="module")
 def others(folder, tmp_path_factory):
-    """Other data than that of the runs."""
+    """Return data other than those of the runs."""
     others = tmp_path_factory.mktemp("others")
     for name in ("images", "train", "val"):
         shutil.copytree(folder / name, others / name)
     for name in ("images", "train"):
-        (others / name / "0.png").rename(others / name / "5.png")  # other positions in the list
+        (others / name / "0.png").rename(others / name / "5.png")  # changes the positions in the list
     vgg = safetensors.torch.load_file(DEFAULT_CONFIG.parent / "weights" / "vgg16_conv1-3.safetensors")
     safetensors.torch.save_file({name: tensor * 1.1 for name, tensor in vgg.items()}, others / "vgg.safetensors")
     return others
@@ -72,7 +72,7 @@ OTHER_VALUES = {
     "train.keep_checkpoints": "2",
 }
 NEEDS_MORE = {"data.crop_unit": ["data.crop_scale=[0.3, 0.4]"], "loss.vgg16": ["loss.weights.perceptual=1"]}
-# Keys that change how a run is computed or what it says, not what is computed.
+# Keys that change how a run is computed or what it logs, not its weights.
 SAME_WEIGHTS = {key for key, when in RESUMABLE.items() if when == AT_ONCE}
 
 
@@ -95,7 +95,7 @@ def override(key, others):
 def test_each_key_has_its_rule_and_its_case():
     keys = set(values_of(load_config()))
     assert set(RESUMABLE) == keys
-    assert set(OTHER_VALUES) == keys - {"run.dir", "phases"}  # these have tests of their own
+    assert set(OTHER_VALUES) == keys - {"run.dir", "phases"}  # these have separate tests
 
 
 @pytest.mark.parametrize("key", refused())
@@ -121,7 +121,7 @@ def test_a_value_that_may_change_takes_effect(straight, others, tmp_path, key):
     if more:
         plain = copy_of(straight, tmp_path / "plain", REACHED)
         run_main("--resume", plain.path, *more)
-    if key == "train.ema_decay":  # of the weights that are written at the end
+    if key == "train.ema_decay":  # of the weights that are exported at the end
         assert run.weights.read_bytes() != plain.weights.read_bytes()
     else:
         assert not same_weights(run, plain)

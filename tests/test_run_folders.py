@@ -1,4 +1,4 @@
-"""Run folders that something has happened to: damage, a NaN, moves, copies, older versions, restarts."""
+"""Run folders after damage, a NaN, moves, copies, older versions and restarts."""
 
 import errno
 import json
@@ -18,7 +18,7 @@ from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.config import load_config
 from utils.plain_yaml import format_yaml, parse_yaml
 
-# --- checkpoints with the right keys and wrong values ------------------------------------------------------------
+# --- checkpoints with valid keys and invalid values --------------------------------------------------------------
 
 
 def first_moments(checkpoint):
@@ -87,7 +87,7 @@ def test_options_of_the_optimizer_come_from_the_config(straight, tmp_path):
     assert same_weights(run, straight)
 
 
-# --- going back, and the way back from a NaN ---------------------------------------------------------------------
+# --- earlier checkpoints, and the advice after a NaN -------------------------------------------------------------
 
 
 def test_a_run_goes_on_from_the_checkpoint_that_is_named(straight, tmp_path):
@@ -105,13 +105,13 @@ def test_a_run_goes_on_from_the_checkpoint_that_is_named(straight, tmp_path):
 
 
 def advised(line):
-    """The arguments of the command in an error."""
+    """Return the arguments of the command in an error."""
     (command,) = re.findall(r"`python main.py (.*?)`", line)
     return shlex.split(command)
 
 
 def follow(capsys, line):
-    """Follow an advice, and that of each error which comes then. Returns how often."""
+    """Run the advised command, then that of each further error. Returns the number of commands until success."""
     for count in range(1, 4):
         capsys.readouterr()
         if training_main(*advised(line)) == 0:
@@ -167,7 +167,7 @@ def test_no_room_for_the_first_checkpoint(folder, straight, tmp_path, capsys, mo
     assert same_weights(run, straight)
 
 
-# --- what lies in the folder -------------------------------------------------------------------------------------
+# --- contents of the folder --------------------------------------------------------------------------------------
 
 
 def test_only_what_the_run_wrote_goes(folder, straight, tmp_path):
@@ -180,7 +180,7 @@ def test_only_what_the_run_wrote_goes(folder, straight, tmp_path):
     ]
     for path in own:
         path.write_text("precious")
-    left = run.checkpoints / ".last.pt.4711.tmp"  # of a process that was killed
+    left = run.checkpoints / ".last.pt.4711.tmp"  # left by a killed process
     left.write_text("half")
     run_main("--resume", run.path, "train.keep_checkpoints=2")
     assert [path.read_text() for path in own] == ["precious"] * 4
@@ -224,7 +224,7 @@ def test_a_run_whose_folder_was_moved_writes_nothing_more(folder, straight, tmp_
 
 
 def older(tree):
-    """The config as versions before the phases wrote it."""
+    """Return the config as versions before `phases` wrote it."""
     first, second = tree.pop("phases")
     tree["optim"].update(initial_lr=first["lr"], finetune_lr=second["lr"])
     tree["train"].update(initial_steps=first["steps"], finetune_steps=second["steps"])
@@ -271,7 +271,7 @@ def test_a_run_of_an_older_version_can_be_made_longer(straight, tmp_path):
     assert load_checkpoint(run.last)["step"] == 10
 
 
-# --- torchrun starts again ---------------------------------------------------------------------------------------
+# --- restarts by torchrun ----------------------------------------------------------------------------------------
 
 
 def test_a_used_folder_is_refused_for_good(folder, straight, tmp_path, capsys, monkeypatch):
@@ -296,7 +296,7 @@ def test_a_run_that_torchrun_began_goes_on_when_it_starts_again(folder, straight
     assert same_weights(run, straight)
 
 
-# --- what a command means ----------------------------------------------------------------------------------------
+# --- meaning of commands -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

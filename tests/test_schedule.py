@@ -1,4 +1,4 @@
-"""Phases: which steps, samples and learning rates belong to which."""
+"""Phases: their steps, samples and learning rates."""
 
 import math
 
@@ -24,7 +24,7 @@ THREE = schedule_of(
 def test_steps_and_samples_by_hand():
     assert [(p.number, p.first_step, p.last_step, p.first_sample) for p in THREE.phases] == [
         (0, 0, 4, 0),
-        (2, 4, 7, 24),  # without the one that has no steps
+        (2, 4, 7, 24),  # skips the phase without steps
         (3, 7, 12, 54),
     ]
     assert THREE.total_steps == 12
@@ -78,7 +78,7 @@ def test_a_warm_up_by_hand():
 
 
 def test_a_cosine_by_hand():
-    """From lr down to end_lr, which the step behind the last would have."""
+    """It falls from lr towards end_lr, which it would reach one step after the last."""
     cosine = rates("{steps: 4, lr: 1, schedule: cosine, end_lr: 0.2}")
     half = math.sqrt(0.5)
     assert cosine == pytest.approx([1, 0.2 + 0.4 * (1 + half), 0.6, 0.2 + 0.4 * (1 - half)])

@@ -1,4 +1,4 @@
-"""Data workers and a small /dev/shm: what they hold ready fits, and training goes on."""
+"""Data workers with a small /dev/shm: prefetched batches fit, and training continues."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ MB = 2**20
 
 @pytest.fixture
 def room(monkeypatch):
-    """Sets how large /dev/shm is, in bytes."""
+    """Return a function that sets the size of /dev/shm in bytes."""
 
     def set_room(size):
         monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=size // 4096, f_frsize=4096))
@@ -84,7 +84,7 @@ def test_config_yml_fits_what_docker_gives(room, tmp_path, capsys):
 
 
 def own_shared_memory():
-    """Whether a process here may have a /dev/shm of its own."""
+    """Return whether a process can have its own /dev/shm here."""
     command = ["unshare", "-m", "sh", "-c", "mount -t tmpfs -o size=1m tmpfs /dev/shm"]
     try:
         return subprocess.run(command, capture_output=True, timeout=20).returncode == 0
@@ -98,7 +98,7 @@ def own_shared_memory():
     ("size", "told"), [("10m", ""), ("6m", "data.workers: "), ("1m", "data.workers: 0 instead of 2")]
 )
 def test_a_run_in_a_small_shared_memory(tmp_path, size, told):
-    """Batches of 1 MB; training, evaluation and the averaging of statistics at once."""
+    """Batches of 1 MB; training, validation and the averaging of statistics overlap."""
     folder = make_data(tmp_path)
     more = (
         "data.image_size=256",

@@ -1,4 +1,4 @@
-"""The page without a server: how it is built, and that it fills as predict.py does."""
+"""The serverless page: its build, and results equal to those of predict.py."""
 
 import contextlib
 import functools
@@ -23,8 +23,8 @@ from tests.conftest import PROJECT
 from utils.arguments import DEFAULT_WEIGHTS
 
 CHELSEA = PROJECT / "docs/chelsea.jpg"
-LARGEST = 26e6  # bytes of all that a visitor loads
-CLOSE = 2  # grey levels between this and PyTorch: the weights are float16, the sums in another order
+LARGEST = 26e6  # bytes of everything that a visitor loads
+CLOSE = 2  # grey levels of difference to PyTorch: the weights are float16, and sums have another order
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -58,7 +58,7 @@ def static_host(folder, handler):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The page with the shipped weights."""
+    """Build the page with the shipped weights."""
     pytest.importorskip("onnxscript", reason="onnxscript is not installed (requirements-export.txt)")
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed")
@@ -119,7 +119,7 @@ def test_open_load_fill_undo_save(tmp_path, visit):
 
 @pytest.mark.slow
 def test_paint_twice_in_a_large_picture(tmp_path, visit):
-    """Of a large picture only a part goes through the network: the result is that of the whole."""
+    """Only a part of a large image goes through the network; the result equals that of the full image."""
     Image.open(CHELSEA).resize((1353, 900)).save(tmp_path / "large.png")
     page = visit()
     page.open(tmp_path / "large.png")
@@ -131,7 +131,7 @@ def test_paint_twice_in_a_large_picture(tmp_path, visit):
     assert np.abs(picture(result) - by_predict(tmp_path, tmp_path / "large.png", tmp_path / "mask.png")).max() <= CLOSE
 
     (tmp_path / "result.png").write_bytes(result)
-    page.drag((0.72, 0.72), (0.72, 0.6))  # goes on with what was filled
+    page.drag((0.72, 0.72), (0.72, 0.6))  # uses the previous fill
     (tmp_path / "mask.png").write_bytes(page.saved("#save-mask"))
     page.tab.locator("#stage").focus()
     page.is_filled_again()
@@ -156,10 +156,10 @@ def test_errors_and_alpha(tmp_path, chromium, site):
         page.complains("mask chelsea_mask.png is 451×300 px and image alpha.png is 60×40 px")
         page.drag((0.45, 0.4), (0.5, 0.6))
         page.tab.locator("#stage").focus()
-        page.tab.context.set_offline(True)  # the network is not loaded yet
+        page.tab.context.set_offline(True)  # the network has not been loaded yet
         page.tab.keyboard.press("Enter")
         page.complains("the network can't be loaded: its host does not answer")
-        page.problems.clear()  # the browser's words for that
+        page.problems.clear()  # the browser's own messages
         page.tab.context.set_offline(False)
         page.fill()
         result = np.asarray(Image.open(io.BytesIO(page.saved())))
@@ -168,7 +168,7 @@ def test_errors_and_alpha(tmp_path, chromium, site):
 
 @pytest.mark.slow
 def test_a_large_hole_in_a_larger_picture(tmp_path, chromium, site):
-    """The base of its middle depends on what lies far beyond the region that the network sees."""
+    """The base at its centre depends on pixels far outside the network's input."""
     Image.open(CHELSEA).resize((1353, 900)).save(tmp_path / "large.png")
     mask = np.full((900, 1353), 255, np.uint8)
     mask[:600, 650:1250] = 0
@@ -213,7 +213,7 @@ BASE = """async ([width, height, pixels, valid, region, multiple]) => {
 
 @pytest.fixture(scope="module")
 def static_tab(chromium, tmp_path_factory):
-    """A tab of a host of base.js alone."""
+    """Return a tab of a host that serves only base.js."""
     folder = tmp_path_factory.mktemp("static")
     (folder / "index.html").write_text("<title>base</title>")
     shutil.copyfile(PROJECT / "static/base.js", folder / "base.js")
@@ -235,8 +235,8 @@ def test_its_base_is_push_pull_of_the_whole_picture(static_tab, holes, sees_all)
     if holes == "nearly all":
         valid[:] = False
         valid[80, 3] = True
-    region = {"left": 64, "top": 40, "right": 136, "bottom": 96}  # beyond the picture, as multiples are
-    pixels[~valid] = 77  # does not matter
+    region = {"left": 64, "top": 40, "right": 136, "bottom": 96}  # multiples, so beyond the image
+    pixels[~valid] = 77  # must not matter
     arguments = [width, height, pixels.ravel().tolist(), valid.astype(int).ravel().tolist(), region, multiple]
     seen, values = static_tab.evaluate(BASE, arguments)
     assert (seen == height * width) == sees_all
@@ -245,7 +245,7 @@ def test_its_base_is_push_pull_of_the_whole_picture(static_tab, holes, sees_all)
     padding = (0, -width % multiple, 0, -height % multiple)
     whole = push_pull(F.pad(image, padding), F.pad(mask, padding))[0].permute(1, 2, 0).numpy()
     difference = np.array(values).reshape(96 - 40, 136 - 64, 3) - whole[40:96, 64:136]
-    margin = 2 * multiple  # what lies nearer to the region's sides is seen for the sake of the rest
+    margin = 2 * multiple  # pixels closer to the region's sides are only context
     assert np.abs(difference[margin : height - 40, margin : width - 64]).max() < 1e-5
 
 

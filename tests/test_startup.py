@@ -1,4 +1,4 @@
-"""What a script imports before it answers, and how a network comes from its file without computing anything twice."""
+"""Imports of the scripts, and loading of networks without redundant computation."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ from utils.errors import UserError
 PROJECT = Path(__file__).resolve().parent.parent
 LARGE = {"torch", "numpy", "cv2", "PIL", "skimage", "scipy", "matplotlib", "tqdm"}
 
-# Runs a script as a command and tells which modules it has imported at its end.
+# Runs a script as a command and prints its imported modules at the end.
 AS_COMMAND = """
 import runpy, sys
 script, *sys.argv[1:] = sys.argv[1:]
@@ -33,7 +33,7 @@ sys.exit(code)
 
 
 def new_process(code, *arguments, **environment):
-    """What a new Python process prints."""
+    """Return what a new Python process prints."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     env = {**os.environ, "PYTHONPATH": str(PROJECT), **environment}
     done = subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True, timeout=100, check=False)
@@ -46,7 +46,7 @@ def modules(printed):
 
 
 def network(depth=2, base_channels=3):
-    """Random weights and statistics, so that no part of a network is the identity."""
+    """Return random weights and statistics, so that no part of the network is the identity."""
     torch.manual_seed(0)
     net = PConvUNet(depth, base_channels)
     for name, tensor in net.state_dict().items():
@@ -62,7 +62,7 @@ def inputs():
 
 
 def same(one, other):
-    """Whether two networks compute the same, bit for bit."""
+    """Return whether two networks are equal bit for bit."""
     pair = inputs()
     with torch.no_grad():
         return torch.equal(one(*pair), other(*pair))
@@ -80,7 +80,7 @@ def test_help_imports_nothing_large(script):
 
 @pytest.fixture(scope="module")
 def modules_of_torch():
-    """What `import torch` alone brings: it differs between its versions."""
+    """Return the modules of a plain `import torch`, which differ between versions."""
     return modules(new_process("import torch, sys; print('MODULES', *sys.modules)"))
 
 
@@ -95,7 +95,7 @@ def test_a_prediction_imports_no_part_of_torch_that_it_can_do_without(tmp_path, 
     assert (tmp_path / "image_inpainted.png").exists()
     added = modules(printed) - modules_of_torch
     assert "model.network" in added
-    # The compiler, which takes longer than all of the rest, comes with mere networks on the device `meta`.
+    # Even building a network on the device `meta` would import the compiler, which takes longest.
     assert not added & {"torch._dynamo", "torch._inductor", "torch.onnx", "sympy", "torchvision", "skimage", "yaml"}
 
 
@@ -119,7 +119,7 @@ assert gc.get_freeze_count() == frozen
     new_process(code)
 
 
-# --- from a file to a network ------------------------------------------------------------------------------------
+# --- loading -----------------------------------------------------------------------------------------------------
 
 
 def save(path, state):
@@ -158,7 +158,7 @@ def test_a_network_for_prediction_is_the_folded_one_and_outlives_its_file(tmp_pa
 
 
 def overwrite(path):
-    """Another file's bytes into the same file, as `cp` does it: whoever has it mapped sees them."""
+    """Overwrite a file in place, as `cp` does. Processes that have it mapped see the new bytes."""
     with open(path, "r+b") as file:
         file.write(b"\x7f" * path.stat().st_size)
 

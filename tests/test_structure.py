@@ -1,6 +1,6 @@
 """Imports run one way: scripts → training → evaluation → data, model, loss → utils; loss may import model.composite.
 
-And the house stays small: few imports inside functions, no long function.
+Also checks size: few imports inside functions, no long functions, a small utils/.
 """
 
 import ast
@@ -32,7 +32,7 @@ FILES = [
 
 
 def imported(path):
-    """Names of all modules that a file imports, inside functions too."""
+    """Yield the names of all modules that a file imports, also inside functions."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -84,7 +84,7 @@ def lines(node):
 
 
 def test_few_imports_stand_inside_functions():
-    """They are for what takes long to import, or may be missing."""
+    """Only modules that are slow to import or optional are imported there."""
     inside = {
         (path.name, node.lineno)
         for path in CODE

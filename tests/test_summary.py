@@ -1,4 +1,4 @@
-"""Means and intervals: by hand, against other ways to reckon them, and what must not matter."""
+"""Means and intervals: hand-computed values, other algorithms, and invariances."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def row(pair, method="a", image=None, bin_=BINS[0], border="any", **scores):
 
 
 def of_values(values, **rest):
-    """A row for each value, each of another image."""
+    """Return a row for each value, each of a different image."""
     return [row(pair, psnr=float(value), **rest) for pair, value in enumerate(values)]
 
 
@@ -27,7 +27,7 @@ def test_means_and_counts_by_hand():
         row(1, bin_=BINS[0], border="free", psnr=22.0),
         row(2, bin_=BINS[0], border="any", psnr=30.0),
         row(3, bin_=BINS[4], border="any", psnr=12.0),
-        row(4, bin_="", border="any", psnr=1.0),  # a ratio outside of all bins
+        row(4, bin_="", border="any", psnr=1.0),  # a ratio outside all bins
         row(0, "b", bin_=BINS[0], border="free", psnr=7.0),
     ]
     found = {key: (estimate.mean, estimate.count) for key, estimate in summarise(rows).items()}
@@ -56,7 +56,7 @@ def test_nothing_has_no_estimates(rows):
 
 
 def test_a_single_image_has_no_interval():
-    """Two pairs of one image say nothing of other images."""
+    """Two pairs of one image give no information about other images."""
     rows = [row(0, image="one", psnr=20.0), row(1, image="one", psnr=30.0), row(2, "b", image="two", psnr=1.0)]
     assert summarise(rows)[Key("a", "psnr", ALL, ALL)] == Estimate(25, None, None, 2)
 
@@ -76,7 +76,7 @@ def test_interval_is_near_a_plain_bootstrap_of_skewed_values():
     low, high = np.percentile([rng.choice(values, 40).mean() for _ in range(4000)], [2.5, 97.5])
     estimate = summarise(of_values(values))[Key("a", "psnr", ALL, ALL)]
     assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=0.05 * (high - low))
-    assert estimate.high - estimate.mean > 1.1 * (estimate.mean - estimate.low)  # as the values: not symmetric
+    assert estimate.high - estimate.mean > 1.1 * (estimate.mean - estimate.low)  # asymmetric, like the values
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
@@ -90,7 +90,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
 
 
 def test_pairs_of_one_image_are_drawn_together():
-    """Copies of each pair add nothing that was not known: the interval stays as wide."""
+    """Copies of each pair add no information, so the interval keeps its width."""
     once = of_values(noise(50))
     copies = [copy._replace(pair=copy.pair + 50 * k) for copy in once for k in range(9)]
     assert summarise(copies)[Key("a", "psnr", ALL, ALL)] == pytest.approx(
@@ -99,16 +99,16 @@ def test_pairs_of_one_image_are_drawn_together():
 
 
 def test_images_with_more_pairs_weigh_more():
-    """Of a resample the mean is over its pairs. By hand: of two images, a quarter of the resamples has one alone."""
+    """Means of resamples are over pairs. By hand: of two images, a quarter of the resamples has only the second."""
     rows = [row(0, image="one", psnr=0.0), *(row(pair, image="two", psnr=8.0) for pair in range(1, 4))]
     assert summarise(rows)[Key("a", "psnr", ALL, ALL)] == Estimate(6, 0, 8, 4)
     rows = [row(pair, image=f"{min(pair, 19)}", psnr=float(pair >= 19)) for pair in range(39)]
     high = summarise(rows)[Key("a", "psnr", ALL, ALL)].high
-    assert high == pytest.approx(3 * 20 / (3 * 20 + 17))  # the image of 20 pairs is drawn 3 times of 20, rarely more
+    assert high == pytest.approx(3 * 20 / (3 * 20 + 17))  # 97.5 %: the image of 20 pairs is drawn 3 of 20 times
 
 
 def test_a_resample_without_pairs_of_a_method_is_not_a_zero():
-    """Method b is known of two of twenty images: most resamples hold none or one of them."""
+    """Method b has only two of twenty images: most resamples contain none or one of them."""
     rows = [*of_values(noise(20)), row(0, "b", psnr=20.0), row(1, "b", psnr=22.0)]
     assert summarise(rows)[Key("b", "psnr", ALL, ALL)] == Estimate(21, 20, 22, 2)
 
@@ -140,7 +140,7 @@ def test_differences_by_hand():
         row(0, "b", psnr=21.0),
         row(1, "b", psnr=27.0, ssim=0.1),
         row(3, "b", psnr=0.0),
-    ]  # pairs 0 and 1 are both's
+    ]  # both methods have pairs 0 and 1
     found = differences(rows, "a")
     assert found[Key("b", "psnr", ALL, ALL)] == Estimate(2, 1, 3, 2)
     assert {key.method for key in found} == {"b"}
@@ -156,7 +156,7 @@ def test_differences_change_their_sign_with_the_order():
 
 
 def test_a_difference_is_surer_than_two_means():
-    """Pairs are compared with themselves: what makes a picture hard falls out."""
+    """Differences are paired, so that the difficulty of an image cancels."""
     values = noise(30)
     rows = [row(pair, name, psnr=values[pair] + shift) for name, shift in (("a", 0), ("b", 0.5)) for pair in range(30)]
     assert differences(rows, "a")[Key("b", "psnr", ALL, ALL)] == pytest.approx(Estimate(0.5, 0.5, 0.5, 30))

@@ -1,4 +1,4 @@
-"""train.amp, channels_last, compile and fused: the same run but for rounding, and one that can be resumed exactly."""
+"""train.amp, channels_last, compile and fused: the same run to rounding, with exact resume."""
 
 import os
 import platform
@@ -21,7 +21,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def trained(folder, tmp_path_factory):
-    """The runs of these options, each of which trains once."""
+    """Return a function that trains a run with given options, once each."""
     runs = {}
 
     def run_of(*more):
@@ -35,7 +35,7 @@ def trained(folder, tmp_path_factory):
 
 
 def resumed(run, path, step, *more):
-    """A copy of the run, gone on from this step."""
+    """Return a copy of the run, resumed from this step."""
     again = copy_of(run, path, step)
     run_main("--resume", again.path, *more)
     return again
@@ -46,9 +46,9 @@ def losses(run):
 
 
 def difference(run, other):
-    """The largest difference of two weights of the same name, in units of the learning rate, 2e-4.
+    """Return the largest difference between weights of the same name, in units of the learning rate, 2e-4.
 
-    Relative ones would tell of the smallest weights alone: Adam takes steps of one size, whatever a weight is.
+    Relative differences would depend only on the smallest weights, because Adam's steps do not scale with a weight.
     """
     ours, theirs = weights(run), weights(other)
     assert ours.keys() == theirs.keys()
@@ -63,7 +63,7 @@ AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @pytest.fixture
 def small_scale(monkeypatch):
-    """float16's scale of the loss starts where a tiny network's gradients are finite at once; usually steps go by."""
+    """Start float16's loss scale where a tiny network's gradients are finite. Normally that takes several steps."""
     kind = torch.amp.GradScaler
     monkeypatch.setattr(torch.amp, "GradScaler", lambda *args, **more: kind(*args, init_scale=64.0, **more))
 
@@ -77,7 +77,7 @@ def test_half_types_train_as_float32_does(trained, small_scale, amp, parts):
     assert losses(half) == pytest.approx(losses(full), rel=0.02)
     assert all(tensor.dtype != AMP[amp] for tensor in weights(half).values())
     first, last = (at_step(half, step)["model"]["encoder.0.conv.weight"] for step in (5, 6))
-    assert not torch.equal(first, last)  # the scaled steps are taken
+    assert not torch.equal(first, last)  # the scaled steps were taken
 
 
 @pytest.mark.parametrize("step", [2, 4])
@@ -91,7 +91,7 @@ def test_half_types_resume_exactly(trained, small_scale, tmp_path, amp, step):
 
 
 def test_the_loss_scale_is_a_part_of_the_checkpoint(folder, tmp_path):
-    """A tiny network's gradients overflow at torch's first scale: it is halved at every step, and none is taken."""
+    """A tiny network's gradients overflow at torch's initial scale, so each step only halves it."""
     run = RunFolder(tmp_path / "run")
     few = ("phases.1.steps=0", "train.eval_every=100", "train.amp=fp16", "loss.weights.style=100_000")
     run_main(*arguments(folder, run.path, "phases.0.steps=2", *few))
@@ -101,12 +101,12 @@ def test_the_loss_scale_is_a_part_of_the_checkpoint(folder, tmp_path):
     run_main("--resume", run.path, "phases.0.steps=3")
     assert at_step(run, 3)["scaler"]["scale"] == 2.0**13
     kept = at_step(run, 3)
-    without = {key: value for key, value in kept.items() if key != "scaler"}  # as of a run in float32
+    without = {key: value for key, value in kept.items() if key != "scaler"}  # as in a float32 run
     for checkpoint, scale in (without, 2.0**15), ({**kept, "scaler": {**kept["scaler"], "scale": 2.0**-8}}, 2.0**-8):
         run.save_checkpoint(checkpoint, 100)
         run_main("--resume", run.path, "phases.0.steps=4")
         assert at_step(run, 4)["scaler"]["scale"] == scale
-    assert not torch.equal(at_step(run, 4)["model"]["encoder.0.conv.weight"], starts[0])  # now it was taken
+    assert not torch.equal(at_step(run, 4)["model"]["encoder.0.conv.weight"], starts[0])  # this step was taken
 
 
 def test_gradients_that_no_scale_makes_finite_stop_the_run(folder, tmp_path, capsys, monkeypatch):
@@ -121,7 +121,7 @@ def test_gradients_that_no_scale_makes_finite_stop_the_run(folder, tmp_path, cap
 
 
 def spoiled(net):
-    """The network with gradients that are NaN."""
+    """Return the network with NaN gradients."""
     next(net.parameters()).register_hook(lambda gradient: gradient * float("nan"))
     return net
 
@@ -146,7 +146,7 @@ def test_validation_is_in_float32(folder, tmp_path, monkeypatch, amp):
 
 
 def layouts(state):
-    """Whether each convolution's weight is channels-last; those of one channel are both."""
+    """Return whether each convolution weight is channels-last; single-channel weights are both."""
     return {
         t.is_contiguous(memory_format=torch.channels_last) for t in state.values() if t.ndim == 4 and t.shape[1] > 1
     }
@@ -159,14 +159,14 @@ def optimizer_of(name):
 @pytest.mark.parametrize("option", ["channels_last", "fused"])
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])
 def test_memory_layout_and_fused_steps_change_rounding_alone(trained, tmp_path, option, name):
-    """And so does an option that another value is given in the middle of a run, or of fine-tuning."""
+    """The same holds for an option changed in the middle of a run or of fine-tuning."""
     runs = {value: trained(*optimizer_of(name), f"train.{option}={value}") for value in ("true", "false")}
     ours = [runs["true"]]
     for value, step in (("true", 3), ("false", 6)):
         run = runs["false" if value == "true" else "true"]
         ours.append(resumed(run, tmp_path / value, step, f"train.{option}={value}"))
     for run in ours:
-        assert losses(run) == pytest.approx(losses(runs["false"]), rel=1e-4)  # 4e-7 was measured, with one thread
+        assert losses(run) == pytest.approx(losses(runs["false"]), rel=1e-4)  # 4e-7 was measured with one thread
         assert difference(run, runs["false"]) < 1
     again = resumed(runs["false"], tmp_path / "again", 3)
     assert_same_weights(again, runs["false"])
@@ -185,12 +185,12 @@ def test_networks_load_whatever_their_memory_layout(trained):
         pictures.append(first)
     torch.testing.assert_close(*pictures, rtol=1e-3, atol=1e-3)
     start, end = (load_model(run.checkpoints / f"step_{step:08d}.pt") for step in (0, 8))
-    assert (start(image, mask) - end(image, mask)).abs().max() > 1e-2  # else anything would be close
+    assert (start(image, mask) - end(image, mask)).abs().max() > 1e-2  # otherwise the test could not fail
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])
 def test_checkpoints_from_before_these_options_resume(trained, tmp_path, name):
-    """Their optimizer was neither fused nor not, and their tensors were contiguous."""
+    """Their optimizer state has fused=None, and their tensors are contiguous."""
     run = trained(*optimizer_of(name), "train.fused=false")
     old = RunFolder(tmp_path / "run")
     shutil.copytree(run.path, old.path)
@@ -212,7 +212,7 @@ def test_checkpoints_from_before_these_options_resume(trained, tmp_path, name):
 
 
 def as_a_process(cache, *args, **environment):
-    """main.py, which finds nothing that was compiled before; warnings of torch's are not its own here."""
+    """Run main.py in a process with an empty compile cache. Its warnings from torch do not count here."""
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1", **environment}
     command = [sys.executable, "main.py", *args]
     return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
@@ -270,4 +270,4 @@ def test_freed_memory_is_kept():
         done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=True)
         found[how] = int(done.stdout)
     assert found["kept"] < 8
-    assert found["given back"] >= 32  # of 2 MB each: else this would show nothing
+    assert found["given back"] >= 32  # of 2 MB each; otherwise the test would show nothing

@@ -1,4 +1,4 @@
-"""main.py: what a run writes, that resume equals a straight run, and what stops it."""
+"""main.py: files of a run, exact resume, and errors that stop it."""
 
 import os
 import re
@@ -39,7 +39,7 @@ from utils.config import config_to_dict, load_config
 PROJECT = Path(__file__).resolve().parent.parent
 
 
-# --- what a run writes -------------------------------------------------------------------------------------------
+# --- files of a run ----------------------------------------------------------------------------------------------
 
 
 def test_a_run_writes_all_that_it_promises(folder, straight):
@@ -112,7 +112,7 @@ def averaged(folder, tmp_path_factory):
 
 
 def test_the_moving_average_by_hand(averaged, straight):
-    """From the first step's weights on, a quarter of the new and three of what was; training stays the same."""
+    """It starts with the weights of step 1 and adds a quarter of each new value. Training itself is unchanged."""
     assert "ema" not in at_step(straight, 1)
     wanted = at_step(averaged, 1)["model"]
     for step in range(1, STEPS + 1):
@@ -153,14 +153,14 @@ def test_an_average_switched_on_later_starts_from_there(straight, tmp_path):
     torch.testing.assert_close(average, 0.75 * before + 0.25 * after)
 
 
-# --- what a run computes is a function of its config -------------------------------------------------------------
+# --- a run depends only on its config ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", [0, 3, 4, 5])  # 4: the switch to fine-tuning is still to come; 5: it is behind
+@pytest.mark.parametrize("step", [0, 3, 4, 5])  # 4: just before the switch to fine-tuning; 5: after it
 def test_resume_equals_a_straight_run(straight, tmp_path, step):
     run = copy_of(straight, tmp_path / "moved", step)  # a run folder may be moved
     with open(run.metrics, "a") as file:
-        file.write('{"step": 9, "tra')  # the line that a killed run was writing
+        file.write('{"step": 9, "tra')  # a line that a killed run left incomplete
     run_main("--resume", run.path)
     assert_same_weights(run, straight)
     assert records(run) == records(straight)
@@ -195,11 +195,11 @@ def longer(folder, tmp_path_factory):
     return run
 
 
-LONGER = ("phases.0.steps=100", "train.eval_every=40")  # enough steps that no signal comes too late
+LONGER = ("phases.0.steps=100", "train.eval_every=40")  # enough steps for any signal to arrive in time
 
 
 def interrupted(folder, run, signum, *more):
-    """main.py as a process of its own, which gets a signal behind its second step; and its exit code."""
+    """Run main.py in a subprocess and signal it after its second step. Return the process and its exit code."""
     started = Started(run, *arguments(folder, run.path, *LONGER, *more))
     started.wait_for((run.checkpoints / "step_00000002.pt").exists)
     started.send(signum)
@@ -243,11 +243,11 @@ def test_fine_tuning_freezes_the_encoders_batch_norm(straight):
             assert torch.equal(at_switch[key], after[key]) == frozen, key
             if frozen and key.endswith(("weight", "bias")):
                 assert torch.equal(before[key], after[key]), key
-    # The statistics were taken anew before they were frozen.
+    # The statistics were re-estimated before they were frozen.
     assert not torch.equal(before["encoder.1.bn.running_var"], at_switch["encoder.1.bn.running_var"])
 
 
-@pytest.mark.parametrize(("finetune_lr", "level"), [(5e-4, True), (1.0, False)])  # the second shows that it can fail
+@pytest.mark.parametrize(("finetune_lr", "level"), [(5e-4, True), (1.0, False)])  # the second checks the test
 def test_the_loss_stays_level_across_the_switch(tmp_path, folder, finetune_lr, level):
     run = RunFolder(tmp_path / "run")
     more = ("data.train=sample", "data.val=sample", "data.val_pairs=1", "model.depth=3", "model.base_channels=8")
@@ -258,7 +258,7 @@ def test_the_loss_stays_level_across_the_switch(tmp_path, folder, finetune_lr, l
     assert (np.mean(losses[60:]) < 1.5 * np.mean(losses[10:60])) == level
 
 
-# --- mistakes ----------------------------------------------------------------------------------------------------
+# --- errors ------------------------------------------------------------------------------------------------------
 
 
 def test_a_used_run_folder_is_refused(folder, straight, capsys):
@@ -331,7 +331,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder, tmp_path, capsys):
     run = RunFolder(tmp_path / "run")
     line = fails(capsys, *arguments(folder, run.path, "optim.name=SGD", "phases.0.lr=1e30"))
     assert "step 2: the loss is not finite (total = " in line
-    assert "phases.0.lr=" in line  # the way back; test_run_folders.py follows such advice
+    assert "phases.0.lr=" in line  # the advice; test_run_folders.py follows it
     kept = torch.load(run.last, weights_only=True)
     assert kept["step"] == 1
 

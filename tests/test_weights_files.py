@@ -1,4 +1,4 @@
-"""Files of weights in all the forms that people have them in, and files that are none."""
+"""Weights files in all common formats, and invalid ones."""
 
 import errno
 import mmap
@@ -46,7 +46,7 @@ def averaged(net):
 
 
 class Module(nn.Module):
-    """As a LightningModule: the network is an attribute, other parts lie beside it."""
+    """A stand-in for a LightningModule: the network is an attribute, beside other parts."""
 
     def __init__(self, net):
         super().__init__()
@@ -114,7 +114,7 @@ def test_several_networks_in_a_file_are_a_choice_for_its_owner(tmp_path):
         load_model(tmp_path / "a.pt")
 
 
-# --- what is no weights file -------------------------------------------------------------------------------------
+# --- invalid weights files ---------------------------------------------------------------------------------------
 
 FIRST = "encoder.0.conv.weight"
 BROKEN = {
@@ -141,7 +141,7 @@ def test_tensors_that_are_no_weights_are_one_line_in_every_script(tmp_path, caps
                    "--out", tmp_path / "out"],
     }.items():  # fmt: skip
         assert script.main([str(item) for item in arguments]) == 1
-        err = capsys.readouterr().err.rpartition("\r")[2]  # behind the progress bar
+        err = capsys.readouterr().err.rpartition("\r")[2]  # after the progress bar
         assert err.startswith("error: ")
         assert err.count("\n") == 1
         assert word in err
@@ -150,7 +150,7 @@ def test_tensors_that_are_no_weights_are_one_line_in_every_script(tmp_path, caps
     assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
-# --- file systems that can less ----------------------------------------------------------------------------------
+# --- file systems with limits ------------------------------------------------------------------------------------
 
 
 def no_device(*_, **__):
