@@ -1,13 +1,13 @@
-# make demo   train a small network on sample photographs and repair a picture with it
-# make evaluate   measure the shipped weights and the classical methods, with tables, plots and pictures
-# make figures   draw the pictures of the docs anew and run the notebook anew, all by the shipped weights
-# make app    open the page on which holes are painted and filled
-# make site   write that page for a static host: the network then runs in the visitor's browser
-# make bench   measure speed and memory against rivals, on a quiet machine: nine minutes
-# make test   run the tests          make test-slow   those that take minutes: kills, several processes, long runs
-# make test-gpu, make bench-gpu   what needs a GPU
-# make lint   ruff and mypy          make clean   forget the environment
-# The environment lies in .venv and is made once; VENV=DIR takes another, PYTHON=... another Python (3.10 or later).
+# make demo        train a small network on sample photographs and repair a photograph with it
+# make evaluate    evaluate the shipped weights and the classical methods, with tables, plots and pictures
+# make figures     redraw the pictures of the docs and rerun the notebook, with the shipped weights
+# make app         open the page on which holes are painted and filled
+# make site        write that page for a static host: the network then runs in the visitor's browser
+# make bench       measure speed and memory against rivals: nine minutes on an idle machine
+# make test        run the tests       make test-slow   tests that take minutes: kills, several processes, long runs
+# make test-gpu    GPU tests           make bench-gpu   GPU benchmarks
+# make lint        ruff and mypy       make clean       remove the environment
+# The environment is created once, in .venv. VENV=DIR selects another, PYTHON=... another Python (3.10 or later).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -30,7 +30,7 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
 	$(BIN)/pip install --quiet --requirement requirements-dev.txt
 	touch $@
 
-# A demo starts anew each time: what an earlier one left in datasets/masks_demo and runs/demo is replaced.
+# A demo starts from scratch: it replaces datasets/masks_demo and runs/demo.
 demo: $(VENV)/installed
 	@echo "A small network learns on three photographs, then repairs a fourth: about three minutes on two CPU cores."
 	@echo "1/3 masks"
@@ -48,7 +48,7 @@ demo: $(VENV)/installed
 	@echo "Curves: $(BIN)/tensorboard --logdir runs"
 	@echo "To call the scripts by hand: . $(BIN)/activate"
 
-# An evaluation starts anew each time, too.
+# An evaluation starts from scratch too.
 evaluate: $(VENV)/installed
 	$(BIN)/python masks.py --benchmark $(MASKS) --per-bin 4 --size 256 masks.style=contours --force
 	rm -rf $(EVALUATION)
@@ -77,7 +77,7 @@ test: $(VENV)/installed-dev
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
 
-# Of the notebook it keeps what it shows.
+# --overwrite stores the outputs in the notebook.
 figures: $(VENV)/installed-dev
 	$(BIN)/python -m evaluation.showcase docs
 	$(BIN)/python -m tests.screenshot docs/app.png

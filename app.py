@@ -1,4 +1,4 @@
-"""The page: paint over what should go from a photograph, see it filled, save it. `python app.py --help` says how."""
+"""Serve the page on which holes in photographs are painted and filled. See `python app.py --help`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not args.no_browser:
                 webbrowser.open(url)
             server = make_server(worker, our_hosts(args.host))
-            with contextlib.suppress(KeyboardInterrupt):  # the usual end
+            with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is the usual way to stop
                 serve(server, listening)
         finally:
             worker.stop()
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there. UserError where it can't."""
+    """Return a listening socket. Raises UserError if the address is unavailable."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)

@@ -1,4 +1,4 @@
-"""Write the page without a server: a folder for any static host. `python build_site.py --help` says how."""
+"""Write the page as a folder for any static host. See `python build_site.py --help`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from utils.startup import import_torch
 
 PROJECT = Path(__file__).resolve().parent
 PAGE = PROJECT / "app"
-STATIC = PROJECT / "static"  # what differs without a server, and which onnxruntime-web to take
+STATIC = PROJECT / "static"  # what differs without a server, and the version of onnxruntime-web
 LIBRARY = STATIC / "node_modules" / "onnxruntime-web"
 LIBRARY_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs")
 LIBRARY_CODE = "ort-wasm-simd-threaded.wasm"
 
-# Without a server the page itself says what it may do. Its WebAssembly may be compiled.
+# A static host sends no policy, so the page contains it. The network needs wasm-unsafe-eval.
 POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' blob:;"
     " connect-src 'self'; worker-src 'self' blob:; form-action 'none'; base-uri 'none'"
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_output(out: Path) -> None:
-    """UserError where --out is something else than an empty folder or an older site."""
+    """Raise UserError if --out exists and is neither an empty folder nor an earlier site."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: must be a folder: {out}")
     if out.is_dir() and any(out.iterdir()) and not (out / "network.json").is_file():
@@ -57,7 +57,10 @@ def check_output(out: Path) -> None:
 
 
 def fetch_library() -> None:
-    """Have npm fetch the library, in the version of static/package-lock.json, unless it is there."""
+    """Fetch onnxruntime-web by npm, as pinned in static/package-lock.json, unless present.
+
+    Raises UserError if npm is missing or fails.
+    """
     if all((LIBRARY / "dist" / name).is_file() for name in (*LIBRARY_FILES, LIBRARY_CODE)):
         return
     if shutil.which("npm") is None:
@@ -71,12 +74,12 @@ def fetch_library() -> None:
 
 
 def copy_page(out: Path) -> None:
-    """The page as app.py serves it, but for what fills and for its policy, which stands in the page."""
+    """Copy the page of app.py, with the in-browser filler instead of the server, and with POLICY in a meta element."""
     for source in sorted(PAGE.iterdir()):
         shutil.copyfile(source, out / source.name)
     for name in ("filler.js", "worker.js", "base.js"):
         shutil.copyfile(STATIC / name, out / name)
-    (out / "message.js").unlink()  # speaks to the server alone
+    (out / "message.js").unlink()  # only talks to the server
     page = (PAGE / "index.html").read_text(encoding="utf-8")
     mark = '<meta charset="utf-8">\n'
     policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
@@ -85,7 +88,7 @@ def copy_page(out: Path) -> None:
     for name in LIBRARY_FILES:
         shutil.copyfile(LIBRARY / "dist" / name, out / "ort" / name)
     code = (LIBRARY / "dist" / LIBRARY_CODE).read_bytes()
-    (out / "ort" / f"{LIBRARY_CODE}.gz").write_bytes(gzip.compress(code, mtime=0))  # not all hosts compress
+    (out / "ort" / f"{LIBRARY_CODE}.gz").write_bytes(gzip.compress(code, mtime=0))  # not every host compresses
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

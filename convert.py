@@ -1,4 +1,4 @@
-"""Convert a network's file into another form. `python convert.py --help` says how."""
+"""Convert a network's file to another format. See `python convert.py --help`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import_torch()
     from model.export import convert
 
-    # Says so if a file is another project's.
+    # Prints a note if the file is another project's.
     net = convert(args.input, args.output, args.half, args.hole_radius, args.mix)
     size = f"{net.depth} levels, {net.base_channels} base channels"
     print(f"{args.output}: {FORMS[args.output.suffix]}, {size}, from {args.input}")
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_output(source: Path, output: Path) -> None:
-    """UserError where the output's form is none of ours, or where writing it would lose a file's contents."""
+    """Raise UserError if the output's suffix is unknown, or if it would overwrite a folder or the input."""
     if output.suffix not in FORMS:
         raise UserError(f"OUT must end in {', '.join(FORMS)}, which says the form to write: {output}")
     if output.is_dir():
@@ -69,7 +69,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         " that one network became by two losses",
     )
     args = parser.parse_args(argv)
-    if [] in (args.input, args.output):  # what argparse makes of a second `--`
+    if [] in (args.input, args.output):  # argparse's result for a second `--`
         parser.error("the following arguments are required: IN, OUT")
     if args.half and args.output.suffix != ".safetensors":
         parser.error("--half is for .safetensors files")

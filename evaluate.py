@@ -1,4 +1,4 @@
-"""Measure how well networks and classical methods fill holes. `python evaluate.py --help` says how."""
+"""Measure how well networks and classical methods fill holes. See `python evaluate.py --help`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from utils.arguments import add_hole, path_argument, whole_number
 from utils.errors import reports_user_errors
 from utils.startup import import_torch
 
-EXTRAS = ("lpips", "fid", "inception_score")  # by networks of others: requirements-metrics.txt
+EXTRAS = ("lpips", "fid", "inception_score")  # they use third-party networks: requirements-metrics.txt
 
 
 @reports_user_errors

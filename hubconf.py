@@ -1,6 +1,6 @@
 """Entry points of torch.hub: `torch.hub.load(FOLDER, "pconv_unet", source="local")`, from any folder.
 
-As with every project that is loaded so, its packages then have their names, `model` and `utils`, in the process.
+As with every local torch.hub project, its packages are then imported under their own names, `model` and `utils`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # torch.hub takes every callable without a leading underscore for an entry point
+if TYPE_CHECKING:  # torch.hub lists every public callable as an entry point
     from collections.abc import Callable
     from pathlib import Path
     from types import ModuleType
@@ -33,20 +33,20 @@ def pconv_unet(
     base: str | None = None,
     device: str | torch.device = "cpu",
 ) -> PConvUNet:
-    """The network: net(image, mask) is the whole picture (N,3,H,W), for H and W that are multiples of 2**net.depth.
+    """Return the network. net(image, mask) predicts all pixels (N,3,H,W); H and W must be multiples of 2**net.depth.
 
-    image: float32 (N,3,H,W), RGB in [0,1]; what lies in a hole never matters. mask: float32 (N,1,H,W), 1 = valid,
-    0 = hole. For pictures of any size see the entry point `inpainter`.
+    image: float32 (N,3,H,W), RGB in [0,1]; values in holes are ignored. mask: float32 (N,1,H,W), 1 = valid, 0 = hole.
+    For images of any size use the entry point `inpainter`.
 
     >>> net = torch.hub.load(FOLDER, "pconv_unet", source="local")                     # with the shipped weights
     >>> net = torch.hub.load(FOLDER, "pconv_unet", source="local", weights="last.pt")  # with your own
     >>> net = torch.hub.load(FOLDER, "pconv_unet", source="local", pretrained=False)   # untrained
 
-    weights: a checkpoint or a weights file, as predict.py takes it; the shipped one by default. It brings the
-    architecture with it, and the network is in evaluation mode.
-    pretrained: False for an untrained network, in training mode, of `depth` levels (7) with `base_channels` (64) and a
+    weights: a checkpoint or weights file, as for predict.py; default: the shipped weights. The file determines the
+    architecture. The network is in evaluation mode.
+    pretrained: False for an untrained network in training mode, with `depth` levels (7), `base_channels` (64) and
     `base` (none).
-    ValueError where the file can't be used, or where the arguments contradict each other.
+    Raises ValueError if the file cannot be used, or if the arguments contradict each other.
     """
     model = _model()
     given = {"depth": depth, "base_channels": base_channels, "base": base}
@@ -63,20 +63,20 @@ def pconv_unet(
 def inpainter(
     weights: str | Path | None = None, device: str | torch.device = "cpu"
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function (image, mask) -> composite (N,3,H,W) in [0,1], for any height and width.
+    """Return a function (image, mask) -> composite (N,3,H,W) in [0,1], for any height and width.
 
     >>> inpaint = torch.hub.load(FOLDER, "inpainter", source="local")
     >>> repaired = inpaint(image, mask)
 
-    image: float (N,3,H,W), RGB in [0,1]; what lies in a hole never matters. mask: float (N,1,H,W), 1 = valid,
-    0 = hole. Valid pixels come back bit for bit. weights, device: as of `pconv_unet`.
+    image: float (N,3,H,W), RGB in [0,1]; values in holes are ignored. mask: float (N,1,H,W), 1 = valid, 0 = hole.
+    Valid pixels are returned bit for bit. weights, device: as in `pconv_unet`.
     """
     net = pconv_unet(weights, device=device).folded()
     return functools.partial(_model().inpaint, net)
 
 
 def _model() -> ModuleType:
-    """The package `model`. ImportError where another `model` or `utils` is loaded: one process can't hold both."""
+    """Import the package `model`. Raises ImportError if another `model` or `utils` is already loaded."""
     for name in ("model", "utils"):
         if name in sys.modules:
             file = getattr(sys.modules[name], "__file__", None)

@@ -1,4 +1,4 @@
-"""Train a partial-convolution U-Net. `python main.py --help` says how; config.yml holds every value."""
+"""Train a partial-convolution U-Net. See `python main.py --help` for the options and config.yml for all values."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         from data.check import check_data
 
         return check_data(config)
-    import_torch()  # takes seconds: --help and mistakes in the config are answered before
+    import_torch()  # takes seconds, so --help and config errors are handled first
     return train(config, args.resume, args.init_from, args.rescan)
 
 
 def train(config: Config, resume: str | None = None, init_from: str | None = None, rescan: bool = False) -> int:
-    """Train as the config says; all that is written lies in the folder run.dir. Returns the exit code.
+    """Train as configured and return the exit code. All output goes to the folder run.dir.
 
-    resume: the folder of a run to go on with, or one of its checkpoints.
+    resume: the folder of a run, or one of its checkpoints. init_from: a checkpoint or weights file to start from.
+    rescan: list images and masks again when resuming.
     """
     from training import (
         Meter,
@@ -53,17 +54,17 @@ def train(config: Config, resume: str | None = None, init_from: str | None = Non
     )
 
     with open_run(config, resume) as (run, rank, goes_on):
-        # Data first: a wrong path is found before anything is built or written.
+        # Data first, so that a wrong path fails before anything is built or written.
         schedule = Schedule(config)
         data = open_data(config, schedule, run, goes_on, rescan)
 
-        # Network, optimizer, and where the run stands.
+        # Network, optimizer and progress of the run.
         device = prepare_device(config)
         checkpoint = load_newest(config, run) if goes_on else None
         state = TrainState(config, make_network(config, checkpoint, run.path if goes_on else init_from), device)
         if checkpoint:
             state.load_state_dict(checkpoint, run.path)
-            del checkpoint  # as large as the network and its optimizer
+            del checkpoint  # as large as the network and optimizer together
         begin_run(config, schedule, run, state, data, goes_on)
         phase, stopped_by = None, 0
 
@@ -73,7 +74,7 @@ def train(config: Config, resume: str | None = None, init_from: str | None = Non
                     phase = phase_of_batch
                     model, losses_of = begin_phase(config, phase, state, data, device)
 
-                # One step: the gradient of the mean over the micro-batches. The last of them synchronises it.
+                # One step on the mean loss of the micro-batches. Only the last backward pass all-reduces gradients.
                 lr = state.set_lr(phase.lr_at(state.step))
                 state.optimizer.zero_grad(set_to_none=True)
                 parts = []
@@ -87,8 +88,8 @@ def train(config: Config, resume: str | None = None, init_from: str | None = Non
                 meter.update(phase.batch_size)
                 data.bad_files.check(state.step)
 
-                # Log, validate, checkpoint. Only here the host waits for the device.
-                stopped_by = all_reduce_max(stop.signum)  # 0, or the signal that one of the ranks got
+                # Log, validate, checkpoint. The host waits for the device only here.
+                stopped_by = all_reduce_max(stop.signum)  # 0, or the signal that a rank received
                 every = (config.train.log_every, config.train.eval_every, config.train.save_every)
                 done = state.step == schedule.total_steps
                 logs, evaluates, saves = (done or state.step % steps == 0 for steps in every)
@@ -114,11 +115,14 @@ def train(config: Config, resume: str | None = None, init_from: str | None = Non
 
 
 def read_config(args: argparse.Namespace) -> Config:
-    """The config that the arguments name: of a run that goes on, its own, with the folder where it lies now."""
+    """Return the config that the arguments select. A resumed run uses its own, with run.dir set to its current path.
+
+    Raises UserError if the config is invalid or --resume names no run.
+    """
     if args.resume is None:
         return load_config(DEFAULT_CONFIG if args.config is None else args.config, args.overrides)
     path = Path(args.resume)
-    folder = path.parent.parent if path.is_file() else path  # of a checkpoint: RUN_DIR/checkpoints/NAME.pt
+    folder = path.parent.parent if path.is_file() else path  # a checkpoint is RUN_DIR/checkpoints/NAME.pt
     if path.name == CONFIG_NAME and path.is_file():
         raise UserError(f"--resume {path}: is the config of a run; name the run's folder, {path.parent}")
     if not (folder / CONFIG_NAME).is_file():

@@ -1,4 +1,4 @@
-"""Repair photographs: fill the holes of an image with a trained network. `python predict.py --help` says how."""
+"""Repair photographs: fill the holes of an image with a trained network. See `python predict.py --help`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from utils.arguments import DEFAULT_WEIGHTS, add_hole, path_argument, whole_numb
 from utils.errors import UserError, reports_user_errors
 from utils.startup import import_torch
 
-NETWORK = "network"  # the method that --model names
-_MASK = "_mask"  # of a mask's name: beach_mask.png belongs to beach.jpg
-_RESULT = "_inpainted"  # after the stem of a repaired image, or the name of its folder
+NETWORK = "network"  # the method that uses --model
+_MASK = "_mask"  # suffix of a mask's stem: beach_mask.png belongs to beach.jpg
+_RESULT = "_inpainted"  # suffix of the stem of a repaired image, or of the name of its folder
 
 
 @reports_user_errors
@@ -44,10 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def pair_up(
     image: Path, mask: Path, output: Path | None, format: str | None = None
 ) -> list[tuple[Path, list[Path], Path]]:
-    """(image, masks, output) of every image, one or all of a folder. UserError where there is nothing to do.
+    """Return (image, candidate masks, output) per image. Raises UserError if names are ambiguous or files are missing.
 
-    masks: the one for all, or those of the folder that have the image's stem or, if there are none, the stem and
-    `_mask`; there should be exactly one. Stems are compared as they are shown: the disk may spell é in two ways.
+    The candidates are the one mask given, or the masks in the folder with the image's stem, or else with that stem and
+    `_mask`. There should be exactly one. Stems are compared in Unicode normal form C: a disk may store é in two ways.
     """
     images, masks = _without_results(images_of(image, "--image")), images_of(mask, "--mask")
     if image.is_dir() and mask.is_dir() and image.samefile(mask):
@@ -64,7 +64,7 @@ def pair_up(
         taken[target] = path
         stem = _stem(path)
         candidates = masks
-        if mask.is_dir():  # which may hold the image itself
+        if mask.is_dir():  # it may also contain the image
             named_alike = by_stem.get(stem, [])
             others = [other for other in named_alike if not path.samefile(other)]
             candidates = others or by_stem.get(stem + _MASK, []) or named_alike
@@ -75,7 +75,7 @@ def pair_up(
 
 
 def _split(files: Sequence[Path], folder: Path) -> tuple[list[Path], list[Path]]:
-    """Images and masks of one folder: a mask is what has the name of another file and `_mask`."""
+    """Split the files of one folder into images and masks. A mask's stem is that of another file and `_mask`."""
     stems = {_stem(path) for path in files}
     masks = [path for path in files if _stem(path).endswith(_MASK) and _stem(path).removesuffix(_MASK) in stems]
     if not masks:
@@ -87,7 +87,7 @@ def _split(files: Sequence[Path], folder: Path) -> tuple[list[Path], list[Path]]
 
 
 def _without_results(images: list[Path]) -> list[Path]:
-    """Images without earlier results, beach_inpainted.png beside beach.jpg, which a line on stderr tells of."""
+    """Drop earlier results, such as beach_inpainted.png beside beach.jpg, and report them in a line on stderr."""
     stems = {_stem(path) for path in images}
     results = {path for path in images if _stem(path).endswith(_RESULT) and _stem(path).removesuffix(_RESULT) in stems}
     if results:
@@ -100,7 +100,7 @@ def _stem(path: Path) -> str:
 
 
 def images_of(path: Path, option: str) -> list[Path]:
-    """The images that an option names: a file, or all of a folder. UserError where there are none."""
+    """Return the images of an option: one file, or all in a folder. Raises UserError if there are none."""
     if not path.exists():
         raise UserError(f"{option}: no such file or folder: {path}")
     if not path.is_dir() and not path.is_file():
@@ -112,16 +112,17 @@ def images_of(path: Path, option: str) -> list[Path]:
 
 
 def output_path(path: Path, source: Path, output: Path | None, format: str | None = None) -> Path:
-    """Where a repaired image goes: as --output says, else beside the image or the folder of images.
+    """Return the path of a repaired image: from --output, else beside the image or the folder of images.
 
-    path: the image; source: what --image names, the image itself or its folder. format: png (by default), jpg, …
+    path: the image. source: the argument of --image, the image or its folder. output: the argument of --output.
+    format: png (default), jpg, webp or tif. Raises UserError if --output does not fit them.
     """
     suffix = f".{format or 'png'}"
     names_image = output is not None and output.suffix.lower() in OUTPUT_FORMATS and not output.is_dir()
     if source.is_dir():
         if names_image or (output is not None and output.is_file()):
             raise UserError(f"--output: must be a folder, as --image is one: {output}")
-        here = Path(os.path.abspath(source))  # `.` and `..` have names, too
+        here = Path(os.path.abspath(source))  # gives `.` and `..` a name
         return (output or here.parent / f"{here.name}{_RESULT}") / f"{path.stem}{suffix}"
     if output is None or output.is_dir():
         return (output or path.parent) / f"{path.stem}{_RESULT}{suffix}"
@@ -133,7 +134,7 @@ def output_path(path: Path, source: Path, output: Path | None, format: str | Non
 
 
 def refuse_to_overwrite(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
-    """UserError where an output is an input of the run, whatever path or link leads to it, or a folder."""
+    """Raise UserError if an output is a folder or, by any path or link, an input of the run."""
     files = {_identity(path) for path in inputs}
     for output in outputs:
         if output.is_dir():
@@ -143,13 +144,13 @@ def refuse_to_overwrite(outputs: Sequence[Path], inputs: Sequence[Path]) -> None
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    """What tells one file from another, however it is named."""
+    """Return an identity of a file that does not depend on its path."""
     status = path.stat()
     return status.st_dev, status.st_ino
 
 
 def scale_argument(text: str) -> float | None:
-    """auto as None, or a number of at least 1."""
+    """Parse --scale: None for auto, or a finite number >= 1."""
     if text == "auto":
         return None
     scale = float(text)

@@ -1,4 +1,4 @@
-"""Repairing photographs: a file and its mask, the network's fill, the file that comes out."""
+"""Repair photographs: read an image file and its mask, fill the hole, write the result."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ from model.regions import Box
 from utils.errors import UserError
 from utils.processes import pick_device
 
-# From a photograph, a mask (H,W) that is 0 where not to look, and one that is 0 where to fill, to parts that hold all
-# that is to be filled: rows and columns, and rgb (h,w,3), float32 in [0,1].
+# (photograph, mask (H,W) with 0 = do not read, mask (H,W) with 0 = fill) -> parts that cover all pixels to fill. A part
+# is rows and columns, and rgb (h,w,3), float32 in [0,1].
 Fill = Callable[[Photo, np.ndarray, np.ndarray], Iterable[tuple[Place, np.ndarray]]]
 
-# A mask with more hole than this was probably meant the other way round.
+# A mask with a larger share of hole is probably inverted: print a hint.
 _MOSTLY_HOLE = 0.6
-# A mask with more grey than this is worth a warning.
+# A mask with a larger share of grey pixels gets a warning.
 _MUCH_GREY = 0.01
-# A hole with a larger share of transparent pixels hides its repair.
+# In a hole with a larger share of transparent pixels the repair is mostly invisible.
 _MOSTLY_HIDDEN = 0.5
-# Seconds that a picture may take before a progress bar shows.
+# Seconds per image before a progress bar appears.
 _PATIENCE = 2
 
 
 @dataclass(frozen=True)
 class How:
-    """How images are repaired."""
+    """Options of a repair."""
 
-    hole: str = "black"  # colour of the hole in the masks, as of read_mask
-    grow: int = 0  # px that the hole grows
-    raw: bool = False  # write what the fill makes of the valid part, too
+    hole: str = "black"  # colour of the hole in the masks, as in read_mask
+    grow: int = 0  # px by which the hole grows
+    raw: bool = False  # write the fill's output for valid pixels too
 
 
 def fill_of(method: str, model: Path, device: str, scale: float | None = None) -> Fill:
-    """The fill of a method: a baseline's name or "network". model: a checkpoint or a weights file, for the latter.
+    """Return the fill of a method, a baseline's name or "network".
 
-    scale: of the network, as of inpaint.
+    model, device, scale: only for the network. model is a checkpoint or weights file; scale is as in model.inpaint.
     """
     if method in baselines.FILLS:
         return functools.partial(fill_whole, baselines.FILLS[method])
@@ -57,9 +57,9 @@ def fill_of(method: str, model: Path, device: str, scale: float | None = None) -
 
 
 def repair_files(pairs: Sequence[tuple[Path, list[Path], Path]], masks: Path, fill: Fill, how: How) -> int:
-    """Repair the image of each (image, candidates for its mask, output). Returns the exit code: 1 where one failed.
+    """Repair every (image, candidate masks, output). Returns the exit code: 1 if an image failed.
 
-    masks: where the candidates come from, for messages.
+    masks: file or folder of the candidates, for messages.
     """
     failed = 0
     bar = tqdm(pairs, unit="image", disable=len(pairs) == 1)
@@ -77,7 +77,7 @@ def repair_files(pairs: Sequence[tuple[Path, list[Path], Path]], masks: Path, fi
 
 
 def repair(fill: Fill, image: Path, mask: Path, output: Path, how: How) -> str:
-    """Repair one image file; returns a line that says what was done. UserError where it can't be."""
+    """Repair one image file and return a line that reports it. Raises UserError if that fails."""
     photo = read_photo(image)
     check_keeps(output, photo)
     valid = grow(read_checked_mask(mask, how.hole), how.grow)
@@ -93,15 +93,16 @@ def repair(fill: Fill, image: Path, mask: Path, output: Path, how: How) -> str:
 
 
 def fill_photo(fill: Fill, photo: Photo, valid: np.ndarray, image: Path, raw: bool = False) -> Photo:
-    """The photograph with its hole filled; with `raw` all of it is what `fill` made.
+    """Return the photograph with its hole filled. With `raw`, valid pixels come from `fill` too.
 
-    valid: the mask, of the photograph's size as shown. image: its name in messages. UserError where it can't be filled.
+    valid: mask (H,W), 1 = valid, 0 = hole, of the photograph's upright size. image: its path, for messages.
+    Raises UserError if nothing is left to fill from, or memory runs out.
     """
     visible = photo.visible()
     hidden = 1 - visible[valid == 0].mean()
     if hidden > _MOSTLY_HIDDEN:
         warn(f"hint: {100 * hidden:.0f} % of the hole is fully transparent in {image} and stays so, as alpha is kept")
-    seen = valid * visible  # colours that nobody sees are nothing to go by: for the network they are hole, too
+    seen = valid * visible  # transparent pixels have arbitrary colours: the network treats them as hole
     if not seen.any():
         raise UserError(f"image {image} is fully transparent outside the hole; nothing is left to fill it from")
     to_fill = np.zeros_like(valid) if raw else valid
@@ -116,16 +117,16 @@ def fill_photo(fill: Fill, photo: Photo, valid: np.ndarray, image: Path, raw: bo
 def fill_whole(
     fill: baselines.Fill, photo: Photo, mask: np.ndarray, to_fill: np.ndarray
 ) -> Iterator[tuple[Place, np.ndarray]]:
-    """A `Fill` that gives the whole photograph to a classical method."""
+    """A `Fill` that passes the full photograph to a classical method."""
     yield WHOLE, fill(photo.rgb(), mask)
 
 
 def fill_by_network(
     model: PConvUNet, scale: float | None, photo: Photo, mask: np.ndarray, to_fill: np.ndarray
 ) -> Iterator[tuple[Place, np.ndarray]]:
-    """A `Fill` that predicts no more of the photograph than it must. A bar shows where that takes over two seconds.
+    """A `Fill` that predicts only the parts of the photograph that it needs. After two seconds it shows a progress bar.
 
-    scale: as of inpaint.
+    scale: as in model.inpaint.
     """
 
     def read(box: Box) -> torch.Tensor:
@@ -140,9 +141,9 @@ def fill_by_network(
 
 
 def read_checked_mask(path: Path, hole: str, data: bytes | None = None) -> np.ndarray:
-    """The mask, uint8 (H,W), 1 = valid, 0 = hole. Warns of a doubtful one on stderr. data: the file's bytes, if read.
+    """Read a mask, uint8 (H,W), 1 = valid, 0 = hole. Warns on stderr if it looks wrong.
 
-    UserError where it can't be read, or has nothing to fill or nothing to fill it from.
+    data: the file's bytes, if already read. Raises UserError if it cannot be read, or is all valid or all hole.
     """
     mask, between, by_alpha = read_mask(path, hole, data)
     if by_alpha:
@@ -154,7 +155,7 @@ def read_checked_mask(path: Path, hole: str, data: bytes | None = None) -> np.nd
     ratio = hole_ratio(mask)
     if ratio == 0:
         raise UserError(f"mask {path} has no {hole} pixel, so no hole; {advice}")
-    if ratio == 1:  # so is a mask of 0 and 1 instead of 0 and 255
+    if ratio == 1:  # also a mask of 0 and 1 instead of 0 and 255
         raise UserError(
             f"mask {path} is all hole ({hole}): none of its pixels is nearer to {other}; {advice}"
             " (masks of 0 and 1 instead of 0 and 255 look so, too: multiply them by 255)"
@@ -167,7 +168,7 @@ def read_checked_mask(path: Path, hole: str, data: bytes | None = None) -> np.nd
 
 
 def check_size(valid: np.ndarray, mask: Path, photo: Photo, image: Path) -> None:
-    """UserError unless the mask is as large as the photograph is when upright."""
+    """Raise UserError unless the mask has the upright size of the photograph."""
     size, wanted = valid.shape, photo.visible().shape
     if size == wanted:
         return
@@ -184,7 +185,7 @@ def _px(size: tuple[int, ...]) -> str:
 
 
 def the_mask(candidates: Sequence[Path], image: Path, source: Path) -> Path:
-    """The one candidate. UserError where there is none or a choice."""
+    """Return the only candidate. Raises UserError if there is not exactly one."""
     if len(candidates) != 1:
         found = " and ".join(path.name for path in candidates) or "none"
         raise UserError(
@@ -199,15 +200,15 @@ def warn(line: str) -> None:
 
 
 def inpaint(net: PConvUNet, image: Tensor, mask: Tensor, grow_by: int = 0) -> Tensor:
-    """`model.inpaint`: fill the holes of images (N,3,H,W) in [0,1] of any size; mask (N,1,H,W), 1 = valid, 0 = hole.
+    """Fill the holes of images (N,3,H,W) in [0,1], of any size, by `model.inpaint`.
 
-    grow_by: px that the holes grow first, as of --grow.
+    mask: (N,1,H,W), 1 = valid, 0 = hole. grow_by: px by which the holes grow first, as --grow.
     """
     return inpaint_holes(net, image, grown(mask, grow_by))
 
 
 def grown(mask: Tensor, pixels: int) -> Tensor:
-    """The mask (N,1,H,W), 1 = valid, 0 = hole, with its holes grown by so many px in every direction."""
+    """Return the mask (N,1,H,W), 1 = valid, 0 = hole, with its holes grown by `pixels` px in every direction."""
     if pixels == 0:
         return mask
     return torch.stack([torch.from_numpy(grow(one.cpu().numpy(), pixels)) for one in mask[:, 0]])[:, None].to(mask)

@@ -1,1 +1,1 @@
-"""Speed and memory, measured against rivals: see README.md here."""
+"""Speed and memory against reference implementations: see README.md in this folder."""

@@ -1,6 +1,6 @@
-"""All benchmarks, one table: python -m benchmarks [FILE]
+"""Run all benchmarks and print one table: python -m benchmarks [FILE]
 
-FILE: where the table is written, besides to the terminal (runs/benchmarks.md). Each benchmark is a process of its own.
+FILE: the table is also written here (runs/benchmarks.md). Each benchmark runs in a separate process.
 """
 
 from __future__ import annotations

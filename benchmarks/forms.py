@@ -1,8 +1,8 @@
-"""What each faster form of the convolutions, and of memory, gains: at 256×256, seven levels and 64 base channels.
+"""Gain of each faster form of the convolutions and of memory, at 256×256 with seven levels and 64 base channels.
 
 Run from the project's folder: python -m benchmarks.forms
 A figure is the share of a training step's or a prediction's time that is saved: 1 - with all forms / without this one.
-CPU seconds of one thread are compared, as other work on the machine changes these the least.
+CPU seconds of one thread are compared, because other work on the machine affects them least.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from loss import InpaintingLoss
 from model import PConvUNet, VGG16Features
 from utils.startup import keep_freed_memory
 
-BATCHES = {1: 4, 4: 3, 16: 1}  # and how often each is measured; of several the first does not count
+BATCHES = {1: 4, 4: 3, 16: 1}  # batch size: how often it is measured; the first of several is warm-up
 FORMS = ("transposed convolution", "packed weights")
 TRAINING, PREDICTION = "training step", "prediction"
 PROJECT = Path(__file__).resolve().parent.parent
 
-Times = dict[tuple[str, str, int], list[float]]  # by form, what and batch
+Times = dict[tuple[str, str, int], list[float]]  # by form, what is measured, and batch size
 
 
 @contextlib.contextmanager
 def without(form: str) -> Iterator[None]:
-    """The network computes without a form while this is entered; without none of them for another text."""
+    """Context manager that disables a form of the convolutions. Any other text disables none."""
     replaced: dict[str, tuple[str, Callable[..., Any]]] = {
         "transposed convolution": ("model.convolution.fastest_form", lambda x: "plain"),
         "packed weights": ("model.convolution._can_pack", lambda x: False),
@@ -53,7 +53,7 @@ def without(form: str) -> Iterator[None]:
 
 
 class PlainUpConvolution(nn.Module):
-    """FixedUpConvolution as its equation has it."""
+    """FixedUpConvolution, computed plainly: upsample, concatenate, convolve."""
 
     def __init__(self, weight: Tensor, channels: int) -> None:
         super().__init__()
@@ -71,9 +71,9 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def measure(forms: list[str]) -> Iterator[tuple[str, str, int, float]]:
-    """(form, what, batch, CPU seconds) with all forms ("") and without each of these, by turns.
+    """Yield (form, what, batch, CPU seconds), alternating between all forms ("") and without each of `forms`.
 
-    The loss and the optimizer of a training step, which no form of the convolutions touches, are "the rest".
+    "the rest" is the loss and the optimizer of a training step, which these forms do not affect.
     """
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -103,7 +103,7 @@ def measure(forms: list[str]) -> Iterator[tuple[str, str, int, float]]:
             for form in ("", *forms):
                 found = {}
                 with without(form):
-                    if form != "packed weights":  # training has none
+                    if form != "packed weights":  # training does not use them
                         found[TRAINING] = seconds(train)
                     found[PREDICTION] = min(seconds(partial(predict, form)) for _ in range(2))
                 if turn or turns == 1:
@@ -126,7 +126,7 @@ def in_a_process(forms: list[str], freed: bool, pages: bool) -> Times:
 
 
 def show_gains(form: str, every: Times, but_one: Times, name: str) -> None:
-    """Print a row each for training and prediction. name: of the form in `but_one`."""
+    """Print one row for training and one for prediction. name: key of the form in `but_one`."""
     for what in (TRAINING, PREDICTION):
         if not but_one[name, what, 1]:
             continue

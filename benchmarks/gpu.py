@@ -1,7 +1,7 @@
 """Speed and memory on a GPU, against the ordinary U-Net and the textbook network: python -m benchmarks.gpu [FILE]
 
-FILE: where the tables are written, besides to the terminal (runs/benchmarks_gpu.md). `make bench-gpu` calls it. With
-`--device cpu --quick` it runs in seconds on any machine: those figures say nothing, but that the benchmark works.
+FILE: the table is also written here (runs/benchmarks_gpu.md). `make bench-gpu` calls it. With `--device cpu --quick`
+it runs in seconds on any machine, to test the benchmark itself; its figures then mean nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from utils.config import Config, load_config
 
 MODES = {"float32": None, "TF32": None, "bf16": torch.bfloat16}
 WORKERS = (1, 4, 8, 16)
-FORMS = ("plain", "transposed")  # of the decoder's convolution
+FORMS = ("plain", "transposed")  # of the decoder's convolutions
 LISTED = 0.03  # kernels with a larger share of a step's time are listed
 PAPER_512 = Path(__file__).resolve().parent.parent / "configs" / "paper_512.yml"
 
@@ -54,7 +54,7 @@ class Setting(NamedTuple):
 
 
 def rows(setting: Setting) -> Iterator[Row]:
-    """What was measured, the figure, the figure to reach."""
+    """Yield (what was measured, figure, target)."""
     for mode, dtype in MODES.items():
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = mode == "TF32"
         goals = mode == "bf16"
@@ -66,7 +66,7 @@ def rows(setting: Setting) -> Iterator[Row]:
 
 
 def network_rows(setting: Setting, mode: str, dtype: torch.dtype | None, goals: bool) -> Iterator[Row]:
-    """Forward and backward, and prediction, of the three networks in the same mode."""
+    """Forward and backward of all three networks, and prediction of ours and the ordinary one, in one mode."""
     image, mask = inputs(setting)
     nets = networks(setting)
 
@@ -96,9 +96,9 @@ def network_rows(setting: Setting, mode: str, dtype: torch.dtype | None, goals: 
 
 
 def form_rows(setting: Setting, mode: str, dtype: torch.dtype | None) -> Iterator[Row]:
-    """Forward and backward of each decoder level's convolution in every form, in this mode.
+    """Forward and backward of each decoder level's convolution in every form, in one mode.
 
-    `fastest_form` in model/convolution.py has the table that these rows are to decide.
+    These rows decide the table in `fastest_form` of model/convolution.py.
     """
     widths = [3, *encoder_channels(setting.depth, setting.channels)]
     for level in range(setting.depth, 0, -1):
@@ -119,7 +119,7 @@ def form_rows(setting: Setting, mode: str, dtype: torch.dtype | None) -> Iterato
 
 
 def step_rows(setting: Setting) -> Iterator[Row]:
-    """A whole step in bf16 with VGG-16 and fused Adam, the time of its matrix work at the card's peak, its kernels."""
+    """A complete step in bf16 with VGG-16 and fused Adam: its time, its matrix work at peak speed, its kernels."""
     image, mask = inputs(setting)
     weights = load_config().loss.weights.model_dump()
     vgg = VGG16Features().to(setting.device)
@@ -155,7 +155,7 @@ def step_rows(setting: Setting) -> Iterator[Row]:
 
 
 def matrix_peak(setting: Setting) -> float:
-    """Floating-point operations a second of a large product of bf16 matrices."""
+    """Measure the FLOP/s of a large bf16 matrix product."""
     side = 8192 if setting.device.type == "cuda" else 256
     a, b = (torch.rand(side, side, device=setting.device, dtype=torch.bfloat16) for _ in range(2))
     (seconds,) = medians(setting, [lambda: a @ b])
@@ -163,7 +163,7 @@ def matrix_peak(setting: Setting) -> float:
 
 
 def kernel_rows(setting: Setting, step: Callable[[], object]) -> Iterator[Row]:
-    """Kernels that take more than LISTED of a step."""
+    """Kernels that take more than a share LISTED of a step."""
     cuda = setting.device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
         step()
@@ -179,7 +179,7 @@ def kernel_rows(setting: Setting, step: Callable[[], object]) -> Iterator[Row]:
 
 
 def memory_rows(setting: Setting) -> Iterator[Row]:
-    """Peak memory of forward and backward at config.yml and paper_512.yml. On a CPU nothing is counted."""
+    """Peak memory of forward and backward with config.yml and paper_512.yml. No rows on a CPU."""
     if setting.device.type != "cuda":
         return
     for name, config in (("config.yml", load_config()), ("paper_512.yml", load_config(PAPER_512))):
@@ -206,7 +206,7 @@ def peak_memory(setting: Setting, kind: str, dtype: torch.dtype | None) -> int:
 
 
 def loader_rows(setting: Setting) -> Iterator[Row]:
-    """Images a second that the loader delivers to the device, and how long a step of 256×256 would wait for it."""
+    """Images per second that the loader delivers to the device, and the share of a step that waits for it."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rng = np.random.default_rng(0)
@@ -251,7 +251,7 @@ def loader_speed(config: Config, setting: Setting) -> float:
 
 
 def waiting_share(config: Config, setting: Setting) -> float:
-    """How much longer a step takes when its batch comes from the loader than when it is there already."""
+    """Return the share of a step's time that is spent waiting for the loader."""
     state = TrainState(config, make_network(config, None, None), setting.device)
     criterion = InpaintingLoss(VGG16Features(), config.loss.weights.model_dump()).to(setting.device)
 
@@ -267,7 +267,7 @@ def waiting_share(config: Config, setting: Setting) -> float:
     steps = 3 + 2 * setting.rounds
     batches = training_batches(training_samples(config), config, 0, steps, device=setting.device)
     for number, batch in enumerate(batches):
-        if number == 3:  # the workers and the optimizer have begun
+        if number == 3:  # workers and optimizer are warm
             synchronise(setting)
             start = time.perf_counter()
         step(*batch)
@@ -280,7 +280,7 @@ def waiting_share(config: Config, setting: Setting) -> float:
 
 
 def inputs(setting: Setting) -> tuple[Tensor, Tensor]:
-    """Images in channels-last and masks with round holes that take about a quarter."""
+    """Return random images in channels-last, and masks with round holes that cover about a quarter."""
     torch.manual_seed(0)
     image = torch.rand(setting.batch, 3, setting.size, setting.size, device=setting.device)
     coarse = torch.rand(setting.batch, 1, 16, 16, device=setting.device)
@@ -289,7 +289,7 @@ def inputs(setting: Setting) -> tuple[Tensor, Tensor]:
 
 
 def networks(setting: Setting) -> tuple[PConvUNet, OrdinaryUNet, TextbookUNet]:
-    """Ours, the ordinary U-Net and the textbook network, each with parameters of its own, in channels-last."""
+    """Return ours, the ordinary U-Net and the textbook network, with separate parameters, in channels-last."""
     net = PConvUNet(setting.depth, setting.channels).to(setting.device).to(memory_format=torch.channels_last)
     return net, OrdinaryUNet(copy.deepcopy(net)), TextbookUNet(copy.deepcopy(net))
 
@@ -304,7 +304,7 @@ def synchronise(setting: Setting) -> None:
 
 
 def medians(setting: Setting, rivals: Sequence[Callable[[], object]]) -> list[float]:
-    """Seconds that each takes, the median of some rounds by turns; the first three do not count."""
+    """Return the median seconds of each rival over interleaved rounds, after three warm-up rounds."""
     seconds: list[list[float]] = [[] for _ in rivals]
     for turn in range(3 + setting.rounds):
         for rival, times in zip(rivals, seconds, strict=True):

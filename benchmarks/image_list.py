@@ -1,4 +1,4 @@
-"""What a list of eight million images costs: time to open, memory, an epoch's order, the first sample of a resumed run.
+"""Cost of a list of eight million images: opening, memory, an epoch's order, the first sample of a resumed run.
 
 Run from the project's folder: python -m benchmarks.image_list
 """
@@ -36,7 +36,7 @@ from utils.config import load_config
 PROJECT = Path(__file__).resolve().parent.parent
 CATEGORIES = 400  # Places2 has about as many
 WORKERS = 4
-REPEATS = 25  # of the first samples
+REPEATS = 25  # measurements of the first sample
 RESUMED = 1_000_000  # step
 
 
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def measured(folder: Path, count: int, files: int) -> Iterator[tuple[str, str]]:
-    """The rows of the table, each measured when it is asked for. What they need is written to the folder."""
+    """Measure and yield the rows of the table. Their files are written to `folder`."""
     path = folder / "images.list"
     seconds, images = timed(lambda: ImageList.of(made_up_names(count), "places", "places", {}))
     images.save(path)
@@ -85,7 +85,7 @@ def measured(folder: Path, count: int, files: int) -> Iterator[tuple[str, str]]:
 
 
 def made_up_names(count: int) -> Iterator[str]:
-    """Sorted names like those of Places2: a/airfield_0012/00000042.jpg."""
+    """Yield sorted names like those of Places2: a/airfield_0012/00000042.jpg."""
     each = -(-count // CATEGORIES)
     for i in range(count):
         category = i // each
@@ -93,13 +93,13 @@ def made_up_names(count: int) -> Iterator[str]:
 
 
 def in_a_new_process(path: Path, modules: str) -> dict[str, float]:
-    """What benchmarks/open_list.py finds in a process that has done nothing before."""
+    """Return the measurements of benchmarks/open_list.py in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.open_list", str(path), modules]
     return dict(json.loads(subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True).stdout))
 
 
 def worker_memory(path: Path) -> float:
-    """MB of memory that a forked worker has of its own (Private_*), more after its look-ups than before: the most."""
+    """Return how many MB the private memory (Private_*) of a forked worker grows by its look-ups: the maximum."""
     context = multiprocessing.get_context("fork")
     images, together, answers = ImageList.open(path), context.Barrier(WORKERS), context.SimpleQueue()
     workers = [context.Process(target=_work, args=(images, seed, together, answers)) for seed in range(WORKERS)]
@@ -114,19 +114,19 @@ def worker_memory(path: Path) -> float:
 def _work(images: ImageList, seed: int, together: Any, answers: Any) -> None:
     before = private()
     look_up(images, seed)
-    together.wait()  # all have looked: a page that two know is no longer one's own
+    together.wait()  # until all have looked up: pages shared by two workers are not private
     extra = private() - before
     together.wait()
     answers.put(extra)
 
 
 def private() -> float:
-    """MB of this process that it shares with no other."""
+    """Return the MB that this process shares with no other."""
     return kilobytes("/proc/self/smaps_rollup", "Private_") / 1e3
 
 
 def order(count: int) -> tuple[float, int]:
-    """Seconds for a place of an epoch's order, and the bytes that Python holds for it at most."""
+    """Return the seconds per place of an epoch's order, and the peak of Python's memory in bytes."""
     places = range(0, count, -(-count // LOOKUPS))
     seconds, _ = timed(lambda: [shuffled(place, count, (SHUFFLE, 0, 0)) for place in places])
     tracemalloc.start()
@@ -138,7 +138,7 @@ def order(count: int) -> tuple[float, int]:
 
 
 def first_samples(folder: Path, count: int) -> tuple[float, float]:
-    """Seconds, as medians, to the first batch of a run at step 0 and at step RESUMED. A few images, `count` times."""
+    """Return the median seconds to the first batch at step 0 and at step RESUMED. A few images fill `count` places."""
     pictures, masks = folder / "pictures", folder / "masks"
     pictures.mkdir()
     masks.mkdir()
@@ -160,7 +160,7 @@ def first_samples(folder: Path, count: int) -> tuple[float, float]:
 
 
 def scan(root: Path, files: int) -> tuple[float, float]:
-    """Seconds to list so many empty files, 500 to a folder, and to look whether they have changed."""
+    """Return the seconds to list `files` empty files, 500 per folder, and to check whether they have changed."""
     for name in (f"{i // 500 % 26:02}/{i // 500:06}/{i % 500:08}.jpg" for i in range(files)):
         with contextlib.suppress(FileExistsError):
             (root / name).parent.mkdir(parents=True)

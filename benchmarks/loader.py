@@ -1,4 +1,4 @@
-"""Training samples per second and core: ours against open, resize and crop with PIL and torchvision.
+"""Training samples per second and core: ours against opening, cropping and resizing by PIL and torchvision.
 
 Run from the project's folder: python -m benchmarks.loader
 """
@@ -34,16 +34,16 @@ PROJECT = Path(__file__).resolve().parent.parent
 MASKS = 32  # 512×512, of all styles, 5 to 50 % hole
 BATCH = 4
 SIZE = 256
-# Width and height of the JPEGs, their number, and the standard deviation of their grain: it decides about the bytes.
-# At 16 megapixels with these two they have 1 and 1.8 bits a pixel, as photographs of a good and a high quality have.
+# Width, height and number of the JPEGs, standard deviation of their grain, target. The grain determines the file size:
+# at 16 megapixels these two give 1 and 1.8 bits per pixel, as photographs of good and high quality have.
 KINDS = ((500, 375, 16, 6.0, 2.0), (5000, 3333, 2, 3.0, 6.0), (5000, 3333, 2, 6.0, 6.0))
-TURNS = {500: (20, 8), 5000: (6, 1)}  # turns of each, and batches in a turn
+TURNS = {500: (20, 8), 5000: (6, 1)}  # by width: turns of each loader, batches per turn
 STEPS = 8
-CROPS = ("data.crop_unit=area", "data.crop_scale=[0.3, 1.0]")  # as torchvision's RandomResizedCrop
+CROPS = ("data.crop_unit=area", "data.crop_scale=[0.3, 1.0]")  # like torchvision's RandomResizedCrop
 
 
 def rows() -> Iterator[Row]:
-    """What was measured, the figure, the figure to reach: CPU time of one thread, ours and the rival's by turns."""
+    """Yield (what was measured, figure, target). Compares CPU time of one thread; ours and the rival alternate."""
     threads = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
@@ -67,7 +67,7 @@ def rows() -> Iterator[Row]:
 
 
 def write_jpegs(folder: Path, width: int, height: int, count: int, grain: float) -> float:
-    """Write a photograph of docs/ enlarged or reduced, with grain, as every other JPEG mirrored; returns MB of each."""
+    """Write a resized photograph of docs/ as JPEGs with grain, every other one mirrored. Returns MB per file."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     with Image.open(PROJECT / "docs/chelsea.jpg") as image:
@@ -86,7 +86,7 @@ def write_masks(folder: Path) -> None:
 
 
 def waiting(images: Path, masks: Path) -> float:
-    """The share of training steps' time that passes until the loader hands over a batch, the first left out."""
+    """Return the share of the time of training steps that is spent waiting for a batch, without the first step."""
     places = (f"data.train={images}", f"masks.train_dir={masks}")
     small = (f"data.image_size={SIZE}", "data.workers=2", f"train.batch_size={BATCH}")
     config = load_config(overrides=[*places, *small, *CROPS])
@@ -106,7 +106,7 @@ def waiting(images: Path, masks: Path) -> float:
 
 
 def seconds(images: Path, masks: Path, turns: int, batches: int) -> tuple[float, float]:
-    """Seconds of the CPU for a sample in a batch of float32 tensors, ours and the rival's, as medians of the turns."""
+    """Return the median CPU seconds per sample, in batches of float32 tensors, of ours and the rival."""
     places = (f"data.train={images}", f"masks.train_dir={masks}")
     small = (f"data.image_size={SIZE}", "data.workers=0", f"train.batch_size={BATCH}")
     config = load_config(overrides=[*places, *small, *CROPS])
@@ -120,14 +120,14 @@ def seconds(images: Path, masks: Path, turns: int, batches: int) -> tuple[float,
             start = time.process_time()
             for _ in range(batches):
                 next(loader)
-            if turn:  # the first is to warm up
+            if turn:  # the first one is warm-up
                 times[name].append((time.process_time() - start) / BATCH / batches)
     return statistics.median(times["ours"]), statistics.median(times["rival"])
 
 
 def rival_batches(images: list[Path], masks: list[Path], config: Config) -> Iterator[list[Tensor]]:
-    """The usual way, with the same changes: the picture's part, its mirror image; the mask's dilation, turn, place,
-    zoom, mirror image. Dilation is OpenCV's: PIL's MinFilter and torch's max_pool2d take a hundred times as long."""
+    """Yield batches made the usual way, with the same augmentations: crop and flip of the image; dilation, rotation,
+    shift, zoom and flip of the mask. OpenCV dilates: PIL's MinFilter and torch's max_pool2d take 100 times as long."""
     of_image, of_mask = rival_transforms(config)
     rng = np.random.default_rng(0)
     low, high = config.masks.dilate
@@ -143,7 +143,7 @@ def rival_batches(images: list[Path], masks: list[Path], config: Config) -> Iter
 
 
 def rival_transforms(config: Config) -> tuple[Callable[[Image.Image], Tensor], Callable[[Image.Image], Tensor]]:
-    """torchvision's chains for an image and for a mask."""
+    """Return torchvision's transforms of the image and of the mask."""
     size, mode = config.data.image_size, transforms.InterpolationMode
     end = (transforms.RandomHorizontalFlip(), transforms.ToTensor())
     crop = transforms.RandomResizedCrop(size, scale=config.data.crop_scale, interpolation=mode.BICUBIC)

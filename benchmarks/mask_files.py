@@ -1,4 +1,4 @@
-"""How many masks masks.py writes in a second, and how many of each style a core draws.
+"""Masks per second that masks.py writes, and that one core draws per style.
 
 Run from the project's folder: python -m benchmarks.mask_files
 """
@@ -26,12 +26,12 @@ PROJECT = Path(__file__).resolve().parent.parent
 SIZE = 512  # px
 FILES = 4_000
 RUNS = 3  # of masks.py
-DRAWN = 100  # masks of a style at a time
-ROUNDS = 5  # of all styles
+DRAWN = 100  # masks per style and round
+ROUNDS = 5
 
 
 def rows() -> Iterator[Row]:
-    """What was measured, the figure, and the figure to reach."""
+    """Yield (what was measured, figure, target)."""
     what = f"{FILES:,} masks of {SIZE}×{SIZE}, the styles mixed, cores: {cores()}"
     with tempfile.TemporaryDirectory() as folder:  # emptied at the end: ext4 creates files slowly after deleting many
         speeds = [write_files(Path(folder) / str(run)) for run in range(RUNS)]
@@ -43,7 +43,7 @@ def rows() -> Iterator[Row]:
 
 
 def write_files(folder: Path) -> tuple[float, float]:
-    """Masks a second of one run of masks.py: as it prints it, and by a clock around the command."""
+    """Return the masks per second of a run of masks.py, as printed by it and by the wall time of the command."""
     command = [sys.executable, "masks.py", f"data.image_size={SIZE}", "masks.style=mixed"]
     command += [f"masks.train_dir={folder / 'train'}", f"masks.train_count={FILES}"]
     command += [f"masks.val_dir={folder / 'val'}", "masks.val_count=1"]
@@ -56,9 +56,9 @@ def write_files(folder: Path) -> tuple[float, float]:
 
 
 def drawing_speeds() -> dict[str, float]:
-    """Masks a second of processor time for each style, in the median of the rounds."""
+    """Return the masks per second of CPU time for each style, the median of the rounds."""
     threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # as where masks.py draws
+    cv2.setNumThreads(1)  # as in masks.py
     try:
         seconds = list(in_processes(draw_some, MASK_STYLES * ROUNDS, 1, "drawing", "rounds"))
     finally:
@@ -67,7 +67,7 @@ def drawing_speeds() -> dict[str, float]:
 
 
 def draw_some(style: str) -> float:
-    """Seconds of processor time for DRAWN masks with hole ratios as in the paper."""
+    """Return the CPU seconds for DRAWN masks with hole ratios as in the paper."""
     start = time.process_time()
     for number in range(DRAWN):
         draw_mask(generator(TRAIN_MASKS, number, 0), SIZE, style, spread_ratio(number, 0.01, 0.6, SIZE))

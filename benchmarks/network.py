@@ -1,4 +1,4 @@
-"""Training the network, and its size, against its rivals, at 256×256 with seven levels and 64 base channels.
+"""Training time and size of the network against its rivals, at 256×256 with seven levels and 64 base channels.
 
 Run from the project's folder: python -m benchmarks.network
 """
@@ -26,7 +26,7 @@ WEIGHTS = dict(load_config().loss.weights)
 
 
 def rows() -> Iterator[Row]:
-    """What was measured, the figure, the figure to reach."""
+    """Yield (what was measured, figure, target)."""
     torch.manual_seed(0)
     keep_freed_memory()  # as main.py does
     net = PConvUNet(7, 64)
@@ -37,7 +37,7 @@ def rows() -> Iterator[Row]:
 
 
 def inputs(batch: int) -> tuple[Tensor, Tensor]:
-    """Images and masks with round holes that take about a quarter."""
+    """Return random images, and masks with round holes that cover about a quarter."""
     image = torch.rand(batch, 3, SIZE, SIZE)
     coarse = nn.functional.interpolate(torch.rand(batch, 1, 16, 16), (SIZE, SIZE), mode="bicubic")
     return image, (coarse > coarse.flatten(1).quantile(0.25, 1).view(-1, 1, 1, 1)).float()
@@ -48,7 +48,7 @@ def size_rows(net: PConvUNet) -> Iterator[Row]:
         ours, ordinary = (multiplications(n, batch) for n in (net, OrdinaryUNet(net)))
         what = f"multiplications of the forward in training, batch of {batch}"
         yield f"{what}: ours / ordinary", f"{ours / ordinary:.3f}", "0.75"
-    # For what is packed the counter has no formula: without oneDNN nothing is.
+    # The counter has no formula for packed convolutions; without oneDNN none is packed.
     with torch.backends.mkldnn.flags(enabled=False):
         ours, ordinary = (multiplications(n, 1) for n in (net.folded(), OrdinaryUNet(net)))
     yield "multiplications of the forward in prediction: ours / ordinary", f"{ours / ordinary:.3f}", "0.75"
@@ -65,10 +65,10 @@ def multiplications(net: nn.Module, batch: int) -> int:
 
 
 def saved_bytes(net: nn.Module, batch: int) -> int:
-    """Memory that a forward keeps for its backward, each block of it once, without the parameters."""
+    """Return the bytes that a forward saves for its backward. Storages count once; parameters do not count."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
     blocks: dict[int, int] = {}
-    kept = []  # so that no block's memory is given out twice
+    kept = []  # so that no freed storage is allocated again
 
     def save(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -96,7 +96,7 @@ def gradient_rows(net: PConvUNet, batch: int) -> Iterator[Row]:
         return run
 
     rivals = [
-        learn(nets[0], torch.channels_last),  # as train.channels_last has it
+        learn(nets[0], torch.channels_last),  # the default of train.channels_last
         learn(OrdinaryUNet(nets[1])),
         learn(OrdinaryUNet(nets[2]), torch.channels_last),
         learn(TextbookUNet(nets[3])),
@@ -109,7 +109,7 @@ def gradient_rows(net: PConvUNet, batch: int) -> Iterator[Row]:
 
 
 def step_rows(net: PConvUNet, batch: int) -> Iterator[Row]:
-    """A whole step: forward, loss, backward, Adam; ours is the fused one (train.fused), others' is torch's usual."""
+    """A complete step: forward, loss, backward, Adam. Ours is fused (train.fused), rivals' only if the row says so."""
     image, mask = inputs(batch)
     nets = [copy.deepcopy(net).train() for _ in range(4)]
     vgg = VGG16Features()

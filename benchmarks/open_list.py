@@ -1,7 +1,7 @@
-"""What opening a list of images costs a process that has done nothing before, as JSON.
+"""Measure in a fresh process what opening a list of images costs, and print JSON.
 
-Run from the project's folder, by benchmarks/image_list.py: python -m benchmarks.open_list LIST MODULES
-MODULES: those to import first, with commas between.
+benchmarks/image_list.py runs it from the project's folder: python -m benchmarks.open_list LIST MODULES
+MODULES: modules to import first, comma-separated.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LOOKUPS = 20_000
 
 
 def opening(path: str, modules: str) -> dict[str, float]:
-    """Seconds to open a list and to look up a path, MB resident (VmRSS) at each stage."""
+    """Return the seconds to open a list and to look up a path, and the resident MB (VmRSS) at each stage."""
     for module in modules.split(","):
         __import__(module)
     found = {"before": resident()}
@@ -46,14 +46,14 @@ def look_up(images: ImageList, seed: int = 0) -> None:
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds, and what `work` returned."""
+    """Return the seconds that `work` took, and its result."""
     start = time.perf_counter()
     result = work()
     return time.perf_counter() - start, result
 
 
 def resident() -> float:
-    """MB of this process in memory."""
+    """Return the resident MB of this process."""
     return kilobytes("/proc/self/status", "VmRSS:") / 1e3
 
 

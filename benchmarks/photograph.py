@@ -1,7 +1,7 @@
-"""predict.py on a photograph of 12 megapixels, whole processes: time and memory against the size of the hole.
+"""Time and memory of predict.py, start to exit, on a photograph of 12 megapixels against the size of the hole.
 
 Run from the project's folder: python -m benchmarks.photograph [PLOT]
-PLOT: a .png with both against the size of the hole. Ten minutes on two quiet cores.
+PLOT: a .png to plot both into. Takes ten minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from utils.arguments import DEFAULT_WEIGHTS
 
 PROJECT = Path(__file__).resolve().parent.parent
 WIDTH, HEIGHT = 4000, 3000  # px
-HOLES = (100, 300, 1000, 2000, HEIGHT - 2)  # px, the side of a square; the last leaves a frame
-MANY, SMALL = 20, 100  # holes all over the picture, and their side in px
+HOLES = (100, 300, 1000, 2000, HEIGHT - 2)  # px, sides of squares; the last is all but a frame
+MANY, SMALL = 20, 100  # number of scattered holes, and their side in px
 ROUNDS = 2
 
-# Runs a command and prints its seconds and peak resident kB. A process of its own without large modules, because Linux
-# counts the memory of the process that starts another for the other's, too.
+# Runs a command and prints its seconds and peak resident kB. It runs in a separate small process, because on Linux the
+# peak of a child includes the memory of the process that forked it.
 _MEASURE = """
 import os, sys, time
 start = time.perf_counter()
@@ -53,7 +53,7 @@ Measured = tuple[float, float]  # seconds, GB
 
 
 def rows(plot: Path | None = None) -> Iterator[Row]:
-    """What was measured, the figure, the figure to reach: of each one's runs, which come by turns, the least."""
+    """Yield (what was measured, figure, target). Figures are minima over interleaved runs."""
     with tempfile.TemporaryDirectory() as name:
         figures = measure(Path(name))
     empty, ordinary = figures["import torch"], figures["ordinary"]
@@ -102,7 +102,7 @@ def measure(folder: Path) -> dict[str, Measured]:
 
 
 def make_files(folder: Path) -> None:
-    """The cat of docs/ enlarged, with the noise of a camera, and masks named by the sides of their holes."""
+    """Write the cat of docs/, enlarged and with camera noise, and masks named by the sides of their holes."""
     rng = generator(0, 0, 0)
     with Image.open(PROJECT / "docs" / "chelsea.jpg") as image:
         pixels = np.asarray(image.convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
@@ -116,7 +116,7 @@ def make_files(folder: Path) -> None:
 
 
 def write_hole(path: Path, corners: Sequence[tuple[int, int]], side: int) -> None:
-    """A mask with square holes; the largest is as wide as the picture, but for a frame."""
+    """Write a mask with square holes. The largest side gives a hole of the full image but for a frame."""
     mask = np.ones((HEIGHT, WIDTH), np.uint8)
     for top, left in corners:
         mask[top : top + side, left : left + side] = 0
@@ -126,7 +126,7 @@ def write_hole(path: Path, corners: Sequence[tuple[int, int]], side: int) -> Non
 
 
 def run(command: Sequence[str]) -> Measured:
-    """Seconds and peak resident GB of a process of Python."""
+    """Run Python with these arguments. Returns its seconds and peak resident GB."""
     done = subprocess.run(
         [sys.executable, "-S", "-c", _MEASURE, *command], cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=False
     )
@@ -137,7 +137,7 @@ def run(command: Sequence[str]) -> Measured:
 
 
 def draw(figures: dict[str, Measured], path: Path) -> None:
-    """Time and memory against the side of the hole, as a PNG."""
+    """Plot time and memory against the side of the hole into a PNG."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     empty = figures["import torch"]
     for axes, index, unit in zip(figure.subplots(1, 2), (0, 1), ("seconds", "GB above `import torch`"), strict=True):
@@ -155,7 +155,7 @@ def draw(figures: dict[str, Measured], path: Path) -> None:
 
 
 def repair_ordinarily(photo_path: str, mask_path: str, net_path: str, output: str) -> None:
-    """What predict.py does, with the ordinary U-Net: read, predict, compose, write."""
+    """Do the work of predict.py with the ordinary U-Net: read, predict, compose, write."""
     photo = read_photo(Path(photo_path))
     valid = read_mask(mask_path, "black").valid
     net = OrdinaryUNet(load_model(net_path))

@@ -1,4 +1,4 @@
-"""Predicting with the network against its rivals, at 256×256 with seven levels and 64 base channels.
+"""Prediction time of the network against its rivals, at 256×256 with seven levels and 64 base channels.
 
 Run from the project's folder: python -m benchmarks.prediction
 """
@@ -18,7 +18,7 @@ from model import PConvUNet
 
 
 def rows() -> Iterator[Row]:
-    """What was measured, the figure, the figure to reach."""
+    """Yield (what was measured, figure, target)."""
     torch.manual_seed(0)
     net = PConvUNet(7, 64)
     for batch in BATCHES:

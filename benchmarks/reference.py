@@ -1,6 +1,6 @@
-"""The two rivals, written from the equations: as slow and as plain as can be, and the oracles of the tests.
+"""The two rivals, written plainly from the equations, without optimisation. The tests use them as oracles.
 
-Both take the parameters of a PConvUNet: its blocks hold them, and only what is computed with them differs.
+Both share the blocks, and so the parameters, of a PConvUNet; only the computation differs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from model.vgg import BLOCKS
 
 
 class Rival(nn.Module):
-    """Takes over the blocks of a PConvUNet."""
+    """Base class that shares the blocks of a PConvUNet."""
 
     encoder: Any
     decoder: Any
@@ -31,10 +31,10 @@ class Rival(nn.Module):
 
 
 class TextbookUNet(Rival):
-    """The network as most implementations have it: masks with full channels, convolved with a kernel of ones."""
+    """The network as in most implementations: masks with all channels, convolved with a kernel of ones."""
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Arguments and result as of PConvUNet, but that no hole may hold NaN."""
+        """Arguments and result as in PConvUNet, except that holes must not contain NaN."""
         x, m = image, mask.expand_as(image)
         skips = []
         for block in self.encoder:
@@ -52,10 +52,10 @@ class TextbookUNet(Rival):
 
 
 class OrdinaryUNet(Rival):
-    """The same U-Net with ordinary convolutions, which know of no mask."""
+    """The same U-Net with ordinary convolutions, without masks."""
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Arguments and result as of PConvUNet; holes are black."""
+        """Arguments and result as in PConvUNet; holes are set to 0."""
         x = image * mask
         skips = []
         for block in self.encoder:
@@ -94,7 +94,7 @@ def upsampled(x: Tensor) -> Tensor:
 
 
 class TextbookLoss(nn.Module):
-    """Eq. 3 to 7, with a pass of VGG-16 for each of the three images, in torch's usual memory format."""
+    """Eq. 3 to 7, with one VGG-16 pass for each of the three images, in contiguous memory format."""
 
     def __init__(self, vgg: VGG16Features, weights: Mapping[str, float]) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class TextbookLoss(nn.Module):
         self.weights = weights
 
     def forward(self, output: Tensor, image: Tensor, mask: Tensor) -> Tensor:
-        """L_total. Arguments as of InpaintingLoss."""
+        """Return L_total. Arguments as in InpaintingLoss."""
         comp = mask * image + (1 - mask) * output
         truth = self.pools(image)
         both = [self.pools(output), self.pools(comp)]

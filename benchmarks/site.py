@@ -1,6 +1,6 @@
-"""The page without a server: a fill of 512×512 px in a browser against PyTorch, and what a visitor loads.
+"""The page without a server: time of a 512×512 px fill in a browser against PyTorch, and download size.
 
-Run from the project's folder: python -m benchmarks.site. It needs Chromium, npm and requirements-dev.txt.
+Run from the project's folder: python -m benchmarks.site. Needs Chromium, npm and requirements-dev.txt.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
 
 
 class Isolating(http.server.SimpleHTTPRequestHandler):
-    """A static host whose page may use threads."""
+    """A static host with the headers that let WebAssembly use threads."""
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -46,7 +46,7 @@ class Isolating(http.server.SimpleHTTPRequestHandler):
 
 
 def rows() -> Iterator[Row]:
-    """What was measured, the figure, the figure to reach: the rivals take turns, and of each the least time counts."""
+    """Yield (what was measured, figure, target). The rivals alternate, and the minimum time of each counts."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         site = folder / "site"
@@ -64,7 +64,7 @@ def rows() -> Iterator[Row]:
 
 
 def measure(site: Path, folder: Path, pixels: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
-    """Seconds of a fill in Chromium, the page's work around it included, and of model.inpaint."""
+    """Return the seconds of a fill in Chromium, including the page's own work, and of model.inpaint."""
     network = load_for_prediction(DEFAULT_WEIGHTS)
     image_tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
     mask_tensor = torch.from_numpy(mask).float()[None, None]

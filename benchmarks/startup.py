@@ -1,4 +1,4 @@
-"""How long the scripts take as whole processes, from Python's start to its end, beside `python -c "import torch"`.
+"""Time of the scripts from process start to exit, relative to `python -c "import torch"`.
 
 Run from the project's folder: python -m benchmarks.startup
 """
@@ -33,7 +33,7 @@ PREDICT = f"predict.py, {SIZE}×{SIZE} px, {DEPTH} levels, {BASE_CHANNELS} base 
 
 
 def rows() -> Iterator[Row]:
-    """The rows of the table: what, figure, the figure to reach."""
+    """Yield (what was measured, figure, target)."""
     with tempfile.TemporaryDirectory() as folder:
         prediction = prepare(Path(folder))
         seconds = measure(
@@ -52,7 +52,7 @@ def rows() -> Iterator[Row]:
 
 
 def prepare(folder: Path) -> list[str]:
-    """Write a network, a photograph and a mask with a quarter of hole; returns the command that repairs it."""
+    """Write a network, a photograph and a mask with a quarter of hole. Returns the command that repairs it."""
     mask = np.ones((SIZE, SIZE), np.uint8)
     mask[SIZE // 4 : -SIZE // 4, SIZE // 4 : -SIZE // 4] = 0
     write_mask(folder / "mask.png", mask)
@@ -63,7 +63,7 @@ def prepare(folder: Path) -> list[str]:
 
 
 def measure(commands: Mapping[str, Sequence[str]]) -> dict[str, list[float]]:
-    """Seconds of each command of Python, ROUNDS times in turn. A round before them is not counted: files are read."""
+    """Return the seconds of each Python command in ROUNDS interleaved rounds, after one that warms the file cache."""
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     for _ in tqdm(range(1 + ROUNDS), desc="startup", unit="round", file=sys.stderr, leave=False):
         for name, arguments in commands.items():

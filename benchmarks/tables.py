@@ -1,4 +1,4 @@
-"""Rivals timed by turns, and the table that figures are printed in."""
+"""Interleaved timing of rivals, and the table of figures."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from tqdm import tqdm
 
 HEAD = "| what | figure | to reach |\n|---|---|---|"
 
-Row = tuple[str, str, str]  # what was measured, the figure with its unit, the figure to reach or ""
+Row = tuple[str, str, str]  # what was measured, figure with unit, target or ""
 
 
 def show(rows: Iterable[Row]) -> None:
-    """Print a table, each row as soon as it is known."""
+    """Print a table, each row as soon as it is measured."""
     print(HEAD, flush=True)
     for row in rows:
         print(f"| {' | '.join(row)} |", flush=True)
 
 
 def medians(rivals: Sequence[Callable[[], object]], rounds: int, name: str) -> list[float]:
-    """Seconds that each takes, the median of so many rounds after a first one that does not count.
+    """Return the median seconds of each rival over `rounds` rounds, after one warm-up round.
 
-    By turns, so that what else the machine does hits all of them alike. name: of the progress bar.
+    Rivals are interleaved, so that other load on the machine affects all alike. name: title of the progress bar.
     """
     seconds: list[list[float]] = [[] for _ in rivals]
     for turn in tqdm(range(rounds + 1), desc=name, leave=False):

@@ -1,1 +1,1 @@
-"""What evaluate.py makes of the scores: means with intervals, tables, plots and a gallery; the classical methods."""
+"""Evaluation: classical methods, metrics, scores, and their means with intervals, tables, plots and gallery."""

@@ -1,7 +1,7 @@
-"""Classical methods to compare with. Each fills the hole of a picture from what lies around it.
+"""Classical methods for comparison. Each fills the hole of an image from its surroundings.
 
-A function with `@baseline` is all that a method needs: predict.py and evaluate.py take their choices from FILLS. Its
-library is its first argument, imported when it fills: --help needs the names alone.
+To add one, decorate a function with `@baseline`: predict.py and evaluate.py read their choices from FILLS. The first
+argument is its library, imported on the first fill, because --help needs only the names.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     import numpy as np
 
-# A picture (H,W,3), float32 in [0,1], and its mask (H,W), uint8, 0 = hole; to a picture that is filled there.
+# (image (H,W,3), float32 in [0,1]; mask (H,W), uint8, 0 = hole) -> filled image.
 Fill: TypeAlias = "Callable[[np.ndarray, np.ndarray], np.ndarray]"
-FillWith: TypeAlias = "Callable[[Any, np.ndarray, np.ndarray], np.ndarray]"  # of a library, a picture, its mask
+FillWith: TypeAlias = "Callable[[Any, np.ndarray, np.ndarray], np.ndarray]"  # (library, image, mask) -> filled image
 
-FILLS: dict[str, Fill] = {}  # by the name that the command line has for them
+FILLS: dict[str, Fill] = {}  # by name on the command line
 
-_LIBRARIES: dict[str, tuple[str, str]] = {}  # title and module, by the same name
-_RADIUS = 3  # px around a pixel that cv2.inpaint looks at
+_LIBRARIES: dict[str, tuple[str, str]] = {}  # title and module, by the same names
+_RADIUS = 3  # px, the neighbourhood that cv2.inpaint reads
 
 
 def baseline(name: str, title: str, module: str) -> Callable[[FillWith], Fill]:
-    """Make a function of (library, image, mask) the method of this name. title, module: of the library."""
+    """Register a function of (library, image, mask) under `name`. title, module: of its library."""
 
     def register(function: FillWith) -> Fill:
         def fill(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -38,7 +38,7 @@ def baseline(name: str, title: str, module: str) -> Callable[[FillWith], Fill]:
 
 
 def version_of(name: str) -> str:
-    """The library that a baseline is of, and its version: with another, its scores may differ."""
+    """Return the title and version of a baseline's library: scores may depend on them."""
     title, package = _LIBRARIES[name]
     return f"{title} {import_module(package).__version__}"
 
@@ -58,13 +58,13 @@ def navier_stokes(cv2: Any, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 @baseline("biharmonic", "scikit-image", "skimage.restoration")
 def biharmonic(restoration: Any, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The biharmonic equation (Damelin and Hoang 2018), by scikit-image."""
-    # It stays in the range of what it sees.
+    # No clamp: scikit-image clips the result to the range of the valid pixels.
     return restoration.inpaint_biharmonic(image, mask == 0, channel_axis=2).astype("float32")
 
 
 @baseline("push-pull", "torch", "torch")
 def push_pull(torch: Any, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A pyramid of masked means: the base that a network can stand on (model.base)."""
+    """A pyramid of masked means, as in the config's model.base: push_pull."""
     from model.base import push_pull as fill
 
     tensor = torch.from_numpy(image).permute(2, 0, 1)[None]  # (1,3,H,W)
@@ -73,10 +73,10 @@ def push_pull(torch: Any, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 @baseline("mean", "NumPy", "numpy")
 def mean_colour(np: Any, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The mean colour of the valid part."""
+    """The mean colour of the valid pixels."""
     return np.where(mask[..., None] > 0, image, image[mask > 0].mean(0, dtype=np.float64).astype(np.float32))
 
 
 def _opencv(cv2: Any, image: np.ndarray, mask: np.ndarray, method: int) -> np.ndarray:
-    pixels = (image * 255).round().astype("uint8")  # OpenCV fills colour pictures of 8 bits alone
+    pixels = (image * 255).round().astype("uint8")  # OpenCV fills colour images only at 8 bits
     return cv2.inpaint(pixels, (mask == 0).astype("uint8"), _RADIUS, method).astype("float32") / 255

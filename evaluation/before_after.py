@@ -1,7 +1,7 @@
-"""A photograph with its hole, as repaired, and as it was, side by side.
+"""Draw a masked photograph, its repair and the original side by side.
 
-`python -m evaluation.before_after PHOTOGRAPH MASK REPAIRED OUTPUT`, as the end of `make demo` does; holes are black.
-docs/demo.png is the picture of such a demo.
+`python -m evaluation.before_after PHOTOGRAPH MASK REPAIRED OUTPUT`; holes are black. `make demo` calls it at the end.
+docs/demo.png was made this way.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from utils.files import write_atomically
 
 
 def before_after(photograph: Path, mask: Path, repaired: Path) -> np.ndarray:
-    """The sheet, uint8 (H,W,3). UserError where a file can't be read, or where they differ in size."""
+    """Return the sheet, uint8 (H,W,3). Raises UserError if a file cannot be read or the sizes differ."""
     was, valid, now = read_photo(photograph).rgb(), read_mask(mask, "black").valid, read_photo(repaired).rgb()
     if not was.shape[:2] == valid.shape == now.shape[:2]:
         raise UserError(f"{photograph}, {mask} and {repaired} must be of one size")

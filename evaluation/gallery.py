@@ -1,4 +1,4 @@
-"""The gallery of an evaluation: good, middling and bad cases as pictures, and a page that compares them."""
+"""The gallery of an evaluation: pictures of good, median and bad cases, and an HTML page that compares them."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ from utils.files import write_atomically
 RANKS = ("best", "median", "worst")
 RANKED_BY = next(iter(METRICS))
 
-_BINS = (*BINS, "")  # "": outside of all bins
+_BINS = (*BINS, "")  # "": outside all bins
 _TEMPLATE = Path(__file__).with_name("gallery.html")
 
-# Names that this module gives to pictures, so that those of an earlier gallery can be told from other files.
+# File names of this module's pictures, to tell those of an earlier gallery from other files.
 _OWN_NAME = re.compile(
     rf"({'|'.join(map(re.escape, BINS))}|outside)_({'|'.join(RANKS)})(_(masked|truth|\d+(-[A-Za-z0-9]+)*))?\.png"
 )
 
 
 class Case(NamedTuple):
-    """One pair to look at: the pictures of all methods and their scores."""
+    """One pair: the pictures of all methods and their scores."""
 
     pair: int
     image: str  # name of the image file, as in pairs.csv
-    bin: str  # one of BINS; empty where the hole ratio lies in none
+    bin: str  # one of BINS, or "" if the hole ratio is in none
     border: str  # one of BORDERS
     ratio: float  # share of hole
     rank: str  # one of RANKS, by L1 of the first method within the bin
     masked: np.ndarray  # (H,W,3) in [0,1], holes white
     truth: np.ndarray  # (H,W,3)
     composites: dict[str, np.ndarray]  # by method, (H,W,3)
-    scores: dict[str, dict[str, float]]  # by method, by names of METRICS
+    scores: dict[str, dict[str, float]]  # by method and name in METRICS
 
 
 def choose(rows: Sequence[Row], first: str) -> list[tuple[int, str]]:
-    """(pair, rank) of the pairs to show: best, median and worst L1 of the method `first` in each bin of the rows.
+    """Return (pair, rank) of the pairs to show: best, median and worst L1 of the method `first` in each bin.
 
-    Of an even number the better one of the two in the middle is the median. Two pairs are best and worst, one is best.
+    For an even count the median is the better of the two middle pairs. Two pairs are best and worst, one is best.
     """
     chosen = []
     for bin_ in _BINS:
@@ -64,18 +64,18 @@ def choose(rows: Sequence[Row], first: str) -> list[tuple[int, str]]:
 
 
 def write_gallery(folder: Path, cases: Iterable[Case], methods: Sequence[str], title: str) -> Path:
-    """Write pictures, sheets and index.html of the cases into `folder`; the path of index.html.
+    """Write pictures, sheets and index.html of the cases into `folder`. Returns the path of index.html.
 
-    There is at most one case of a bin and rank. Only one case's pictures are in memory at a time. Pictures of an
-    earlier gallery are overwritten or, when the new page stands, removed; other files are left alone.
+    There is at most one case per bin and rank. Only one case's pictures are in memory at a time. Pictures of an
+    earlier gallery are overwritten, or removed once the new page is written; other files stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # map, as a loop's variable would keep a case in memory until the next one is made.
+    # map, because a loop variable would keep a case in memory until the next one is made.
     shown = list(map(partial(_write_case, folder, methods), cases))
     shown.sort(key=lambda entry: (_BINS.index(entry["bin"]), RANKS.index(entry["rank"])))
     index = folder / "index.html"
     page = _page(shown, methods, title)
-    # A file name that is no UTF-8 has surrogates, which UTF-8 can't encode.
+    # File names that are not UTF-8 contain surrogates, which UTF-8 cannot encode.
     write_atomically(index, lambda temporary: temporary.write_text(page, encoding="utf-8", errors="replace"))
     written = {name for entry in shown for name in (entry["sheet"], *entry["pictures"])}
     for path in folder.iterdir():
@@ -85,7 +85,7 @@ def write_gallery(folder: Path, cases: Iterable[Case], methods: Sequence[str], t
 
 
 def _write_case(folder: Path, methods: Sequence[str], case: Case) -> dict[str, Any]:
-    """Write the pictures and the sheet of a case. Returns what the page needs to know of it."""
+    """Write the pictures and the sheet of a case. Returns its data for the page."""
     name = f"{case.bin or 'outside'}_{case.rank}"
     pictures = {f"{name}_masked.png": case.masked}
     pictures |= {f"{name}_{i}{_slug(method)}.png": case.composites[method] for i, method in enumerate(methods, 1)}
@@ -116,17 +116,17 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
 
 
 def _slug(method: str) -> str:
-    """A hyphen and those letters of a method's name that are safe in any file name; "" without any."""
+    """Return the ASCII letters and digits of a method's name, each run after a hyphen; "" if there are none."""
     return "".join(f"-{word}" for word in re.findall("[A-Za-z0-9]+", method))[:40].rstrip("-")
 
 
 def _finite(scores: dict[str, float]) -> dict[str, float | None]:
-    """The scores as JSON can hold them."""
+    """Return the scores with None for NaN and infinity, which JSON lacks."""
     return {metric: value if math.isfinite(value) else None for metric, value in scores.items()}
 
 
 def _fitting(title: str, width: int) -> str:
-    """The title in one line; its middle left out where it is wider than `width` px of a sheet."""
+    """Return the title in one line. If it is wider than `width` px, dots replace its middle."""
     title = " ".join(title.split())
     font = ImageFont.load_default()
     for kept in range(len(title), 0, -1):
@@ -137,10 +137,10 @@ def _fitting(title: str, width: int) -> str:
 
 
 def _page(shown: Sequence[dict[str, Any]], methods: Sequence[str], title: str) -> str:
-    """The text of index.html."""
+    """Return the text of index.html."""
     known = {metric for entry in shown for scores in entry["scores"] for metric in scores}
     data = {
-        "sources": ["masked", *methods, "truth"],  # of the pictures of a case
+        "sources": ["masked", *methods, "truth"],  # one per picture of a case
         "metrics": [{"name": name, **METRICS[name]._asdict()} for name in METRICS if name in known],
         "ranks": RANKS,
         "cases": shown,
@@ -152,7 +152,7 @@ def _page(shown: Sequence[dict[str, Any]], methods: Sequence[str], title: str) -
     parts = {
         "title": html.escape(title),
         "sheets": "\n".join(sheets),
-        # Inside a script element only "<" could end the data or begin something else.
+        # Inside a script element only "<" could end the data.
         "data": json.dumps(data).replace("<", "\\u003c"),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _TEMPLATE.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""LPIPS, FID and Inception score, computed by torchmetrics (requirements-metrics.txt) with downloaded weights."""
+"""LPIPS, FID and Inception score by torchmetrics (requirements-metrics.txt), with downloaded weights."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ except ImportError as error:
         f"no packages for LPIPS, FID and Inception score: {error}; `pip install -r requirements-metrics.txt`"
     ) from None
 
-SMALLEST_LPIPS = 31  # px: below, AlexNet's pooling leaves nothing
+SMALLEST_LPIPS = 31  # px: AlexNet's pooling reduces smaller images to nothing
 
 
 def load_lpips(device: torch.device | str) -> Callable[[Tensor, Tensor], float]:
-    """LPIPS (Zhang et al. 2018, AlexNet): the distance of two pictures (1,3,H,W) in [0,1], 0 where they are equal.
+    """Return LPIPS (Zhang et al. 2018, AlexNet): a distance of two images (1,3,H,W) in [0,1], 0 if they are equal.
 
-    UserError where the weights can't be had. The distance raises it for a picture smaller than SMALLEST_LPIPS.
+    Raises UserError if the weights are unavailable. The distance raises it for images below SMALLEST_LPIPS.
     """
     _fetch("LPIPS", AlexNet_Weights.DEFAULT.url)
     network = LearnedPerceptualImagePatchSimilarity("alex").net.to(device)
@@ -53,7 +53,7 @@ def load_lpips(device: torch.device | str) -> Callable[[Tensor, Tensor], float]:
 
 
 def load_inception(device: torch.device | str) -> nn.Module:
-    """The Inception network of FID and Inception score, for SetMetrics. UserError where its weights can't be had."""
+    """Return the Inception network for SetMetrics. Raises UserError if its weights are unavailable."""
     _fetch("FID and Inception score", URL_INCEPTION_V3)
     return NoTrainInceptionV3("inception-v3-compat", ["2048"]).to(device)
 
@@ -61,30 +61,30 @@ def load_inception(device: torch.device | str) -> nn.Module:
 class SetMetrics:
     """FID (Heusel et al. 2017) and Inception score (Salimans et al. 2016) by method, hole bin and border.
 
-    network: maps pictures, uint8 (N,3,H,W), to features (N,D); `network.fc.weight` (C,D) maps these to the logits of
-    the Inception score. Each picture passes the network once; its features are kept, 8 KB a picture.
+    network: maps images, uint8 (N,3,H,W), to features (N,D); `network.fc.weight` (C,D) maps these to the logits of
+    the Inception score. Each image passes the network once; its features are kept, 8 KB per image.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
         self._seen: dict[tuple[int, str], tuple[Row, str, np.ndarray]] = {}  # by pair and method: key of truth, (D,)
-        self._truths: dict[str, np.ndarray] = {}  # features (D,)
+        self._truths: dict[str, np.ndarray] = {}  # features (D,), by key
 
     def __contains__(self, row: Row) -> bool:
-        """Whether the composite of this pair and method has been seen."""
+        """Return whether the composite of this pair and method has been added."""
         return (row.pair, row.method) in self._seen
 
     def update(self, row: Row, composite: Tensor, truth: Tensor) -> None:
-        """Add a composite and its truth, both (1,3,H,W) in [0,1]. Truths of one image and size count as one picture."""
+        """Add a composite and its truth, both (1,3,H,W) in [0,1]. A truth's features are computed once per size."""
         key = f"{tuple(truth.shape[2:])} {row.image}"
         if key not in self._truths:
             self._truths[key] = self._features(truth)
         self._seen[row.pair, row.method] = row, key, self._features(composite)
 
     def compute(self) -> dict[Key, Estimate]:
-        """Both scores of each group of `summarise`, without intervals. Groups of one pair are left out.
+        """Return both scores per group of `summarise`, without intervals. Groups of one pair are skipped.
 
-        All ranks must call it. Rank 0 gets the scores over the pictures of all ranks, the others get {}.
+        All ranks must call it. Rank 0 returns the scores over the images of all ranks, the others return {}.
         """
         whole = self
         if distributed.is_initialized():
@@ -101,7 +101,7 @@ class SetMetrics:
         return estimates
 
     def save(self, path: Path) -> None:
-        """Write the features, atomically, so that an evaluation can go on later."""
+        """Write the features atomically, so that an evaluation can be resumed."""
 
         def write(part: Path) -> None:
             with part.open("wb") as file:  # np.savez would append .npz to a path
@@ -110,18 +110,18 @@ class SetMetrics:
         write_atomically(path, write)
 
     def load(self, path: Path) -> None:
-        """Add what `save` wrote."""
+        """Add the features of a file written by `save`."""
         with np.load(path) as state:
             self._add(state)
 
     def _features(self, picture: Tensor) -> np.ndarray:
-        """Features (D,) of a picture (1,3,H,W) in [0,1], rounded to 8 bits as its file would be."""
+        """Return the features (D,) of an image (1,3,H,W) in [0,1], rounded to 8 bits like a file."""
         pixels = (picture.to(self._classes().device).clamp(0, 1) * 255).round().byte()
         with torch.inference_mode():
             return self.network(pixels)[0].float().cpu().numpy()
 
     def _classes(self) -> Tensor:
-        """The weight (C,D) of the last layer. By convention the Inception score leaves out its bias."""
+        """Return the weight (C,D) of the last layer. By convention the Inception score ignores its bias."""
         return self.network.get_parameter("fc.weight").detach()
 
     def _scores(self, method: str, pairs: Sequence[int]) -> dict[str, float]:
@@ -132,7 +132,7 @@ class SetMetrics:
         return {"fid": frechet_distance(composites, truths), "inception_score": inception_score(logits)}
 
     def _state(self) -> dict[str, Any]:
-        """The rows and features as plain arrays."""
+        """Return the rows and features as plain arrays."""
         return {
             "rows": np.array(json.dumps([(*row[:-1], key) for row, key, _ in self._seen.values()])),
             "composites": np.array([features for _, _, features in self._seen.values()], np.float32),
@@ -148,23 +148,23 @@ class SetMetrics:
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:
-    """Fréchet distance of the Gaussians through two sets of features (N,D), float64; 0 for equal sets."""
+    """Return the Fréchet distance of Gaussians fitted to two sets of features (N,D), float64; 0 for equal sets."""
     both = torch.cat([first, second])
-    if both.shape[0] < both.shape[1]:  # projected onto the subspace that they span: the same distance, far faster
+    if both.shape[0] < both.shape[1]:  # project onto the subspace that they span: the same distance, far faster
         basis = torch.linalg.qr(both.T).Q  # (D, number of rows)
         first, second = first @ basis, second @ basis
     metric = FrechetInceptionDistance(_Given(first.shape[1]), sync_on_compute=False)
     metric.update(first, real=False)
     metric.update(second, real=True)
-    return max(0.0, float(metric.compute()))  # rounding can lead below 0
+    return max(0.0, float(metric.compute()))  # rounding can make it negative
 
 
 def inception_score(logits: Tensor) -> float:
-    """exp of the mean KL divergence of each picture's classes from those of all; logits (N,C). From 1 to C.
+    """Return exp of the mean KL divergence of each image's classes from their mean. logits: (N,C). Range: 1 to C.
 
-    One split instead of the usual ten: these are meant for 50,000 pictures, and make the score depend on their order.
+    One split instead of the usual ten, which are meant for 50,000 images and make the score depend on their order.
     """
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # it shuffles even a single split
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # even a single split is shuffled
         warnings.simplefilter("ignore", UserWarning)  # about memory, and that one split has no standard deviation
         torch.manual_seed(0)
         metric = InceptionScore(_Given(logits.shape[1]), splits=1, sync_on_compute=False)
@@ -173,7 +173,7 @@ def inception_score(logits: Tensor) -> float:
 
 
 class _Given(nn.Identity):
-    """Stands in for a network: its input is the features already."""
+    """Replaces the network of a torchmetrics metric: its input is already the features."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class _Given(nn.Identity):
 
 
 def _gathered(own: dict[str, Any]) -> list[dict[str, Any]]:
-    """The values of all ranks, on rank 0; an empty list on the others."""
+    """Return the values of all ranks on rank 0, an empty list on the others."""
     parts: list[dict[str, Any]] | None = None
     if distributed.get_rank() == 0:
         parts = [{}] * distributed.get_world_size()
@@ -190,13 +190,13 @@ def _gathered(own: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _fetch(metrics: str, url: str) -> None:
-    """Download weights into torch.hub's folder, unless they are there. UserError where they can't be had.
+    """Download weights into torch.hub's folder unless present. Raises UserError if that fails.
 
-    The libraries would download them as well, but they print messages and don't check a file that is there.
+    The libraries could download them too, but they print messages and do not verify an existing file.
     """
     name = url.rpartition("/")[2]
     path = Path(torch.hub.get_dir(), "checkpoints", name)
-    digest = path.stem.rpartition("-")[2]  # the name ends in the first digits of its SHA-256
+    digest = path.stem.rpartition("-")[2]  # the name ends in the first digits of the SHA-256
     if not path.is_file():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

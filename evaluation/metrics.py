@@ -1,4 +1,4 @@
-"""L1, PSNR and SSIM of a composite against the truth, as the paper reports them (§4.3), and over the hole alone."""
+"""L1, PSNR and SSIM of a composite against the truth, as the paper reports them (§4.3), and over only the hole."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from skimage.metrics import structural_similarity
 
 
 class Metric(NamedTuple):
-    """How a metric is shown, and which way is better."""
+    """How a metric is displayed, and which direction is better."""
 
     label: str
-    digits: int  # behind the decimal point
+    digits: int  # after the decimal point
     higher_is_better: bool
-    extra: bool = False  # by a network of others, measured where --extra asks for it
+    extra: bool = False  # by a third-party network, measured only with --extra
 
 
-# All that is known of a composite, in the order in which it is shown. The names are those of files and of the code.
+# All metrics, in display order. Their names are used in files and code.
 METRICS = {
     "l1_percent": Metric("L1 %", 2, False),
     "psnr": Metric("PSNR dB", 2, True),
@@ -31,19 +31,19 @@ METRICS = {
     "inception_score": Metric("Inception score", 2, True, extra=True),
 }
 
-# A picture without any error has no finite PSNR; 8-bit pictures can't be told apart beyond this anyway.
+# An image without error has infinite PSNR; differences beyond this are invisible in 8-bit images.
 PSNR_CEILING = 100.0
 
-SSIM_RADIUS = 5  # px around the centre of its window
+SSIM_RADIUS = 5  # px, of its window
 
 
 def picture_metrics(composite: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """L1 in percent, PSNR in dB, SSIM of one picture; both float (H,W,3) in [0,1], at least 11 px high and wide."""
+    """Return L1 in percent, PSNR in dB and SSIM of one image. Both are float (H,W,3) in [0,1], at least 11×11 px."""
     return {"l1_percent": l1_percent(composite, truth), "psnr": psnr(composite, truth), "ssim": ssim(composite, truth)}
 
 
 def hole_metrics(composite: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """The same three over the hole alone. mask: (H,W), 0 = hole, with at least one pixel of hole."""
+    """Return the same three over only the hole. mask: (H,W), 0 = hole, with at least one hole pixel."""
     hole = mask == 0
     return {
         "hole_l1_percent": l1_percent(composite[hole], truth[hole]),
@@ -53,24 +53,24 @@ def hole_metrics(composite: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> 
 
 
 def l1_percent(composite: np.ndarray, truth: np.ndarray) -> float:
-    """Mean |difference| over all pixels and channels, in percent of the range."""
+    """Return the mean |difference| over all pixels and channels, in percent of the range."""
     return 100 * float(np.mean(np.abs(composite - truth), dtype=np.float64))
 
 
 def psnr(composite: np.ndarray, truth: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB for a range of 1; at most PSNR_CEILING."""
+    """Return the peak signal-to-noise ratio in dB for a range of 1; at most PSNR_CEILING."""
     mse = float(np.mean(np.square(composite - truth), dtype=np.float64))
-    return float(np.minimum(PSNR_CEILING, -10 * np.log10(np.maximum(mse, 1e-30))))  # numpy's, as NaN stays NaN
+    return float(np.minimum(PSNR_CEILING, -10 * np.log10(np.maximum(mse, 1e-30))))  # np.minimum and np.maximum keep NaN
 
 
 def ssim(composite: np.ndarray, truth: np.ndarray) -> float:
-    """Structural similarity of Wang et al. 2004, the mean over the pixels whose window lies in the picture."""
+    """Return structural similarity (Wang et al. 2004), the mean over pixels whose window is inside the image."""
     r = SSIM_RADIUS
     return float(ssim_map(composite, truth)[r:-r, r:-r].mean(dtype=np.float64))
 
 
 def ssim_map(composite: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """SSIM at each pixel (H,W): Gaussian window of 11×11 px, sigma 1.5, mean over channels; mirrored at the edges."""
+    """Return SSIM per pixel (H,W): Gaussian window of 11×11 px, sigma 1.5, mean over channels, mirror padding."""
     _, similarity = structural_similarity(
         composite,
         truth,

@@ -1,4 +1,4 @@
-"""The networks that `--model` names. Imports nothing large, so that a script can answer a wrong path at once."""
+"""The networks of `--model`. Imports nothing large, so that scripts report a wrong path at once."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from utils.errors import UserError
 
 
 def name_models(models: Sequence[str]) -> dict[str, Path]:
-    """Checkpoints by name. models: of each [NAME=]CKPT; `shipped` is the project's own.
+    """Return paths of checkpoints by name. models: arguments [NAME=]CKPT; `shipped` is the project's own weights.
 
-    Without NAME the name is that of the file and its folder. UserError where there is no such file, or where two
-    methods have one name.
+    Without NAME the name is FOLDER/FILE without its suffix. Raises UserError if a file is missing or two methods have
+    the same name.
     """
     named: dict[str, Path] = {}
     for text in models:

@@ -1,4 +1,4 @@
-"""Which image meets which mask in an evaluation: a function of (seed, image, bin), kept in a file."""
+"""Pairs of image and mask in an evaluation: a function of (seed, image number, bin, border), kept in a file."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ from data.order import EVALUATION_MASKS, shuffled
 from utils.errors import UserError
 
 RATIO_TOLERANCE = 0.01
-SMALLEST = 16  # px: SSIM's window of 11 px needs it
+SMALLEST = 16  # px: SSIM needs at least its window of 11 px
 
 
 class MaskFile(NamedTuple):
     """A mask of a test set, fitted to the size of the evaluation."""
 
-    name: str  # within its folder
+    name: str  # file name
     ratio: float  # share of hole
     border: str  # one of BORDERS
 
 
 class EvaluationPair(NamedTuple):
-    """An image and the mask that it meets: a row of pairs.csv."""
+    """An image and its mask: a row of pairs.csv."""
 
     pair: int
-    image: str  # relative to the folder or list that --images names
-    mask: str  # within the folder that --masks names
-    bin: str  # a name of HOLE_BINS; empty where the ratio lies in none of them
+    image: str  # relative to --images, or to the folder of that list
+    mask: str  # file name in --masks
+    bin: str  # name of one of HOLE_BINS, or "" if the ratio is in none
     border: str  # one of BORDERS
     ratio: float  # share of hole
 
@@ -57,10 +57,10 @@ class EvaluationPair(NamedTuple):
 def survey_masks(
     folder: Path, hole: str, size: int | None, quiet: bool = False, names: Set[str] | None = None
 ) -> list[MaskFile]:
-    """All masks of a folder, in order of their names. UserError where there are none, or one can't be used.
+    """Read all masks of a folder, sorted by name. Raises UserError if there are none or one is unusable.
 
-    Whether a mask is border-free, the folder's index.csv says, as a benchmark of masks.py has one; without it, the
-    mask itself. size: as of read_pair. names: of those to look at (all).
+    The border comes from the folder's index.csv, which `masks.py --benchmark` writes, or else from the mask itself.
+    size: as in read_pair. names: read only these (all).
     """
     paths = list_images(folder)
     if not paths:
@@ -80,9 +80,9 @@ def survey_masks(
 
 
 def check_pairs(pairs: Sequence[EvaluationPair], masks: Sequence[MaskFile], source: Path) -> None:
-    """UserError where a pair's ratio, bin or border is not its mask's. source: the file that they come from.
+    """Raise UserError if a pair's ratio, bin or border differs from its mask's. source: the file of the pairs.
 
-    A ratio may differ by RATIO_TOLERANCE: at another --size a mask has a few pixels more or less.
+    Ratios may differ by RATIO_TOLERANCE, because resizing changes them slightly.
     """
     by_name = {mask.name: mask for mask in masks}
     for pair in pairs:
@@ -92,7 +92,7 @@ def check_pairs(pairs: Sequence[EvaluationPair], masks: Sequence[MaskFile], sour
         index = hole_bin(pair.ratio)
         said = pair.ratio, pair.bin, pair.border
         its_own = mask.ratio, "" if index is None else bin_name(index), mask.border
-        if not abs(pair.ratio - mask.ratio) <= RATIO_TOLERANCE or said[1:] != its_own[1:]:  # so that NaN fails, too
+        if not abs(pair.ratio - mask.ratio) <= RATIO_TOLERANCE or said[1:] != its_own[1:]:  # NaN must fail
             raise UserError(
                 f"--pairs: {source} says of {pair.mask} ratio, bin, border {said[0]:.4f}, {said[1]}, {said[2]}; the"
                 f" mask has {mask.ratio:.4f}, {_bin_of(mask.ratio)}, {mask.border}: other masks, --hole or --size?"
@@ -105,7 +105,7 @@ def _bin_of(ratio: float) -> str:
 
 
 def _indexed_borders(path: Path) -> dict[str, str]:
-    """The border of each mask by its name, as an index.csv says; none where there is no such file."""
+    """Read the border of each mask by file name from an index.csv; {} if there is no such file."""
     if not path.is_file():
         return {}
     try:
@@ -116,12 +116,12 @@ def _indexed_borders(path: Path) -> dict[str, str]:
 
 
 def make_pairs(images: Sequence[str], masks: Sequence[MaskFile], seed: int) -> list[EvaluationPair]:
-    """Each image with one mask of every bin and border there is; masks outside of all bins are left out.
+    """Pair each image with one mask of every bin and border that occurs. Masks outside all bins are left out.
 
-    Image number i meets a mask that is a function of (seed, i, bin and border) and of the masks there are. Every mask
-    of a bin comes once before one comes twice. UserError where no mask lies in a bin.
+    The mask of image number i is a function of (seed, i, bin, border) and of the masks. Every mask of a bin and border
+    is used once before any is used twice. Raises UserError if no mask is in a bin.
     """
-    cells: dict[tuple[int, int], list[MaskFile]] = {}  # by place in HOLE_BINS and in BORDERS
+    cells: dict[tuple[int, int], list[MaskFile]] = {}  # by index in HOLE_BINS and in BORDERS
     for mask in masks:
         index = hole_bin(mask.ratio)
         if index is not None:
@@ -142,7 +142,7 @@ def make_pairs(images: Sequence[str], masks: Sequence[MaskFile], seed: int) -> l
 
 
 def format_pairs(pairs: Sequence[EvaluationPair]) -> str:
-    """The pairs as the text of pairs.csv. Ratios have enough digits to be read back exactly."""
+    """Return the pairs as the text of pairs.csv. Ratios have enough digits to be read back exactly."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(EvaluationPair._fields)
@@ -151,7 +151,7 @@ def format_pairs(pairs: Sequence[EvaluationPair]) -> str:
 
 
 def read_pairs(path: Path) -> list[EvaluationPair]:
-    """The pairs of a file as format_pairs writes it. UserError where it is missing or something else."""
+    """Read the pairs of a file in the format of format_pairs. Raises UserError if it is missing or invalid."""
     bins = {"", *(bin_name(index) for index in range(len(HOLE_BINS)))}
     pairs = []
     try:
@@ -176,7 +176,7 @@ def read_pairs(path: Path) -> list[EvaluationPair]:
 
 
 def as_listed(pairs: Iterable[EvaluationPair], images: Iterable[str], masks: Iterable[str]) -> list[EvaluationPair]:
-    """The pairs, with names spelt as those of images and masks: é may be one character or two."""
+    """Return the pairs with names spelt as in `images` and `masks`: é may be one character or two."""
     image_names, mask_names = (
         {unicodedata.normalize("NFC", name): name for name in names} for names in (images, masks)
     )
@@ -188,7 +188,7 @@ def as_listed(pairs: Iterable[EvaluationPair], images: Iterable[str], masks: Ite
 
 
 def names_of(images: Sequence[str], root: Path) -> dict[str, str]:
-    """Paths of images by the names that pairs.csv gives them: relative to a folder where they lie below it."""
+    """Return paths of images by their names in pairs.csv: relative to `root` if they are inside it."""
     names = {}
     for path in images:
         name = os.path.relpath(path, root)
@@ -197,10 +197,10 @@ def names_of(images: Sequence[str], root: Path) -> dict[str, str]:
 
 
 def read_pair(image: str, mask: Path, hole: str, size: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """The image (H,W,3), float32 in [0,1], and the mask (H,W), uint8, 1 = valid, 0 = hole, of one height and width.
+    """Read an image (H,W,3), float32 in [0,1], and a mask (H,W), uint8, 1 = valid, 0 = hole, of the same size.
 
-    Both are resized and cropped about their centres to size×size px; without a size the mask stays as it is and
-    the image is made as large. UserError where a file can't be read.
+    Both are centre-cropped and resized to size×size px. If `size` is None, the mask keeps its size and the image is
+    fitted to it. Raises UserError if a file cannot be read or the mask has no hole.
     """
     valid, _ = _read_fitted(mask, hole, size)
     if valid.all():
@@ -211,7 +211,7 @@ def read_pair(image: str, mask: Path, hole: str, size: int | None) -> tuple[np.n
 
 
 def _read_fitted(path: Path, hole: str, size: int | None) -> tuple[np.ndarray, bool]:
-    """The mask as read_pair has it, and whether it is the alpha channel of its file."""
+    """Return the mask as in read_pair, and whether it comes from the alpha channel."""
     mask, _, by_alpha = read_mask(path, hole)
     if size:
         mask = fit_mask(mask, size)

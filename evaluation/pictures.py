@@ -1,4 +1,4 @@
-"""Sheets of pictures to look at: a row an image, a column each of masked, mask, output, composite, truth."""
+"""Sheets of pictures: one row per image, columns such as masked, mask, output, composite, truth."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _TITLE = 16  # px for the titles above
 
 
 def masked(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The image (H,W,3) in [0,1] with its holes white, as the paper shows them. mask: (H,W,1), 0 = hole."""
+    """Return the image (H,W,3) in [0,1] with white holes, as in the paper. mask: (H,W,1), 0 = hole."""
     return np.where(mask > 0, image, np.float32(1))
 
 
 def to_8_bit_pixels(image: np.ndarray) -> np.ndarray:
-    """uint8 of an image in [0,1], rounded; what lies outside is cut."""
+    """Convert an image in [0,1] to uint8, rounded; other values are clipped."""
     return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
 def sheet(rows: list[list[np.ndarray]], titles: tuple[str, ...] = COLUMNS) -> np.ndarray:
-    """One picture, uint8 (H',W',3), of rows of equally large images (H,W,1 or 3) in [0,1], titled by column."""
+    """Draw rows of equally sized images (H,W,1 or 3) in [0,1] with column titles. Returns uint8 (H',W',3)."""
     height, width = rows[0][0].shape[:2]
     canvas = Image.new("RGB", (len(titles) * (width + _GAP) - _GAP, _TITLE + len(rows) * (height + _GAP)), "white")
     draw = ImageDraw.Draw(canvas)

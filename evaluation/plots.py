@@ -1,4 +1,4 @@
-"""Plots of an evaluation: each metric over the bins of hole ratios, one line for each method."""
+"""Plots of an evaluation: each metric over the bins of hole ratios, one line per method."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from evaluation.metrics import METRICS
 from evaluation.summary import ALL, BINS, Estimate, Key, Summary
 from utils.files import write_atomically
 
-# Okabe and Ito's colours, which colour-blind people can tell apart, and markers. 7 colours and 6 markers have no common
-# factor: the pairs repeat after 42 methods.
+# Okabe and Ito's colours, which colour-blind people can distinguish, and markers. 7 colours and 6 markers are coprime,
+# so their combinations repeat after 42 methods.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#000000", "#56b4e9")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 _INK, _FAINT, _BAND = "#333333", "#dddddd", "#f5f5f5"
-_DODGE = 0.1  # between the methods of a bin, in units of the distance of two bins
-_WIDEST = 0.7  # of all methods of a bin together, in the same units
+_DODGE = 0.1  # offset between methods in a bin, in units of the distance between bins
+_WIDEST = 0.7  # width of all methods in a bin, in the same units
 _DPI = 150
 _STYLE = {
-    "text.parse_math": False,  # a $ in a method's name is a $
+    "text.parse_math": False,  # keep a $ in a method's name
     "font.size": 10,
     "text.color": _INK,
     "axes.edgecolor": _INK,
@@ -41,7 +41,7 @@ _STYLE = {
 
 
 def draw_plots(folder: Path, summary: Summary, methods: Sequence[str]) -> list[Path]:
-    """Write METRIC.png into `folder` for each metric that has values in bins (borders together). Returns the paths.
+    """Write METRIC.png into `folder` for each metric with values in bins (borders together). Returns the paths.
 
     The same summary gives the same bytes.
     """
@@ -52,20 +52,20 @@ def draw_plots(folder: Path, summary: Summary, methods: Sequence[str]) -> list[P
         if any(lines.values()):
             paths.append(folder / f"{metric}.png")
             with style.context(["default", _STYLE]), warnings.catch_warnings():
-                # Letters of a method's name that the font lacks are drawn as boxes.
+                # Characters that the font lacks are drawn as boxes.
                 warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
                 write_atomically(paths[-1], partial(_save, _figure(metric, lines)))
     return paths
 
 
 def _line(summary: Summary, method: str, metric: str) -> dict[str, Estimate]:
-    """The estimates of one method by bin, borders together."""
+    """Return the estimates of one method by bin, borders together."""
     keys = {bin_: Key(method, metric, bin_, ALL) for bin_ in BINS}
     return {bin_: summary[key] for bin_, key in keys.items() if key in summary}
 
 
 def _figure(metric: str, lines: Mapping[str, Mapping[str, Estimate]]) -> Figure:
-    """The plot of one metric; `lines` are the estimates by method and bin."""
+    """Plot one metric. lines: estimates by method and bin."""
     shown = METRICS[metric]
     bins = [bin_ for bin_ in BINS if any(bin_ in line for line in lines.values())]
     figure = Figure(figsize=(0.9 * len(bins) + 2, 4))
@@ -79,7 +79,7 @@ def _figure(metric: str, lines: Mapping[str, Mapping[str, Estimate]]) -> Figure:
         at = [bins.index(bin_) + dodge for bin_ in line]
         colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
         means = [estimate.mean for estimate in line.values()]
-        # Thin lines: steep ones beside each other look closer than their values are.
+        # Thin lines: steep neighbouring lines look closer than their values are.
         axes.plot(at, means, color=colour, linewidth=0.6, alpha=0.5)
         handles += axes.plot(at, means, color=colour, marker=marker, markersize=5.5, linestyle="none")
         for x, estimate in zip(at, line.values(), strict=True):
@@ -93,12 +93,12 @@ def _figure(metric: str, lines: Mapping[str, Mapping[str, Estimate]]) -> Figure:
     axes.annotate(_subtitle(lines), (0, 1), (0, 8), "axes fraction", "offset points", color=_INK)
     legend = axes.legend(handles, [""] * len(lines), loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     for text, method in zip(legend.get_texts(), lines, strict=True):
-        text.set_text(method)  # not given to legend(), which leaves out names that start with _
+        text.set_text(method)  # legend() would skip names that start with _
     return figure
 
 
 def _subtitle(lines: Mapping[str, Mapping[str, Estimate]]) -> str:
-    """What a point stands for, such as "mean of 200 pairs a bin, with 95 % intervals"."""
+    """Return what a point means, such as "mean of 200 pairs a bin, with 95 % intervals"."""
     estimates = [estimate for line in lines.values() for estimate in line.values()]
     least, most = min(e.count for e in estimates), max(e.count for e in estimates)
     count = f"{most}" if least == most else f"{least} to {most}"
@@ -107,5 +107,5 @@ def _subtitle(lines: Mapping[str, Mapping[str, Estimate]]) -> str:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Write a PNG, enlarged to hold the legend, without matplotlib's version: so the bytes depend on it less."""
+    """Write a PNG, enlarged to fit the legend. Leaves out matplotlib's version, so that the bytes depend on it less."""
     figure.savefig(path, format="png", dpi=_DPI, bbox_inches="tight", metadata={"Software": None})

@@ -1,4 +1,4 @@
-"""The summary of an evaluation as text: a table for the terminal, summary.md in the paper's layout, summary.json."""
+"""The summary of an evaluation as text: tables for the terminal, summary.md in the paper's layout, summary.json."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from data.mask_files import BORDERS
 from evaluation.metrics import METRICS
 from evaluation.summary import ALL, BINS, Estimate, Key, Summary
 
-# The paper's own network, from its Table 1: Places2 at 512×512, the paper's masks of border "any". Only figures that
-# were checked against the paper stand here.
+# The paper's network, from its Table 1: Places2 at 512×512, the paper's masks of border "any". Contains only figures
+# that were checked against the paper.
 PAPER = {
     "l1_percent": {"0.1-0.2": "1.09", "0.2-0.3": "1.88", "0.3-0.4": "2.84"},
     "psnr": {"0.1-0.2": "28.32", "0.2-0.3": "25.25", "0.3-0.4": "22.89"},
@@ -20,19 +20,19 @@ PAPER = {
 }
 PAPER_BORDER = "any"
 
-_LETTERS = {"free": "N", "any": "B"}  # what the paper calls BORDERS
-_NONE = "–"  # in the place of a value
-_WIDTH = 120  # columns of a terminal
-_CELL = 11  # columns of a value there
+_LETTERS = {"free": "N", "any": "B"}  # the paper's names of BORDERS
+_NONE = "–"  # a missing value
+_WIDTH = 120  # characters per line of a terminal
+_CELL = 11  # characters per value there
 
 Column = tuple[str, str]  # bin, border
-Grid = dict[str, list[Estimate | None]]  # by method, for each column
+Grid = dict[str, list[Estimate | None]]  # by method, one per column
 
 
 def terminal_table(summary: Summary, methods: Sequence[str]) -> str:
-    """For each metric the means of the methods by hole bin, borders together; at most 120 columns wide.
+    """Return a table per metric: means by method and hole bin, borders together; at most 120 characters wide.
 
-    A star marks the best of a column, and whatever looks equal to it.
+    A star marks the best value of a column and every value that rounds to the same.
     """
     tables = []
     for metric in _metrics(summary, methods):
@@ -54,9 +54,9 @@ def terminal_table(summary: Summary, methods: Sequence[str]) -> str:
 def summary_markdown(
     summary: Summary, differences: Summary, methods: Sequence[str], settings: Mapping[str, str]
 ) -> str:
-    """All means with their intervals, in the paper's layout, as Markdown for GitHub.
+    """Return all means with their intervals, in the paper's layout, as Markdown for GitHub.
 
-    differences: of the other methods to the first one. settings: what was evaluated, in words.
+    differences: other methods minus the first one. settings: texts that describe the evaluation.
     """
     parts = [
         "# Evaluation",
@@ -76,7 +76,7 @@ def summary_markdown(
         borders = {border for _, border in _grid(summary, metric, methods, BORDERS)[0]}
         if borders:
             parts.append(_markdown_table(summary, metric, methods, BORDERS))
-        if len(borders) != 1:  # with one it would be the same table
+        if len(borders) != 1:  # with one border it would be the same table
             parts += ["N and B together:", _markdown_table(summary, metric, methods, [ALL])]
     if _metrics(differences, methods):
         parts += [
@@ -97,12 +97,12 @@ def summary_markdown(
 def summary_json(
     summary: Summary, differences: Summary, methods: Sequence[str], settings: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The same as plain values for JSON:
+    """Return the same as plain values for JSON:
 
-    methods: names, the first one is what differences are taken to
-    metrics: by name, label and higher_is_better
-    estimates, differences: lists of {method, metric, bin, border, mean, low, high, count}; bin and border may be "all",
-        and what is unknown is null
+    methods: names; differences are relative to the first one
+    metrics: label and higher_is_better, by name
+    estimates, differences: lists of {method, metric, bin, border, mean, low, high, count}; bin and border may be "all";
+        unknown values are null
     settings: as given
     """
     return {
@@ -133,7 +133,7 @@ def _records(summary: Summary, methods: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _finite(value: Any) -> Any:
-    """None for NaN and infinity, which JSON lacks."""
+    """Return None for NaN and infinity, which JSON lacks."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -172,9 +172,9 @@ def _difference_table_by_column(differences: Summary, metric: str, methods: Sequ
 
 
 def _lead(differences: Summary, metric: str, methods: Sequence[str]) -> str:
-    """In how many columns of bin and border the first method is better than each of the others."""
+    """Return a text: in how many bins and borders the first method is better than all others."""
     columns, grid = _grid(differences, metric, methods[1:], BORDERS)
-    sign = -1 if METRICS[metric].higher_is_better else 1  # of a difference to a worse method
+    sign = -1 if METRICS[metric].higher_is_better else 1  # of the difference to a worse method
     better = certain = 0
     bins = [cells for (bin_, _), cells in zip(columns, zip(*grid.values(), strict=True), strict=True) if bin_ != ALL]
     for cells in bins:
@@ -188,7 +188,7 @@ def _lead(differences: Summary, metric: str, methods: Sequence[str]) -> str:
 
 
 def _difference(metric: str, estimate: Estimate | None) -> str:
-    """A cell of a table of differences."""
+    """Return a cell of a table of differences."""
     text = _number(metric, estimate, signed=True)
     if _leaves_out_zero(estimate):
         text = f"**{text}**"
@@ -196,25 +196,25 @@ def _difference(metric: str, estimate: Estimate | None) -> str:
 
 
 def _head(column: Column) -> str:
-    """The head of a column of a bin and a border."""
+    """Return the header of a column of bin and border."""
     bin_, border = column
     return bin_ if border == ALL else f"{bin_}<br>{_LETTERS[border]}"
 
 
 def _table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, all columns but the first one flush right."""
+    """Return a Markdown table. All columns but the first are right-aligned."""
     rows = [heads, ["---", *["---:"] * (len(heads) - 1)], *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _metrics(summary: Summary, methods: Sequence[str]) -> list[str]:
-    """Those of METRICS that a method has a value of."""
+    """Return the names in METRICS for which any of the methods has a value."""
     known = {key.metric for key in summary if key.method in methods}
     return [metric for metric in METRICS if metric in known]
 
 
 def _grid(summary: Summary, metric: str, methods: Sequence[str], borders: Sequence[str]) -> tuple[list[Column], Grid]:
-    """The columns and the rows of a table. Columns and methods without a value are left out."""
+    """Return columns and rows of a table. Columns and methods without a value are left out."""
     known = {key for key in summary if key.metric == metric and key.method in methods and key.border in borders}
     present = {(key.bin, key.border) for key in known}
     columns = [(bin_, border) for bin_ in (*BINS, ALL) for border in borders if (bin_, border) in present]
@@ -223,7 +223,7 @@ def _grid(summary: Summary, metric: str, methods: Sequence[str], borders: Sequen
 
 
 def _best(metric: str, column: Sequence[Estimate | None]) -> str | None:
-    """The best mean of a column as it is shown; None where there is nothing to compare."""
+    """Return the best mean of a column as displayed; None if there is nothing to compare."""
     means = [estimate.mean for estimate in column if estimate]
     finite = [mean for mean in means if not math.isnan(mean)]
     if len(means) < 2 or not finite:
@@ -232,7 +232,7 @@ def _best(metric: str, column: Sequence[Estimate | None]) -> str | None:
 
 
 def _counts(grid: Grid) -> list[str]:
-    """The number of pairs of each column; a range where it differs between methods."""
+    """Return the number of pairs per column; a range if it differs between methods."""
     counts = [{estimate.count for estimate in column if estimate} for column in zip(*grid.values(), strict=True)]
     return [f"{min(column)}" if len(column) == 1 else f"{min(column)}-{max(column)}" for column in counts]
 
@@ -244,7 +244,7 @@ def _leaves_out_zero(estimate: Estimate | None) -> bool:
 
 
 def _quoted(metric: str, columns: Sequence[Column]) -> list[str]:
-    """The paper's figures for these columns; empty where it has none."""
+    """Return the paper's figures for these columns; [] if PAPER has none."""
     cells = [PAPER.get(metric, {}).get(bin_, _NONE) if border == PAPER_BORDER else _NONE for bin_, border in columns]
     return cells if set(cells) - {_NONE} else []
 
@@ -259,26 +259,26 @@ def _number(metric: str, estimate: Estimate | None, signed: bool = False) -> str
 
 
 def _interval(metric: str, estimate: Estimate | None, signed: bool = False) -> str:
-    """The interval as a second line of a Markdown cell; empty where there is none."""
+    """Return the interval as a second line of a Markdown cell; "" if there is none."""
     if not estimate or estimate.low is None or estimate.high is None:
         return ""
     low, high = (_rounded(metric, end, signed) for end in (estimate.low, estimate.high))
-    return f"<br>[{low},\u00a0{high}]"  # a space where a narrow column is not broken
+    return f"<br>[{low},\u00a0{high}]"  # a no-break space keeps it on one line
 
 
 def _rounded(metric: str, value: float, signed: bool = False) -> str:
-    """A value with the digits of its metric; a difference with its sign and one digit more."""
+    """Format a value with the digits of its metric; a difference with its sign and one more digit."""
     digits = METRICS[metric].digits + signed
-    return f"{round(value, digits) + 0.0:{'+' if signed else ''}.{digits}f}"  # + 0.0: no minus before zero
+    return f"{round(value, digits) + 0.0:{'+' if signed else ''}.{digits}f}"  # + 0.0: no minus sign before zero
 
 
 def _shortened(name: str, width: int) -> str:
-    """A name of at most so many letters; what is too long loses its middle."""
+    """Shorten a name to `width` characters by an ellipsis in its middle."""
     if len(name) <= width:
         return name
     return f"{name[: (width - 1) // 2]}…{name[len(name) - width // 2 :]}"
 
 
 def _escaped(text: str) -> str:
-    """A text as Markdown shows it unchanged, in one line."""
+    """Escape a text for Markdown, in one line."""
     return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(text.split()))

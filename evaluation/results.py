@@ -1,10 +1,10 @@
 """The folder of an evaluation: its files, and the rows of scores. No row is lost or computed twice.
 
-evaluation.json   how it was made: settings, methods
-pairs.csv         which image met which mask
-results.csv       a row per pair and method
-rows-*.csv        rows of a run that is not done yet, a file per process
-features-*.npz    what FID and Inception score have seen, a file per process
+evaluation.json   settings and methods
+pairs.csv         pairs of image and mask
+results.csv       one row per pair and method
+rows-*.csv        rows of an unfinished run, one file per process
+features-*.npz    features for FID and Inception score, one file per process
 summary.json, summary.md, *.png, gallery/
 """
 
@@ -41,16 +41,16 @@ class ResultsFolder:
         self.gallery = self.path / "gallery"
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
-        """Keep other evaluations from the folder. UserError where it is a file, or one is there."""
+        """Lock the folder. Raises UserError if it is a file or another evaluation holds the lock."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out: a file, where a folder is needed: {self.path}")
         return locked(self.path)
 
     def open(self, pairs: str, settings: Mapping[str, Any], methods: Mapping[str, str]) -> list[str]:
-        """Begin an evaluation, or go on with it; returns the methods whose rows were dropped, as they have changed.
+        """Begin or resume an evaluation. Returns the methods that have changed; their rows are dropped.
 
-        pairs: the text of pairs.csv. settings: what all scores depend on. methods: the identity of each method by name,
-        such as the hash of its weights. UserError where the folder holds something else.
+        pairs: the text of pairs.csv. settings: values that all scores depend on. methods: an identity per name, such as
+        the hash of its weights. Raises UserError if the folder holds another evaluation or other files.
         """
         record = self._read_record()
         if record is None:
@@ -64,7 +64,7 @@ class ResultsFolder:
         known = record["methods"]
         dropped = [name for name, identity in methods.items() if known.get(name, identity) != identity]
         _write_text(self.pairs, pairs)
-        # The rows of a changed method go first: a crash between the two must not leave them under its new name.
+        # Rows of changed methods are dropped before the record is written, so that no crash in between keeps them.
         self.write_rows(row for row in self.rows() if row.method not in dropped)
         if dropped:
             for path in self.all_features():
@@ -73,7 +73,7 @@ class ResultsFolder:
         return dropped
 
     def rows(self) -> list[Row]:
-        """All rows there are, of unfinished runs too, by pair and method."""
+        """Return all rows, of unfinished runs too, sorted by pair and method."""
         rows = {}
         for path in (self.results, *sorted(self.path.glob("rows-*.csv"))):
             for row in _read_rows(path):
@@ -81,7 +81,7 @@ class ResultsFolder:
         return [rows[key] for key in sorted(rows)]
 
     def write_rows(self, rows: Iterable[Row]) -> None:
-        """Make these rows the whole of results.csv; the files of unfinished runs go."""
+        """Replace results.csv by these rows and remove the files of unfinished runs."""
         text = io.StringIO()
         writer = _writer(text)
         for row in rows:
@@ -91,18 +91,18 @@ class ResultsFolder:
             path.unlink()
 
     def append_to(self, process: int) -> RowFile:
-        """The file that a process appends its rows to."""
+        """Return the file that a process appends its rows to."""
         return RowFile(self.path / f"rows-{process}.csv")
 
     def features(self, process: int) -> Path:
-        """Where a process keeps what FID and Inception score have seen."""
+        """Return the path of a process's features for FID and Inception score."""
         return self.path / f"features-{process}.npz"
 
     def all_features(self) -> list[Path]:
         return sorted(self.path.glob("features-*.npz"))
 
     def _read_record(self) -> dict[str, Any] | None:
-        """What evaluation.json says; None where the folder is new or empty. UserError where it is another's."""
+        """Read evaluation.json; None if the folder is new or empty. Raises UserError if it holds something else."""
         if not self.path.exists() or not any(self.path.iterdir()):
             return None
         try:
@@ -115,7 +115,7 @@ class ResultsFolder:
 
 
 class RowFile:
-    """Appends rows one by one. After a kill the file is whole up to its last line."""
+    """Appends rows one by one. After a kill all lines but the last are complete."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -140,7 +140,7 @@ def _writer(file: TextIO) -> csv.DictWriter[str]:
 
 
 def _read_rows(path: Path) -> list[Row]:
-    """The rows of a file; none where it is not there. What a killed run left of a last line is dropped."""
+    """Read the rows of a file; [] if there is none. Drops a last line that a killed run left incomplete."""
     if not path.is_file():
         return []
     text = _read_text(path)
@@ -157,7 +157,7 @@ def _row(values: Mapping[str, str]) -> Row:
 
 
 def _differences(record: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """In words, what differs between a record and what is asked for now."""
+    """Return a text with the differences between a record and the current settings."""
     before = record["settings"]
     if before.get("files") != settings.get("files") and {**before, "files": 0} == {**settings, "files": 0}:
         return "files of the same names with other contents, or of another folder"

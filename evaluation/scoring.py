@@ -1,4 +1,4 @@
-"""An evaluation: every method fills every pair of an image and a mask; scores, tables, plots and a gallery."""
+"""Run an evaluation: every method fills every pair of image and mask; write scores, tables, plots and a gallery."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ if TYPE_CHECKING:
     from evaluation.learned import SetMetrics
 
 Read = Callable[[EvaluationPair], tuple[np.ndarray, np.ndarray]]  # image (H,W,3), mask (H,W)
-Distances = Callable[[np.ndarray], dict[str, float]]  # of a composite (H,W,3) to the truth
+Distances = Callable[[np.ndarray], dict[str, float]]  # from a composite (H,W,3) to the truth
 
-LONGEST_WAIT = timedelta(days=7)  # of a process for the slowest
+LONGEST_WAIT = timedelta(days=7)  # of a process for the slowest one
 
 
 def evaluate(args: argparse.Namespace, paths: Sequence[str], models: Mapping[str, Path]) -> None:
-    """Do what the command line asks for.
+    """Run evaluate.py.
 
-    args: as evaluate.py parses them. paths: of the images. models: checkpoints by name.
-    UserError where something is missing or does not fit.
+    args: the arguments of evaluate.py. paths: the images. models: checkpoints by name.
+    Raises UserError if something is missing or does not match.
     """
     names = [*models, *args.baseline]
     images = names_of(paths, root_of(args.images))
@@ -70,7 +70,7 @@ def evaluate(args: argparse.Namespace, paths: Sequence[str], models: Mapping[str
         device = device_of_rank(args.device)
         fills = load_fills(models, args.baseline, device)
 
-        # The pairs: the first process makes them, or takes those of --pairs, and all read them from its file.
+        # Pairs: rank 0 makes them, or takes those of --pairs, and all ranks read them from its file.
         if process == 0:
             begin(out, images, models, args)
         wait_for_all()
@@ -79,11 +79,11 @@ def evaluate(args: argparse.Namespace, paths: Sequence[str], models: Mapping[str
         def read(pair: EvaluationPair) -> tuple[np.ndarray, np.ndarray]:
             return read_pair(images[pair.image], args.masks / pair.mask, args.hole, args.size)
 
-        # The scores: each process takes every count-th pair, and of it what is missing.
+        # Scores: each rank takes every count-th pair and computes its missing rows.
         of_sets = score_pairs(out, pairs[process::count], read, fills, args.extra, device, process)
         wait_for_all()
 
-        # What they say.
+        # Report.
         if process == 0:
             rows = out.rows()
             out.write_rows(rows)
@@ -92,13 +92,13 @@ def evaluate(args: argparse.Namespace, paths: Sequence[str], models: Mapping[str
             show(out, rows, names, pairs, read, fills)
 
 
-# --- what is measured ------------------------------------------------------------------------------------------
+# --- pairs and methods -----------------------------------------------------------------------------------------
 
 
 def begin(out: ResultsFolder, images: Mapping[str, str], models: Mapping[str, Path], args: argparse.Namespace) -> None:
-    """Make the pairs and take up the folder of results. UserError where the folder holds another evaluation.
+    """Make the pairs and open the results folder. Raises UserError if it holds another evaluation.
 
-    images: paths by the names that pairs.csv gives them.
+    images: paths by their names in pairs.csv.
     """
     if Path(args.images).is_dir() and args.masks.is_dir() and args.masks.samefile(args.images):
         raise UserError(f"--masks: {args.masks} is the folder of the images; name that of the masks")
@@ -129,7 +129,7 @@ def begin(out: ResultsFolder, images: Mapping[str, str], models: Mapping[str, Pa
 
 
 def digest(paths: Sequence[str]) -> str:
-    """What tells the contents of these files from others: SHA-256."""
+    """Return a SHA-256 of the contents of these files, in order. Raises UserError if one is missing."""
     whole = hashlib.sha256()
     for path in tqdm(paths, desc="files", unit="file", leave=False, delay=1):
         try:
@@ -140,7 +140,7 @@ def digest(paths: Sequence[str]) -> str:
 
 
 def check_complete(rows: Sequence[Row], pairs: Sequence[EvaluationPair], names: Sequence[str]) -> None:
-    """UserError where a row is missing: a mean over the others would be one of other pairs."""
+    """Raise UserError if a row is missing: methods must be compared on the same pairs."""
     there = {(row.pair, row.method) for row in rows}
     missing = sum((pair.pair, name) not in there for pair in pairs for name in names)
     if missing:
@@ -150,7 +150,7 @@ def check_complete(rows: Sequence[Row], pairs: Sequence[EvaluationPair], names: 
 
 
 def load_fills(models: Mapping[str, Path], baselines: Sequence[str], device: torch.device) -> dict[str, Fill]:
-    """All methods by name."""
+    """Return all methods by name."""
     fills = {name: fill_of_network(name, path, device) for name, path in models.items()}
     return {**fills, **{name: FILLS[name] for name in baselines}}
 
@@ -172,7 +172,7 @@ def fill_of_network(name: str, path: Path, device: torch.device) -> Fill:
 
 
 def composite_of(fill: Fill, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """I_comp (H,W,3) of a method, which never sees what the hole held."""
+    """Return I_comp (H,W,3) of a method. Hole pixels are set to 0 in its input."""
     valid = mask[..., None] > 0
     return np.where(valid, image, fill(np.where(valid, image, np.float32(0)), mask))
 
@@ -189,7 +189,7 @@ def score_pairs(
     device: torch.device,
     process: int,
 ) -> dict[Key, Estimate]:
-    """Append a row for each pair and method that lacks one. Returns what is a score of whole sets: FID, for one."""
+    """Append a row for each pair and method that lacks one. Returns the scores of sets: FID and Inception score."""
     sets = load_set_metrics(out, device) if "fid" in extras or "inception_score" in extras else None
     done = {(row.pair, row.method): row.scores for row in out.rows()}
     wanted = {
@@ -224,7 +224,7 @@ def score_pairs(
 
 
 def load_set_metrics(out: ResultsFolder, device: torch.device) -> SetMetrics:
-    """FID and Inception score, with what an earlier run has seen."""
+    """Return FID and Inception score with the features of earlier runs."""
     learned = _learned()
     sets = learned.SetMetrics(learned.load_inception(device))
     for path in out.all_features():
@@ -233,19 +233,19 @@ def load_set_metrics(out: ResultsFolder, device: torch.device) -> SetMetrics:
 
 
 def _learned() -> ModuleType:
-    """evaluation.learned, whose packages are needed for extras alone. UserError where one is missing."""
+    """Import evaluation.learned, whose packages only --extra needs. Raises UserError if one is missing."""
     from evaluation import learned
 
     return learned
 
 
 def to_tensor(picture: np.ndarray) -> torch.Tensor:
-    """(1,3,H,W) of a picture (H,W,3)."""
+    """Convert an image (H,W,3) to (1,3,H,W)."""
     return torch.from_numpy(picture).permute(2, 0, 1)[None]
 
 
 def load_distances(extras: Sequence[str], device: torch.device) -> Callable[[np.ndarray], Distances]:
-    """What networks see between a composite and the truth: VGG-16's distance and, if asked for, LPIPS."""
+    """Return a function from a truth to distances of a composite: VGG-16's and, with the extra, LPIPS."""
     vgg = VGG16Features().to(device)
     lpips = _learned().load_lpips(device) if "lpips" in extras else None
 
@@ -267,7 +267,7 @@ def load_distances(extras: Sequence[str], device: torch.device) -> Callable[[np.
     return distances_to
 
 
-# --- what the scores say ---------------------------------------------------------------------------------------
+# --- report ----------------------------------------------------------------------------------------------------
 
 
 def report(
@@ -277,7 +277,7 @@ def report(
     names: Sequence[str],
     settings: Mapping[str, str],
 ) -> None:
-    """The tables: in the terminal, as Markdown and as JSON; and a plot of each metric."""
+    """Print the tables, write them as Markdown and JSON, and plot each metric."""
     summary = {**summarise(rows), **of_sets}
     compared = differences(rows, names[0])
     markdown = summary_markdown(summary, compared, names, settings)
@@ -296,7 +296,7 @@ def show(
     read: Read,
     fills: Mapping[str, Fill],
 ) -> None:
-    """The gallery: of every bin the best, the median and the worst case of the first method, all methods beside it."""
+    """Write the gallery: best, median and worst case of the first method per bin, with the fills of all methods."""
     scores = {(row.pair, row.method): row.scores for row in rows}
     chosen = choose(rows, names[0])
 
@@ -322,7 +322,7 @@ def show(
 
 
 def settings_of(args: argparse.Namespace, pairs: Sequence[EvaluationPair]) -> dict[str, str]:
-    """What was evaluated, for those who read the tables later."""
+    """Return a description of the evaluation for the tables."""
     images = {pair.image for pair in pairs}
     masks = {pair.mask for pair in pairs}
     return {

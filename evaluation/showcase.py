@@ -1,9 +1,9 @@
-"""The pictures of the README. The photographs come with scikit-image.
+"""Draw the pictures of the docs. The photographs come with scikit-image.
 
 `python -m evaluation.showcase FOLDER [CHECKPOINT]`, or `make figures`, writes into the folder
 - repaired.png: damaged or unwanted parts of photographs, filled by Telea's method and by a network;
-- large_holes.png: holes larger than those of the network's training, in a single pass and octave by octave;
-- levels.png: a mask on its way through the encoder's levels.
+- large_holes.png: holes larger than those in training, filled in a single pass and octave by octave;
+- levels.png: a mask at each level of the encoder.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TITLES = ("masked", "Telea", "this network") * 2
 
 
 def cases() -> list[tuple[np.ndarray, np.ndarray]]:
-    """Pictures (SIZE,SIZE,3), float32 in [0,1], and masks (SIZE,SIZE), uint8, 1 = valid, 0 = hole."""
+    """Return images (SIZE,SIZE,3), float32 in [0,1], with masks (SIZE,SIZE), uint8, 1 = valid, 0 = hole."""
     astronaut, coffee, cat, rocket = (
         getattr(photographs, name)() for name in ("astronaut", "coffee", "chelsea", "rocket")
     )
@@ -57,13 +57,13 @@ def cases() -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def part(photograph: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
-    """A square of a photograph, uint8 (H,W,3), at SIZE×SIZE px, float32 in [0,1]."""
+    """Crop a square of a photograph, uint8 (H,W,3), and resize it to SIZE×SIZE px, float32 in [0,1]."""
     square = photograph[top : top + side, left : left + side, :3]
     return cv2.resize(square, (SIZE, SIZE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
 
 def draw_cases(checkpoint: Path) -> np.ndarray:
-    """The sheet, uint8 (H,W,3): two cases a row."""
+    """Return repaired.png, uint8 (H,W,3): two cases per row."""
     net = load_for_prediction(checkpoint)
     rows = []
     for image, mask in cases():
@@ -77,7 +77,7 @@ def draw_cases(checkpoint: Path) -> np.ndarray:
 
 
 def draw_large_holes(checkpoint: Path) -> np.ndarray:
-    """Photographs of up to two megapixels with holes of 200 to 600 px, uint8 (H,W,3): a row each."""
+    """Return large_holes.png, uint8 (H,W,3): photographs of up to two megapixels, holes of 280 to 600 px."""
     net = load_for_prediction(checkpoint)
     cat = cv2.resize(photographs.chelsea()[:, 60:360], (1400, 1400), interpolation=cv2.INTER_CUBIC)
     astronaut = cv2.resize(photographs.astronaut(), (1024, 1024), interpolation=cv2.INTER_CUBIC)
@@ -97,7 +97,7 @@ def draw_large_holes(checkpoint: Path) -> np.ndarray:
 
 
 def draw_levels(depth: int = 6) -> np.ndarray:
-    """A mask and what Eq. 2 makes of it at each level of the encoder, uint8 (H,W,3)."""
+    """Return levels.png, uint8 (H,W,3): a mask and its update by Eq. 2 at each level of the encoder."""
     mask = torch.from_numpy(draw_mask(np.random.default_rng(3), SIZE, "contours", 0.5)).float()[None, None]
     pictures, titles = [mask], [f"mask, {SIZE} px"]
     for level in range(depth):

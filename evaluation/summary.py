@@ -1,4 +1,4 @@
-"""Means over pictures with 95 % bootstrap intervals: per method, metric, hole bin and border."""
+"""Means over images with 95 % bootstrap intervals, per method, metric, hole bin and border."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 from data.mask_files import BORDERS, HOLE_BINS, bin_name
 
-ALL = "all"  # of the bins, of the borders
+ALL = "all"  # all bins, or all borders
 BINS = tuple(bin_name(index) for index in range(len(HOLE_BINS)))
 
 RESAMPLES = 2000
-_SEED = 2018  # of the resampling: the same rows always have the same intervals
-_CHUNK = 100  # resamples at a time, so that many images need little memory
+_SEED = 2018  # of the resampling: the same rows always give the same intervals
+_CHUNK = 100  # resamples at a time, to limit memory
 _INTERVAL = (2.5, 97.5)  # percentiles
 
 
@@ -25,7 +25,7 @@ class Row(NamedTuple):
     pair: int
     image: str
     mask: str
-    bin: str  # one of BINS; empty where the hole ratio lies in none
+    bin: str  # one of BINS, or "" if the hole ratio is in none
     border: str  # one of BORDERS
     ratio: float  # share of hole
     method: str
@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
 
 class Key(NamedTuple):
-    """What an estimate is of."""
+    """Identifies an estimate."""
 
     method: str
     metric: str
@@ -42,22 +42,22 @@ class Key(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A mean over pictures and its 95 % interval; no interval of a single image, or where a value is of a set (FID)."""
+    """A mean and its 95 % interval. Values of a single image and scores of sets (FID) have no interval."""
 
     mean: float
     low: float | None
     high: float | None
-    count: int  # type: ignore[assignment] # pairs; it hides a method of tuples
+    count: int  # type: ignore[assignment] # pairs; shadows tuple.count
 
 
 Summary = Mapping[Key, Estimate]
 
 
 def summarise(rows: Iterable[Row]) -> dict[Key, Estimate]:
-    """The mean of every metric by method, bin and border, and over all bins, all borders. Empty groups are left out.
+    """Return the mean of every metric by method, bin and border, and over all of either. Empty groups are left out.
 
-    Intervals are percentiles of RESAMPLES bootstrap means. Images are drawn, each with all of its pairs: two
-    pairs of one image are not independent. The order of the rows changes nothing.
+    Intervals are percentiles of RESAMPLES bootstrap means. Resampling draws images with all their pairs, because pairs
+    of one image are not independent. The order of the rows does not matter.
     """
     scored = sorted((row for row in rows if row.scores), key=lambda row: (row.pair, row.method))
     estimates: dict[Key, Estimate] = {}
@@ -69,7 +69,7 @@ def summarise(rows: Iterable[Row]) -> dict[Key, Estimate]:
 
 
 def differences(rows: Sequence[Row], first: str) -> dict[Key, Estimate]:
-    """Every other method minus the method `first`, pair by pair; the Key's method is the other one."""
+    """Return every other method minus `first`, pair by pair. The method of a Key is the other one."""
     of_first = {row.pair: row.scores for row in rows if row.method == first}
     return summarise(
         row._replace(scores={m: row.scores[m] - of_first[row.pair][m] for m in row.scores if m in of_first[row.pair]})
@@ -79,7 +79,7 @@ def differences(rows: Sequence[Row], first: str) -> dict[Key, Estimate]:
 
 
 def groups(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[Row]]]:
-    """(bin, border, rows of it): each of BINS and BORDERS alone, and ALL of them; those that hold rows."""
+    """Yield (bin, border, its rows) for BINS and ALL, BORDERS and ALL. Groups without rows are skipped."""
     for bin_ in (*BINS, ALL):
         of_bin = [row for row in rows if bin_ in (row.bin, ALL)]
         for border in (*BORDERS, ALL):
@@ -89,7 +89,7 @@ def groups(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[Row]]]:
 
 
 def _bootstrap(rows: Sequence[Row], columns: Sequence[tuple[str, str]]) -> Iterator[Estimate]:
-    """Mean and interval of each column (method, metric) of these rows."""
+    """Yield the mean and interval of each column (method, metric) of these rows."""
     image = {name: i for i, name in enumerate(dict.fromkeys(row.image for row in rows))}
     place = {column: c for c, column in enumerate(columns)}
     shape = len(image), len(columns)
@@ -97,18 +97,18 @@ def _bootstrap(rows: Sequence[Row], columns: Sequence[tuple[str, str]]) -> Itera
         (image[row.image] * shape[1] + place[row.method, metric] for row in rows for metric in row.scores), np.int64
     )
     values = np.fromiter((value for row in rows for value in row.scores.values()), np.float64)
-    sums = np.bincount(cells, values, shape[0] * shape[1]).reshape(shape)  # over the pairs of each image
+    sums = np.bincount(cells, values, shape[0] * shape[1]).reshape(shape)  # (images, columns)
     counts = np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
     low, high = _intervals(sums, counts)
     for c, count in enumerate(counts.sum(0)):
-        # No interval from a single image, nor where one of the values is NaN.
+        # No interval from a single image, or if a value is not finite.
         several = np.isfinite(sums[:, c]).all() and np.count_nonzero(counts[:, c]) > 1
         mean = float(sums[:, c].sum() / count)
         yield Estimate(mean, float(low[c]) if several else None, float(high[c]) if several else None, int(count))
 
 
 def _intervals(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The intervals (2, columns), low and high ends, of sums and counts of pairs (images, columns)."""
+    """Return intervals (2, columns), low and high, from sums over pairs and counts of pairs, both (images, columns)."""
     images = len(sums)
     rng = np.random.default_rng([_SEED, images])
     rows = np.arange(_CHUNK)[:, None] * images
@@ -119,5 +119,5 @@ def _intervals(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore"):  # a resample without a pair of a column has no mean
             means.append((drawn @ sums) / (drawn @ counts))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a column whose scores are all NaN, as its ends are, too
+        warnings.simplefilter("ignore")  # columns whose scores are all NaN have NaN intervals
         return np.nanpercentile(np.concatenate(means), _INTERVAL, axis=0)

@@ -1,6 +1,4 @@
-"""What several test files share: a small run, a server of app.py, Debian's Chromium; and each test leaves the process
-as it was.
-"""
+"""Shared fixtures: a small run, a server of app.py, Debian's Chromium. Process state is restored after each test."""
 
 import contextlib
 import os
@@ -15,14 +13,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-# One thread for each process, before torch is there: there are as many processes as cores, and runs that are compared
-# bit for bit must sum in one order.
+# One thread per process, set before torch is imported: tests run in one process per core, and runs that are compared
+# bit for bit must sum in the same order.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests.small_runs import arguments, make_data, run_main
 from training.run_folder import RunFolder
 
-# A shell ignores Ctrl-C for what it starts in the background, and so would all that is started here.
+# A shell lets background jobs ignore SIGINT, and processes started here would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -39,7 +37,7 @@ CHROMIUM_FLAGS = [
 
 @pytest.fixture(autouse=True)
 def process_as_it_was():
-    """The current folder, and Pillow's limit, which the page's worker lowers."""
+    """Restore the current folder, and Pillow's limit, which the page's worker lowers."""
     folder, limit = os.getcwd(), Image.MAX_IMAGE_PIXELS
     yield
     os.chdir(folder)
@@ -48,7 +46,7 @@ def process_as_it_was():
 
 @pytest.fixture(autouse=True, scope="module")
 def limit_of_pillow_as_it_was():
-    """The same around what a file's own fixtures do."""
+    """Restore Pillow's limit after the fixtures of a test file too."""
     limit = Image.MAX_IMAGE_PIXELS
     yield
     Image.MAX_IMAGE_PIXELS = limit
@@ -56,13 +54,13 @@ def limit_of_pillow_as_it_was():
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """The data of small runs: nothing may change it."""
+    """The data of small runs. Read-only."""
     return make_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="session")
 def straight(folder, tmp_path_factory):
-    """A small run that nothing interrupts, with a checkpoint of every step: nothing may change it."""
+    """An uninterrupted small run with a checkpoint of every step. Read-only."""
     run = RunFolder(tmp_path_factory.mktemp("runs") / "straight")
     run_main(*arguments(folder, run.path))
     return run
@@ -70,7 +68,7 @@ def straight(folder, tmp_path_factory):
 
 @contextlib.contextmanager
 def running_app(*options, cwd=PROJECT, env=None, stderr=None):
-    """app.py in a process of its own: yields (its address, the process)."""
+    """Run app.py in a separate process. Yields (address, process)."""
     pytest.importorskip("starlette", reason="starlette is not installed (requirements-app.txt)")
     pytest.importorskip("uvicorn", reason="uvicorn is not installed (requirements-app.txt)")
     command = [sys.executable, PROJECT / "app.py", "--no-browser", "--port", "0", *options]
@@ -98,13 +96,13 @@ def running_app(*options, cwd=PROJECT, env=None, stderr=None):
 
 @pytest.fixture(scope="session")
 def app_folder(tmp_path_factory):
-    """Where the server of `app` would leave files."""
+    """The current, home and temporary folder of the server of `app`."""
     return tmp_path_factory.mktemp("app")
 
 
 @pytest.fixture(scope="session")
 def app_and_process(app_folder):
-    """The address of a server with the shipped weights, and its process."""
+    """Address and process of a server with the shipped weights."""
     env = {"HOME": str(app_folder), "TMPDIR": str(app_folder), "PYTHONDONTWRITEBYTECODE": "1"}
     with running_app(cwd=app_folder, env=env) as address_and_process:
         yield address_and_process
@@ -117,7 +115,7 @@ def app(app_and_process):
 
 @pytest.fixture
 def halt(app_and_process):
-    """A function that halts the process of `app` that fills: what it is asked then takes for ever."""
+    """A function that suspends the worker process of `app`, so that its requests never finish."""
 
     def halt_it():
         threads = Path(f"/proc/{app_and_process[1].pid}/task").iterdir()
@@ -130,7 +128,7 @@ def halt(app_and_process):
 
 @pytest.fixture(scope="session")
 def chromium():
-    """A browser; the tests that need it are skipped where it or playwright is missing."""
+    """A browser. Tests that need it are skipped if it or playwright is missing."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (requirements-dev.txt)")
     path = shutil.which("chromium")
     if path is None:

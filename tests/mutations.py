@@ -1,7 +1,7 @@
-"""Is every fault of the core noticed? Each row breaks one line of the code in a copy of the project and runs its tests.
+"""Mutation tests of the core: each row breaks one line of the code in a copy of the project and runs its tests.
 
-`python -m tests.mutations [N …]` runs all rows, or those of these numbers, and lists the faults that no test notices. It
-takes minutes, so `make test` does not run it; test_mutations.py tests that each row still fits the code.
+`python -m tests.mutations [N …]` runs all rows, or only rows N, and lists the mutations that no test detects. It takes
+minutes, so `make test` does not run it; test_mutations.py checks that each row still matches the code.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ LIBRARIES = (
 
 class Mutation(NamedTuple):
     file: str
-    line: str  # stands once in the file
+    line: str  # occurs once in the file
     broken: str
-    tests: str  # the files under tests/ that notice it
+    tests: str  # the files under tests/ that detect it
 
 
 NETWORK = "test_layer.py test_network.py test_convolution.py test_folded.py"
@@ -124,7 +124,7 @@ MUTATIONS = [
 
 
 def survives(mutation: Mutation, copy: Path) -> bool:
-    """Whether no test notices the fault, in a copy of the project that is left as it was."""
+    """Return whether no test detects the mutation. Restores the copy of the project."""
     path = copy / mutation.file
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(mutation.line, mutation.broken), encoding="utf-8")
@@ -138,9 +138,9 @@ def survives(mutation: Mutation, copy: Path) -> bool:
 
 
 def exit_code(copy: Path, tests: list[str]) -> int:
-    """pytest's, for tests of the copy; negative where it took too long.
+    """Return pytest's exit code for tests of the copy; negative after a timeout.
 
-    In a process that is forked when the libraries are there: to import them takes longer than most tests.
+    Runs in a fork of this process, which has imported the libraries: importing them takes longer than most tests.
     """
     child = os.fork()
     if child:
@@ -153,13 +153,13 @@ def exit_code(copy: Path, tests: list[str]) -> int:
             os.dup2(output.fileno(), 2)
         os.chdir(copy)
         for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
-            del sys.modules[name]  # the copy has its own
+            del sys.modules[name]  # the copy imports its own
         sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != PROJECT]
         code = pytest.main(["-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", *tests])
     except BaseException:
         traceback.print_exc()
     finally:
-        os._exit(code)  # the rest is the parent's
+        os._exit(code)  # skip the parent's clean-up
 
 
 def main() -> int:

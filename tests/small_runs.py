@@ -1,4 +1,4 @@
-"""Runs of a few steps on a CPU, without VGG-16, for tests of what a run folder goes through."""
+"""Runs of a few steps on a CPU, without VGG-16, for tests of run folders."""
 
 import json
 import multiprocessing
@@ -22,13 +22,13 @@ from utils.checkpoint import step_of
 STEPS = 8  # four, then four of fine-tuning
 WITH_VGG = ("loss.weights.perceptual=0.05", "loss.weights.style=120")
 
-# Processes of their own that start at once: a server that has torch forks them.
+# Separate processes that start quickly: they are forked from a server that has imported torch.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["torch", "cv2", "PIL.Image", "safetensors.torch", "tqdm", "torch.utils.tensorboard"])
 
 
 def make_data(folder):
-    """Four images, and four masks of each kind."""
+    """Write four images, four training masks and four validation masks. Returns the folder."""
     rng = np.random.default_rng(0)
     for name in ("images", "train", "val"):
         (folder / name).mkdir(parents=True)
@@ -74,7 +74,7 @@ def run_main(*args):
 
 
 def fails(capsys, *args):
-    """The one error that a start which fails tells of."""
+    """Return the error of a start that fails. It must print exactly one, without a traceback."""
     capsys.readouterr()
     assert training.main([str(arg) for arg in args]) == 1
     text = capsys.readouterr().err
@@ -83,11 +83,11 @@ def fails(capsys, *args):
     return text[text.index("error: ") :].strip()
 
 
-# --- runs that are there ---------------------------------------------------------------------------------------------
+# --- existing runs ---------------------------------------------------------------------------------------------------
 
 
 def copy_of(run, path, step=STEPS):
-    """A copy of a run, as if it had been killed behind `step`."""
+    """Copy a run as if it had been killed after `step`."""
     copy = RunFolder(path)
     shutil.copytree(run.path, copy.path)
     copy.weights.unlink(missing_ok=True)
@@ -103,7 +103,7 @@ def copy_of(run, path, step=STEPS):
 
 
 def at_step(run, step):
-    """The checkpoint behind so many steps."""
+    """Load the checkpoint of a step."""
     return torch.load(run.checkpoints / f"step_{step:08d}.pt", weights_only=True)
 
 
@@ -123,13 +123,13 @@ def assert_same_weights(run, other):
 
 
 def records(run):
-    """What metrics.jsonl says, but for the speed."""
+    """Return the records of metrics.jsonl, without the speed."""
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     return [{k: v for k, v in line.items() if k != "train/images_per_second"} for line in lines]
 
 
 def contents(folder):
-    """Every file of a folder with its bytes, but for the lock."""
+    """Return the bytes of every file in a folder except the lock."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -137,18 +137,18 @@ def contents(folder):
     }
 
 
-# --- runs in processes of their own ----------------------------------------------------------------------------------
+# --- runs in separate processes --------------------------------------------------------------------------------------
 
 
 def _in_process(argv, output, largest_file, user, before):
-    """main.py in a process of its own, with a limit to the size of files, as another user, after a call of `before`."""
+    """Run main.py in this new process, optionally with a file size limit, as another user, after calling `before`."""
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # for the data workers, as in a process started by hand
-    tqdm.set_lock(threading.RLock())  # its own is for several processes, and outlives one that is killed
+    tqdm.set_lock(threading.RLock())  # the default lock is shared, and a killed process never releases it
     if largest_file:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     if user:
@@ -164,7 +164,7 @@ def _in_process(argv, output, largest_file, user, before):
 
 
 class Started:
-    """A main.py that runs; what it says goes to a file beside the run folder."""
+    """A running main.py. Its output goes to a file beside the run folder."""
 
     def __init__(self, run, *argv, largest_file=0, user=0, before=None):
         self.output = run.path.with_suffix(".txt")
@@ -186,7 +186,7 @@ class Started:
         return self.output.read_text() if self.output.exists() else ""
 
     def end(self):
-        """The exit code; negative where a signal ended the process."""
+        """Wait, and return the exit code; negative if a signal ended the process."""
         self.process.join(60)
         code = self.process.exitcode
         self.process.kill()

@@ -1,4 +1,4 @@
-"""What the training loop in main.py is made of."""
+"""The parts of the training loop in main.py."""
 
 from data.schedule import Schedule
 from training.meter import Meter

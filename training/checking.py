@@ -1,6 +1,6 @@
-"""Whether the parts of a checkpoint fit each other, and whether numbers are finite.
+"""Check that the parts of a checkpoint match each other, and that numbers are finite.
 
-torch's optimizers do not look: a moment of another shape than its weight ends in a segmentation fault.
+torch's optimizers do not check: a moment whose shape differs from its weight's ends in a segmentation fault.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from model import PConvUNet, network_of
 from utils.config import Config, config_of_run
 from utils.errors import UserError
 
-# What an optimizer keeps of each weight.
+# The state that an optimizer keeps per weight.
 _MOMENTS = {"Adam": {"step", "exp_avg", "exp_avg_sq"}, "SGD": {"momentum_buffer"}}
 _MOMENTS["AdamW"] = _MOMENTS["Adam"]
 
 
 def check_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """UserError where no run can go on from a checkpoint: by its values, not its checksum."""
+    """Raise UserError if the values of a checkpoint do not allow a resume. Does not look at its checksum."""
     config = config_of_run(checkpoint["config"], str(path))
     net = network_of(checkpoint["model"], path)
     for fault in _faults(checkpoint, config, net):
@@ -31,7 +31,7 @@ def check_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether all numbers of all tensors are finite. Waits for the device once."""
+    """Return whether all floating-point values are finite. Synchronises with the device once."""
     flags = [tensor.isfinite().all() for tensor in tensors if tensor.is_floating_point()]
     return not flags or bool(torch.stack(flags).all())
 
@@ -86,7 +86,7 @@ def _faults_of_optimizer(optimizer: Any, kind: str, weights: list[Tensor]) -> It
 
 def _fits(moments: dict[str, Any], kind: str, weight: Tensor) -> bool:
     if kind == "SGD":
-        moments = {name: value for name, value in moments.items() if value is not None}  # without momentum
+        moments = {name: value for name, value in moments.items() if value is not None}  # momentum 0 saves None
     elif moments.keys() != _MOMENTS[kind]:
         return False
     for name, value in moments.items():

@@ -1,7 +1,7 @@
-"""TensorBoard's events as bytes, for the run folder to append to a file.
+"""TensorBoard events as bytes, which the run folder appends to a file.
 
-Not by its SummaryWriter: that keeps them for up to two minutes, and writes them in a thread, where a full disk ends in
-a traceback.
+SummaryWriter is not used: it buffers events for up to two minutes and writes them in a thread, where a full disk ends
+in a traceback.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from torch.utils.tensorboard.summary import image, scalar
 
 
 def start_event(step: int) -> bytes:
-    """What opens a file of events from `step` on: those of earlier files from there on count no more."""
+    """Return the start of an event file. Events of earlier files from `step` on are then ignored."""
     version = _record(step=step, file_version="brain.Event:2")
     return version + _record(step=step, session_log=SessionLog(status=SessionLog.START))
 
 
 def scalar_events(step: int, values: dict[str, float]) -> bytes:
-    """A point of a curve for each name."""
+    """Return one point of a curve per name."""
     return b"".join(_record(step=step, summary=scalar(name, value)) for name, value in values.items())
 
 
 def image_event(step: int, name: str, pixels: np.ndarray) -> bytes:
-    """A picture, uint8 (H,W,3)."""
+    """Return an image event. pixels: uint8 (H,W,3)."""
     return _record(step=step, summary=image(name, pixels, dataformats="HWC"))
 
 

@@ -1,4 +1,4 @@
-"""The progress bar of a run, how many images a second it trains on, and how long it will take."""
+"""The progress bar of a run, its throughput in images per second, and its remaining time."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tqdm import tqdm
 
 from utils.processes import rank_and_world_size
 
-# Of the steps since the start: the first are slower, and behind FORECAST_AT the run says how long it will take.
+# Steps since the start: the first WARM_UP are slower and not timed; after FORECAST_AT the run prints its forecast.
 WARM_UP, FORECAST_AT = 5, 20
 _DAY = 24 * 3600  # seconds
 
 
 def forecast(seconds: float, steps: int, device: str) -> str:
-    """How long so many more steps of so many seconds take, in words; on a CPU what to do where that is days."""
+    """Return a text: the time of `steps` steps of `seconds` each, with advice if a CPU needs more than a day."""
     left = seconds * steps
     text = f"{seconds:.2g} s a step: the {steps} steps to come take about {_duration(left)}, evaluations not counted"
     if device == "cpu" and left > _DAY:
@@ -32,12 +32,12 @@ def _duration(seconds: float) -> str:
 
 
 class Meter:
-    """While entered, a bar of the steps on stderr, of rank 0 alone."""
+    """Context manager that shows a progress bar of the steps on stderr, on rank 0 only."""
 
     def __init__(self, step: int, total_steps: int, device: torch.device) -> None:
         hidden = rank_and_world_size()[0] > 0
         self._device, self._left, self._done = device, total_steps - step, 0
-        self._warm = 0.0  # when the first steps were done
+        self._warm = 0.0  # time at which the warm-up ended
         self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True, disable=hidden)
         self._since, self._images, self._rate = time.perf_counter(), 0, 0.0
 
@@ -48,13 +48,13 @@ class Meter:
         self._bar.close()
 
     def update(self, batch_size: int) -> None:
-        """Count a step."""
+        """Count a step of `batch_size` images."""
         self._images += batch_size
         self._bar.update()
         self._done += 1
         if self._done in (WARM_UP, FORECAST_AT):
             if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)  # steps are only queued there
+                torch.cuda.synchronize(self._device)  # CUDA steps run asynchronously
             if self._done == WARM_UP:
                 self._warm = time.perf_counter()
             elif not self._bar.disable:
@@ -62,14 +62,14 @@ class Meter:
                 tqdm.write(forecast(seconds, self._left - self._done, self._device.type))
 
     def rate(self) -> float:
-        """Images per second since the last call."""
+        """Return the images per second since the last call."""
         now = time.perf_counter()
         self._rate = self._images / (now - self._since)
         self._since, self._images = now, 0
         return self._rate
 
     def show(self, record: dict[str, float]) -> None:
-        """Put the newest record behind the bar."""
+        """Show the newest record beside the bar."""
         text = f"loss {record['total']:.3f}, lr {record['lr']:.2g}, {record['images_per_second']:.1f} images/s"
         broken = f", {record['bad_files']:.0f} broken pictures" if record["bad_files"] else ""
         self._bar.set_postfix_str(text + broken, refresh=False)

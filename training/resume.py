@@ -1,4 +1,4 @@
-"""Which values of its config a run may change when it goes on.
+"""Which config values may change when a run is resumed.
 
 Each changed value takes effect, or is refused before anything is written.
 """
@@ -11,12 +11,12 @@ from typing import Any
 from utils.config import Config, LossWeights, PhaseConfig, Section
 from utils.errors import UserError
 
-# When another value takes effect.
-AT_ONCE = "at once"  # also where all steps are done
+# When a changed value takes effect.
+AT_ONCE = "at once"  # even if all steps are done
 IN_STEPS_TO_COME = "in the steps to come"
-WITH_RESCAN = "with --rescan, which lists images and masks anew"  # data/listing.py refuses it without
+WITH_RESCAN = "with --rescan, which lists images and masks anew"  # data/kept_lists.py refuses the change without it
 
-# Why a value must stay.
+# Why a value cannot change.
 _WEIGHTS = "the weights are made for it"
 _ORDER = "the weights and the order of the images are functions of it"
 _SAME_PAIRS = "best.pt is the best on the same held-out pairs, which depend on it"
@@ -25,9 +25,9 @@ _OF_MASKS_PY = (
 )
 _MOMENTS = "the optimizer's moments belong to it"
 
-# One of the three words above, or else the reason why the value of a run can't change.
+# One of the three constants above, or the reason why the value cannot change.
 RESUMABLE = {
-    "run.dir": AT_ONCE,  # where the folder lies now
+    "run.dir": AT_ONCE,  # the folder may have moved
     "run.seed": _ORDER,
     "run.device": AT_ONCE,
     "data.train": WITH_RESCAN,
@@ -57,7 +57,7 @@ RESUMABLE = {
     "optim.name": _MOMENTS,
     "optim.momentum": IN_STEPS_TO_COME,
     "optim.weight_decay": IN_STEPS_TO_COME,
-    "train.batch_size": IN_STEPS_TO_COME,  # of phases that have not begun: see _faults_of_phases
+    "train.batch_size": IN_STEPS_TO_COME,  # only of phases that have not begun: see _faults_of_phases
     "train.accumulate": IN_STEPS_TO_COME,
     "train.amp": IN_STEPS_TO_COME,
     "train.channels_last": AT_ONCE,
@@ -70,12 +70,12 @@ RESUMABLE = {
     "train.save_every": AT_ONCE,
     "train.export": AT_ONCE,
     "train.keep_checkpoints": AT_ONCE,
-    "phases": IN_STEPS_TO_COME,  # of each phase by itself: see _faults_of_phases
+    "phases": IN_STEPS_TO_COME,  # checked per phase: see _faults_of_phases
 }
 
 
 def check_changes(before: Config, now: Config, step: int) -> None:
-    """UserError where a run that has done `step` steps under the config `before` can't go on under `now`."""
+    """Raise UserError if a run with `step` completed steps under the config `before` cannot resume under `now`."""
     faults = [*_faults_of_phases(before, now, step), *_faults_of_keys(before, now, step)]
     if not faults:
         return
@@ -85,7 +85,7 @@ def check_changes(before: Config, now: Config, step: int) -> None:
 
 
 def values_of(section: Section, prefix: str = "") -> dict[str, Any]:
-    """The values of a config by their dotted paths; the phases are one value."""
+    """Return the values of a config by dotted path. The list of phases is one value."""
     values: dict[str, Any] = {}
     for name in type(section).model_fields:
         value = getattr(section, name)
@@ -107,11 +107,11 @@ def _faults_of_keys(before: Config, now: Config, step: int) -> Iterator[str]:
 
 
 def _faults_of_phases(before: Config, now: Config, step: int) -> Iterator[str]:
-    """What is done of the phases must stay; a phase that runs keeps its batch size, and at least its steps so far."""
+    """Completed phases must not change. A running phase keeps its batch size and at least its completed steps."""
     first = 0
     for number, old in enumerate(before.phases):
         if first >= step:
-            return  # this phase and those behind it have not begun
+            return  # this phase and the later ones have not begun
         path, last = f"phases.{number}", first + old.steps
         if number >= len(now.phases):
             yield f"{path}: is missing, and {min(step, last) - first} of its steps are done"

@@ -1,15 +1,15 @@
-"""The folder of a run: what lies where, and how it is written.
+"""The folder of a run: its files, and how they are written.
 
-config.yml             the resolved config; where it lies, a run has begun
-metrics.jsonl          a line for each record of the loss and each evaluation
+config.yml             the resolved config; if it exists, the run has begun
+metrics.jsonl          one line per record of the loss and per evaluation
 events.out.tfevents.*  the same for TensorBoard
 samples/               picture sheets of the evaluations
 images.*.list          the images of data.train and data.val, packed
-masks.*.list           the masks of masks.train_dir and masks.val_dir, likewise
-bad_files.txt          pictures that could not be read, with step and reason
-checkpoints/           step_*.pt, the newest few, last.pt, and best.pt by held-out L1
-weights.safetensors    the trained network alone, when the run is done
-lock                   the process that writes here, or was the last to, and who launched it
+masks.*.list           the masks of masks.train_dir and masks.val_dir, packed
+bad_files.txt          images that could not be read, with step and reason
+checkpoints/           the newest step_*.pt, last.pt, and best.pt (lowest held-out L1)
+weights.safetensors    only the trained network, written when the run is done
+lock                   the current or last process that writes here, and its launcher
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ try:
 except ImportError:  # Windows has none
     fcntl = None  # type: ignore[assignment]
 
-# All that a start which was killed can leave before the run has begun: the next start may write over it.
+# Everything that a killed start can leave before the run has begun. The next start may overwrite it.
 _UNBEGUN = re.compile(
     r"lock|(images|masks)\.(train|val)\.list|samples|checkpoints(/step_00000000\.pt|/last\.pt|/\..*\.tmp)?|\..*\.tmp"
 )
-_STEP = re.compile(r"step_(\d{8,})\.pt")  # the names of checkpoints; a copy with another name is the user's own
+_STEP = re.compile(r"step_(\d{8,})\.pt")  # names of checkpoints; copies with other names are the user's
 
 
 class RunFolder:
@@ -67,18 +67,18 @@ class RunFolder:
         self.last = self.checkpoints / "last.pt"
         self.best = self.checkpoints / "best.pt"
         self.weights = self.path / "weights.safetensors"
-        # One file of events for each start, as TensorBoard wants to have it.
+        # One event file per start, as TensorBoard expects.
         self._events = self.path / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
-        self.chosen: Path | None = None  # the checkpoint to go on from, where it is not to be the newest
+        self.chosen: Path | None = None  # the checkpoint to resume from; None: the newest
         self._lock: IO[str] | None = None
         self._signature = ""
         self._lock_path = self.path / "lock"
         self._failed_logs: set[str] = set()
 
-    # --- a run begins or goes on ---------------------------------------------------------------------------------
+    # --- begin or resume -----------------------------------------------------------------------------------------
 
     def check_new(self) -> None:
-        """UserError where the folder can't take a new run."""
+        """Raise UserError if the folder cannot hold a new run."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run.dir: a file, where the folder of the run is to be: {self.path}")
         inside = self.path.rglob("*") if self.path.is_dir() else iter(())
@@ -89,20 +89,20 @@ class RunFolder:
             )
 
     def check_resumable(self) -> None:
-        """UserError where the folder holds no run that can go on."""
+        """Raise UserError if the folder holds no run to resume."""
         for path in (self.path, self.config, self.checkpoints):
             if not path.exists():
                 raise UserError(f"--resume {self.path}: nothing to go on from: {path} does not exist")
 
     def lock(self) -> None:
-        """Keep other processes from this folder until `close`, or until this one ends. UserError where one is there."""
+        """Lock the folder until `close` or the end of this process. Raises UserError if another process holds it."""
         file = open(self._lock_path, "a+", encoding="utf-8")  # noqa: SIM115
         try:
             if fcntl is None:
                 raise OSError("the system has no file locks")
-            # Not flock: data workers inherit that, and live on for seconds where the main process is killed.
+            # Not flock: data workers inherit it, and outlive a killed main process by seconds.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # one or the other, says POSIX
+        except (BlockingIOError, PermissionError):  # POSIX allows either
             file.seek(0)
             holder = file.readline(200).strip() or "another process"
             file.close()
@@ -117,14 +117,14 @@ class RunFolder:
         self._lock = file
 
     def check_is_ours(self) -> None:
-        """UserError where the folder at this path is no longer the one that this process has locked."""
+        """Raise UserError if the folder at this path is no longer the one that this process locked."""
         if self._lock is None:
             return
         try:
             if os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self._lock_path)):
                 return
             if self._lock_path.read_text(encoding="utf-8", errors="replace") == self._signature:
-                return  # a file system whose numbers of files change
+                return  # some file systems change inode numbers
         except FileNotFoundError:
             pass
         raise UserError(
@@ -133,28 +133,28 @@ class RunFolder:
         )
 
     def begun_by_launcher(self) -> bool:
-        """Whether the same torchrun that started this process began the run, or went on with it."""
+        """Return whether the torchrun that started this process also began or resumed the run."""
         with contextlib.suppress(OSError):
             lines = self._lock_path.read_text(encoding="utf-8", errors="replace").splitlines()
             return self.config.exists() and lines[2:] == [launcher()]
         return False
 
     def close(self) -> None:
-        """Give the lock back, if this process has it."""
+        """Release the lock, if this process holds it."""
         if self._lock:
             self._lock.close()
         self._lock = None
 
     def create(self) -> None:
-        """Make the folders of a new run and lock them."""
+        """Create and lock the folder of a new run. Raises UserError if another process was faster."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.lock()
-        self.check_new()  # another process may have been quicker
+        self.check_new()  # another process may have begun a run here meanwhile
         self.checkpoints.mkdir(exist_ok=True)
         sync_folder(self.path.parent)
 
     def start(self, config: Config, step: int) -> None:
-        """Save the config, and with it begin the run or go on with it behind `step`."""
+        """Save the config, which marks the run as begun, and open the event file of the steps after `step`."""
         self.check_is_ours()
         self.samples.mkdir(exist_ok=True)
         for folder in (self.path, self.samples, self.checkpoints):
@@ -164,9 +164,9 @@ class RunFolder:
             append(self._events, start_event(step + 1))
 
     def rewind(self, step: int, keep: int) -> None:
-        """Go back to `step`: last.pt is the checkpoint that was chosen; the records behind go, and a cut-off line.
+        """Rewind to `step`: last.pt becomes the chosen checkpoint; later records and a truncated line are removed.
 
-        keep: so many step_*.pt up to this step stay.
+        keep: how many step_*.pt up to this step to keep.
         """
         if self.chosen and self.chosen != self.last:
             chosen = self.chosen
@@ -184,10 +184,10 @@ class RunFolder:
                 continue
         write_atomically(self.metrics, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
 
-    # --- logs: where they can't be written the run goes on -------------------------------------------------------
+    # --- logs: the run continues if they cannot be written -------------------------------------------------------
 
     def record(self, step: int, kind: str, values: dict[str, float]) -> None:
-        """Append a line to metrics.jsonl, and the same numbers to TensorBoard's events. kind: train or val."""
+        """Append a line to metrics.jsonl and the same numbers to the TensorBoard events. kind: train or val."""
         values = {f"{kind}/{name}": value for name, value in values.items()}
         with self._log("metrics.jsonl"):
             append(self.metrics, (json.dumps({"step": step, **values}) + "\n").encode())
@@ -195,7 +195,7 @@ class RunFolder:
             append(self._events, scalar_events(step, values))
 
     def record_validation(self, step: int, metrics: dict[str, float], picture: np.ndarray | None) -> None:
-        """Record the metrics and the sheet of an evaluation, and say the metrics on the terminal."""
+        """Record the metrics and the picture sheet of an evaluation, and print the metrics."""
         self.record(step, "val", metrics)
         if picture is not None:
             self.save_picture(step, picture)
@@ -203,7 +203,7 @@ class RunFolder:
         tqdm.write(f"step {step}: held-out {text}")
 
     def save_picture(self, step: int, pixels: np.ndarray) -> None:
-        """Write a picture sheet, uint8 (H,W,3), of an evaluation; into TensorBoard's events, too."""
+        """Write the picture sheet of an evaluation, uint8 (H,W,3), to samples/ and to the TensorBoard events."""
         picture = Image.fromarray(pixels)
         target = self.samples / f"step_{step:08d}.png"
         with self._log("samples"):
@@ -213,7 +213,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def _log(self, name: str) -> Iterator[None]:
-        """What can't be written inside costs one warning for each log. UserError where the folder is not ours."""
+        """Turn OSErrors inside into one warning per log. Raises UserError if the folder is no longer ours."""
         try:
             self.check_is_ours()
             yield
@@ -224,25 +224,25 @@ class RunFolder:
                 self.warn(f"{name} can't be written, the run goes on: {reason}")
 
     def warn(self, message: str) -> None:
-        """Say a line on stderr, beside the progress bar."""
+        """Print a warning to stderr without breaking the progress bar."""
         tqdm.write(f"warning: {message}", file=sys.stderr)
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 
     def save_state(self, state: dict[str, Any], config: Config, best: bool = False) -> None:
-        """Write a checkpoint of a TrainState's state_dict, with its config. Errors as of save_checkpoint."""
+        """Write a TrainState's state_dict with its config. Raises the errors of save_checkpoint."""
         self.save_checkpoint({**state, "config": config_to_dict(config)}, config.train.keep_checkpoints, best)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], keep: int, best: bool = False) -> None:
-        """Write step_*.pt, let last.pt and, for the best so far, best.pt be the same file; keep so many step_*.pt.
+        """Write step_*.pt and link last.pt to it, and best.pt if `best`. Keep the `keep` newest step_*.pt.
 
-        Those that stay are the newest up to this step; any behind it are of a run that was taken back. UserError where
-        there is no room: every older checkpoint is then as it was.
+        Files of later steps, left from before a rewind, are removed. Raises UserError if the disk is full; all older
+        checkpoints are then unchanged.
         """
         self.check_is_ours()
         step = checkpoint["step"]
         path = self.checkpoints / f"step_{step:08d}.pt"
-        # best.pt first: who goes on from one of the others finds the best.pt that it tells of.
+        # best.pt first, so that a resume from one of the others finds the best.pt that it refers to.
         first = self.best if best else path
         try:
             save_checkpoint(first, checkpoint)
@@ -261,10 +261,10 @@ class RunFolder:
                 old.unlink()
 
     def load_newest(self, check: Callable[[dict[str, Any], Path], None]) -> tuple[dict[str, Any], Path]:
-        """The checkpoint that was chosen, else the newest whole one: last.pt, or a step_*.pt. And its path.
+        """Return the chosen checkpoint, or else the newest intact one (last.pt, step_*.pt, best.pt), and its path.
 
-        check: raises a UserError where the values of a checkpoint don't fit. UserError where none is whole. Each that
-        is damaged is told of, by the one process that has locked the folder.
+        check: raises UserError if the values of a checkpoint do not match. Raises UserError if none is intact. The
+        process that holds the lock warns of each damaged one.
         """
         damaged: list[str] = []
         for path in (self.chosen,) if self.chosen else (self.last, *self._steps(), self.best):
@@ -280,12 +280,12 @@ class RunFolder:
         raise UserError(f"--resume {self.chosen or self.path}: no checkpoint is whole: {'; '.join(damaged)}")
 
     def best_is_of(self, step: int) -> bool:
-        """Whether best.pt is there and of a step up to this one."""
+        """Return whether best.pt exists and is from this step or an earlier one."""
         best = step_of(self.best)
         return best is not None and best <= step
 
     def train_losses(self) -> list[tuple[int, float]]:
-        """Step and total loss of each record of the training."""
+        """Return step and total loss of each training record."""
         losses = []
         with contextlib.suppress(OSError):
             for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -295,23 +295,23 @@ class RunFolder:
         return losses
 
     def checkpoints_newest_first(self) -> list[tuple[int, Path]]:
-        """Step and path of each step_*.pt, and at the end of best.pt."""
+        """Return step and path of each step_*.pt, then those of best.pt."""
         best = step_of(self.best)
         return [(_step_in(path), path) for path in self._steps()] + ([] if best is None else [(best, self.best)])
 
     def _steps(self) -> list[Path]:
-        """step_*.pt, the newest first."""
+        """Return the paths of step_*.pt, newest first."""
         paths = [path for path in self.checkpoints.glob("step_*.pt") if _STEP.fullmatch(path.name)]
         return sorted(paths, key=_step_in, reverse=True)
 
 
 def launcher() -> str:
-    """Who started this process: torchrun is the same one when it starts processes again."""
+    """Return a text that identifies the launcher. A torchrun keeps it when it restarts its processes."""
     return f"launched by {os.getppid()} as {os.environ.get('TORCHELASTIC_RUN_ID', 'itself')}"
 
 
 def _step_in(path: Path) -> int:
-    """The step in the name of a checkpoint."""
+    """Return the step in a checkpoint's name."""
     found = _STEP.fullmatch(path.name)
     assert found
     return int(found[1])

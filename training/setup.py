@@ -1,4 +1,4 @@
-"""How a run begins, changes its phase and ends: what main.py's loop calls beside the step itself."""
+"""Begin a run, change its phase, end it: everything that main.py's loop calls besides the step itself."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ from utils.processes import (
 )
 from utils.startup import keep_freed_memory
 
-LONGEST_WAIT = timedelta(hours=1)  # of a rank for one that hangs
+LONGEST_WAIT = timedelta(hours=1)  # timeout of collectives: how long a rank waits for one that hangs
 
-Losses = dict[str, Tensor]  # `total` and the terms that have a weight, scalars
+Losses = dict[str, Tensor]  # scalars: `total` and the terms with a nonzero weight
 
 
 class Lists(NamedTuple):
-    """The files of a run, as its folder keeps them."""
+    """The lists of images and masks that the run folder keeps."""
 
     train_images: ImageList
     val_images: ImageList
@@ -61,12 +61,12 @@ class Lists(NamedTuple):
 
 @dataclass
 class Data:
-    """What a run reads."""
+    """The data of a run."""
 
     lists: Lists
     pairs: Batches  # this rank's share of the validation pairs
     bad_files: BadFiles
-    features: VGG16Features | None  # where a phase's loss needs them
+    features: VGG16Features | None  # None if no phase's loss needs them
 
 
 # --- begin -----------------------------------------------------------------------------------------------------------
@@ -74,10 +74,10 @@ class Data:
 
 @contextlib.contextmanager
 def open_run(config: Config, resume: str | Path | None) -> Iterator[tuple[RunFolder, int, bool]]:
-    """The folder of the run, this process's rank, and whether the run goes on. UserError where the folder does not fit.
+    """Context manager that yields the run folder, the rank of this process, and whether the run is resumed.
 
-    A run goes on where `resume` says so, a run folder or one of its checkpoints, and where the torchrun that began it
-    starts it again after a failure.
+    A run is resumed if `resume` names its folder or one of its checkpoints, or if the torchrun that began it restarts
+    it after a failure. Raises UserError if the folder does not fit.
     """
     with optional_output(), processes(LONGEST_WAIT) as (rank, _):
         run = RunFolder(config.run.dir)
@@ -87,27 +87,27 @@ def open_run(config: Config, resume: str | Path | None) -> Iterator[tuple[RunFol
             run.chosen = Path(resume) if Path(resume).is_file() else None
         elif not goes_on:
             run.check_new()
-        wait_for_all()  # until each rank has seen the folder as it was
+        wait_for_all()  # until every rank has checked the unchanged folder
         with contextlib.closing(run):
             yield run, rank, goes_on
 
 
 def _restarts(run: RunFolder, config: Config) -> bool:
-    """Whether torchrun has started this process again for a run that it began itself, not for an older one."""
+    """Return whether torchrun has restarted this process for a run that the same torchrun began."""
     return restarted() and run.begun_by_launcher() and load_config(run.config, resume=True) == config
 
 
 def open_data(config: Config, schedule: Schedule, run: RunFolder, begun: bool, rescan: bool) -> Data:
-    """List images and masks, load the loss's network.
+    """List images and masks, and load the loss's network.
 
-    UserError where something is missing, where no mask has a hole, or where the ranks can't share the batches equally.
+    Raises UserError if something is missing, no mask has a hole, or the ranks cannot share the batches equally.
     """
     rank, world_size = rank_and_world_size()
     check_batches(config, schedule, world_size)
     lists = from_rank_0(lambda: _lists(config, run, begun, rescan))
     train_masks, val_pairs = lists.train_masks, validation_pairs(config, lists.val_images, lists.val_masks)
     train, val = (os.path.realpath(path) for path in (config.data.train, config.data.val))
-    if rank == 0 and val == train and os.path.exists(val):  # `sample` is no folder
+    if rank == 0 and val == train and os.path.exists(val):  # `sample` is not a path
         print("data.val is data.train: the held-out figures are of pictures that are trained on", file=sys.stderr)
     from_rank_0(lambda: look_at_some_masks("masks.train_dir", train_masks, config.masks.hole))
     from_rank_0(lambda: look_at_some_masks("masks.val_dir", val_pairs.masks, config.masks.hole))
@@ -119,7 +119,7 @@ def open_data(config: Config, schedule: Schedule, run: RunFolder, begun: bool, r
 
 
 def _lists(config: Config, run: RunFolder, begun: bool, rescan: bool) -> Lists:
-    """What a run has listed when it began, or what there is now. UserError where too much of it is missing."""
+    """Return the lists that the run made when it began, or new ones. Raises UserError if too many files are missing."""
     data, masks = config.data, config.masks
     lists = Lists(
         images_of_run(data.train, "data.train", run.train_list, begun, rescan, data.max_bad),
@@ -138,7 +138,7 @@ def _lists(config: Config, run: RunFolder, begun: bool, rescan: bool) -> Lists:
 
 
 def check_batches(config: Config, schedule: Schedule, world_size: int) -> None:
-    """UserError where a batch can't be shared equally by the ranks."""
+    """Raise UserError if a batch cannot be shared equally by the ranks and micro-batches."""
     multiple = config.train.accumulate * world_size
     for phase in schedule.phases:
         if phase.batch_size % multiple:
@@ -152,9 +152,9 @@ def check_batches(config: Config, schedule: Schedule, world_size: int) -> None:
 
 
 def prepare_device(config: Config) -> torch.device:
-    """The device of this rank, with torch set up for training on it."""
+    """Set torch up for training, and return the device of this rank."""
     device = device_of_rank(config.run.device)
-    torch.backends.cudnn.deterministic = True  # so that a resumed run equals a straight one on CUDA too
+    torch.backends.cudnn.deterministic = True  # resumed and uninterrupted runs match on CUDA too
     if device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(config.run.seed)
@@ -162,7 +162,7 @@ def prepare_device(config: Config) -> torch.device:
 
 
 def load_newest(config: Config, run: RunFolder) -> dict[str, Any]:
-    """The checkpoint that a run goes on from; rank 0 locks the run. UserError where it can't go on by this config."""
+    """Load the checkpoint to resume from; rank 0 locks the run. Raises UserError if the config does not match it."""
     if rank_and_world_size()[0] == 0:
         run.lock()
     checkpoint, path = run.load_newest(check_checkpoint)
@@ -171,13 +171,13 @@ def load_newest(config: Config, run: RunFolder) -> dict[str, Any]:
 
 
 def begin_run(config: Config, schedule: Schedule, run: RunFolder, state: TrainState, data: Data, resumed: bool) -> None:
-    """Bring the run folder to the state's step. A new run saves its first weights. Rank 0 alone writes."""
+    """Bring the run folder to the state's step. A new run saves its initial weights. Only rank 0 writes."""
     if rank_and_world_size()[0] > 0:
         return
     if resumed:
         run.rewind(state.step, config.train.keep_checkpoints)
         same_pairs = is_kept(data.lists.val_images, run.val_list) and is_kept(data.lists.val_masks, run.val_masks)
-        if not same_pairs or not run.best_is_of(state.step):  # it is of steps that are taken back, or lost
+        if not same_pairs or not run.best_is_of(state.step):  # best.pt is of later steps, or lost
             state.best = math.inf
         data.bad_files.rewind(state.step)
     else:
@@ -196,7 +196,7 @@ def begin_run(config: Config, schedule: Schedule, run: RunFolder, state: TrainSt
 def training_steps(
     config: Config, schedule: Schedule, data: Data, step: int, device: torch.device
 ) -> Iterator[tuple[Phase, Pair]]:
-    """This rank's share of the batch of each step from `step` on, on the device, with the phase that it belongs to."""
+    """Yield, from `step` on, the phase of each step and this rank's share of its batch, on the device."""
     rank, world_size = rank_and_world_size()
     for phase in schedule.phases:
         first = max(step, phase.first_step)
@@ -212,9 +212,9 @@ def training_steps(
 def begin_phase(
     config: Config, phase: Phase, state: TrainState, data: Data, device: torch.device
 ) -> tuple[nn.Module, Callable[[Tensor, Tensor], Losses]]:
-    """Make the state ready for a phase's steps, of which some may be done.
+    """Prepare the state for a phase, some of whose steps may be done.
 
-    Returns the network that trains, with gradients averaged over the ranks, and the function from image (N,3,H,W) and
+    Returns the network to train, with gradients averaged over the ranks, and the function from image (N,3,H,W) and
     mask (N,1,H,W) to the losses.
     """
     if phase.freeze_encoder_batch_norm and state.step == phase.first_step and phase.settle_batches:
@@ -227,7 +227,7 @@ def begin_phase(
     state.net.freeze_encoder_batch_norm(phase.freeze_encoder_batch_norm)
     state.note_hole_radius(training_samples(config, [], data.lists.train_masks, phase).hole_radius())
 
-    model = data_parallel(state.net)  # anew in each phase: it counts on knowing which weights have gradients
+    model = data_parallel(state.net)  # per phase: DDP fixes at construction which weights have gradients
     criterion = InpaintingLoss(data.features, phase.loss_weights).to(device)
     layout = memory_format(config)
     amp = ("bf16" if device.type == "cuda" else "none") if phase.amp == "auto" else phase.amp
@@ -235,7 +235,7 @@ def begin_phase(
 
     def losses_of(image: Tensor, mask: Tensor) -> Losses:
         image = image.contiguous(memory_format=layout)
-        # Convolutions compute in the half dtype; masks and sums of the loss do not.
+        # Convolutions compute in the half-precision dtype; masks and the sums of the loss do not.
         with torch.autocast(device.type, dtype, enabled=amp != "none"):
             total, terms = criterion(model(image, mask), image, mask)
         return {"total": total, **terms}
@@ -246,12 +246,12 @@ def begin_phase(
 
 
 def micro_batches(batch: Pair, count: int) -> Iterator[Pair]:
-    """So many equal parts of a batch of images and masks."""
+    """Yield `count` equal parts of a batch of images and masks."""
     yield from zip(*(tensor.chunk(count) for tensor in batch), strict=True)
 
 
 def mean_losses(parts: Sequence[Losses]) -> Losses:
-    """The mean of the micro-batches' losses over all ranks, without a graph, on the device."""
+    """Return the mean of the micro-batches' losses over all ranks, detached, on the device."""
     names = list(parts[0])
     stacked = torch.stack([torch.stack([*losses.values()]).detach() for losses in parts]).mean(0)
     return dict(zip(names, all_reduce_mean(stacked), strict=True))
@@ -259,7 +259,7 @@ def mean_losses(parts: Sequence[Losses]) -> Losses:
 
 @contextlib.contextmanager
 def reports_failures() -> Iterator[None]:
-    """A UserError where a data worker is killed, or torch.compile has no compiler or fails otherwise."""
+    """Context manager that raises UserError if a data worker is killed or torch.compile fails."""
     try:
         with reports_killed_workers():
             yield
@@ -275,13 +275,13 @@ def reports_failures() -> Iterator[None]:
 
 
 def end_run(config: Config, schedule: Schedule, run: RunFolder, state: TrainState, data: Data, stopped_by: int) -> int:
-    """Write the trained network, or say how to go on. Returns the exit code."""
+    """Write the trained network, or print how to resume a stopped run. Returns the exit code."""
     rank, _ = rank_and_world_size()
     if state.step < schedule.total_steps:
         if rank == 0:
             print(f"stopped at step {state.step} and saved. To go on: python main.py --resume {run.path}")
-        wait_for_all()  # torchrun ends all processes as soon as one ends so
-        return 128 + stopped_by  # what a shell expects of a process that a signal ended
+        wait_for_all()  # torchrun ends all processes once one ends with this code
+        return 128 + stopped_by  # the shell's convention for a process ended by a signal
     if rank == 0:
         step, weights, which = _trained(config, run, state)
         if not all_finite(weights.values()):
@@ -293,7 +293,7 @@ def end_run(config: Config, schedule: Schedule, run: RunFolder, state: TrainStat
 
 
 def _trained(config: Config, run: RunFolder, state: TrainState) -> tuple[int, dict[str, Tensor], str]:
-    """What a run ends with: the step, the weights, and which of the run's they are, in words."""
+    """Return the step and the weights of the network to export, and a text that says which one it is."""
     if config.train.export == "best":
         try:
             best = load_checkpoint(run.best)

@@ -1,4 +1,4 @@
-"""All that a training run changes: network, average, optimizer, loss scale, and where it stands."""
+"""The state of a training run: network, average, optimizer, loss scale and progress."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from utils.processes import rank_and_world_size
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
-SMALLEST_SCALE = 2.0**-16  # of the loss; it starts at 2**16 and is halved where float16 overflows
+SMALLEST_SCALE = 2.0**-16  # of the loss; it starts at 2**16 and halves whenever float16 overflows
 
 
 class TrainState:
-    """The pieces of a run's state, each named once. `state_dict` is what a checkpoint holds of them."""
+    """The state of a run. `state_dict` returns the part that a checkpoint stores."""
 
     def __init__(self, config: Config, net: PConvUNet, device: torch.device) -> None:
         self.net = net.to(device).to(memory_format=memory_format(config)).train()
@@ -40,44 +40,44 @@ class TrainState:
         self.average: AveragedModel | None = None
         if config.train.ema_decay:
             self._new_share = torch.tensor(1 - config.train.ema_decay, device=device)  # of the network in the average
-            # use_buffers: batch norm's statistics are averaged, too.
+            # use_buffers: batch norm statistics are averaged too.
             self.average = AveragedModel(net, multi_avg_fn=self._update_average, use_buffers=True)
-        self.step = 0  # steps that are done
+        self.step = 0  # completed steps
         self.best = math.inf  # the lowest held-out L1 so far, in percent
         self.diverged = Diverged(device)
 
     @property
     def eval_net(self) -> PConvUNet:
-        """The network that is validated and saved for prediction: the average, where there is one."""
+        """The network for validation and export: the average if there is one."""
         return cast(PConvUNet, self.average.module) if self.average else self.net
 
     def note_hole_radius(self, radius: float) -> None:
-        """Keep in the weights which holes they are trained on, px: prediction fills larger ones in octaves."""
+        """Store the hole radius of the training masks (px) in the weights: prediction fills larger holes in octaves."""
         self.net.hole_radius.fill_(radius)
         self.eval_net.hole_radius.fill_(radius)
 
     def set_lr(self, lr: float) -> float:
-        """Set the learning rate of the next step, and return it."""
+        """Set and return the learning rate of the next step."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr
 
     def is_best(self, metrics: dict[str, float]) -> bool:
-        """Whether these held-out metrics have the lowest L1 so far, which is kept. Never on other ranks than 0."""
+        """Return whether these held-out metrics have the lowest L1 so far, and keep it. False on ranks above 0."""
         improved = bool(metrics) and metrics["l1_percent"] < self.best
         if improved:
             self.best = metrics["l1_percent"]
         return improved
 
     def take_step(self, losses: dict[str, Tensor]) -> None:
-        """One step of the optimizer, and of the average. No weight changes where a loss or a gradient is not finite.
+        """Step the optimizer and the average. No weight changes if a loss or a gradient is not finite.
 
-        Whether they are is judged on the device: nothing here waits for it, if the optimizer is fused.
+        The check runs on the device. With a fused optimizer the host does not wait for it.
         """
         loss_is_finite = torch.stack([*losses.values()]).isfinite().all()
         gradients = [weight.grad for weight in self.net.parameters() if weight.grad is not None]
         self._taken = loss_is_finite & nn.utils.get_total_norm(gradients).isfinite()
-        if self.scaler.is_enabled():  # it skips steps whose gradient overflows float16, and halves its scale
+        if self.scaler.is_enabled():  # skips steps whose gradients overflow float16, and halves the scale
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
@@ -89,17 +89,17 @@ class TrainState:
 
     @torch.no_grad()
     def _update_average(self, averages: Tensors, values: Tensors, _count: Tensor | int) -> None:
-        """average ← average + (1 − train.ema_decay)·(value − average), unless the step was skipped."""
+        """Update average ← average + (1 − train.ema_decay)·(value − average), unless the step was skipped."""
         share = torch.where(self._taken, self._new_share, 0.0)
         for average, value in zip(averages, values, strict=True):
             if average.is_floating_point():
                 average.lerp_(value, share.to(average.dtype))
-            else:  # batch norm's counts
+            else:  # num_batches_tracked of batch norm
                 average.copy_(value)
 
     def _step_if(self, finite: Tensor) -> None:
         if self.optimizer.defaults["fused"]:
-            # The protocol of GradScaler: the fused kernels leave all as it is where found_inf is 1.
+            # GradScaler's protocol: the fused kernels change nothing if found_inf is 1.
             self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
             self.optimizer.grad_scale = None  # type: ignore[attr-defined]
             self.optimizer.step()
@@ -107,11 +107,12 @@ class TrainState:
             self.optimizer.step()
 
     def check_finite(self, run: RunFolder, schedule: Schedule) -> None:
-        """UserError where a step since the start has met a loss or a gradient that is not finite, or where a weight is
-        not. Waits for the device.
+        """Raise UserError if a loss or gradient of any step since the start, or a weight, is not finite.
+
+        Also if float16 gradients overflow even at SMALLEST_SCALE. Waits for the device.
         """
         step, what = self.diverged.first()
-        changed_by = step - 1  # the step that made the weights which diverged: its learning rate is to be lowered
+        changed_by = step - 1  # this step made the weights that diverged: its learning rate must be lowered
         if not step and not all_finite(self.eval_net.state_dict().values()):
             step = changed_by = self.step
             what = "a weight of the network is not finite"
@@ -126,7 +127,7 @@ class TrainState:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the config."""
+        """Return what a checkpoint stores besides the config."""
         state = {"model": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.average:
             state["ema"] = self.average.module.state_dict()
@@ -135,11 +136,11 @@ class TrainState:
         return {**state, "step": self.step, "best": self.best}
 
     def load_state_dict(self, checkpoint: dict[str, Any], path: Path) -> None:
-        """Go on from a checkpoint, whose network this state has already. UserError where the rest does not fit.
+        """Resume from a checkpoint whose network this state already has. Raises UserError if the rest does not match.
 
-        An average that was switched on since starts from the network as it is.
+        An average that was not in the checkpoint starts from the network.
         """
-        # The options are the config's, the moments the checkpoint's.
+        # Options come from the config, moments from the checkpoint.
         optimizer = {**self.optimizer.state_dict(), "state": checkpoint["optimizer"]["state"]}
         try:
             self.optimizer.load_state_dict(optimizer)
@@ -151,13 +152,13 @@ class TrainState:
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{path} does not fit its config: {reason}") from None
-        self.step, self.best = checkpoint["step"], checkpoint.get("best", math.inf)  # none in older checkpoints
+        self.step, self.best = checkpoint["step"], checkpoint.get("best", math.inf)  # missing in older checkpoints
         if self.average:
             self.average.n_averaged.fill_(self.step)  # at 0 the first update would copy the network
 
 
 class Diverged:
-    """The first step whose loss or gradient was not finite, kept on the device until somebody asks."""
+    """Records the first step whose loss or gradient was not finite. The record stays on the device until it is read."""
 
     names = ("total", *TERMS)
 
@@ -167,14 +168,14 @@ class Diverged:
         self.no_loss = torch.zeros((), device=device)
 
     def note(self, step: int, finite: Tensor, losses: Mapping[str, Tensor]) -> None:
-        """Note whether a step was finite. losses: `total`, and the terms that have a weight in the step's phase."""
+        """Record a step if it is the first non-finite one. losses: `total` and the terms with a weight in its phase."""
         first = ~finite & (self.step == 0)
         stacked = torch.stack([losses.get(name, self.no_loss) for name in self.names])
         self.losses = torch.where(first, stacked, self.losses)
         self.step = torch.where(first, step, self.step)
 
     def first(self) -> tuple[int, str]:
-        """The step, 0 where there was none, and what was not finite. Waits for the device."""
+        """Return the step (0 if there was none) and a text that says what was not finite. Waits for the device."""
         step = int(self.step)
         if not step:
             return 0, ""
@@ -188,13 +189,13 @@ def memory_format(config: Config) -> torch.memory_format:
 
 
 def make_optimizer(config: Config, net: PConvUNet) -> torch.optim.Optimizer:
-    """The optimizer that the config names. The loop sets its learning rate at every step."""
+    """Return the configured optimizer. The training loop sets its learning rate at every step."""
     optim = config.optim
     options: dict[str, Any] = {"weight_decay": optim.weight_decay, "fused": config.train.fused}
     lr = config.phases[0].lr
     if optim.name == "SGD":
         sgd = torch.optim.SGD(net.parameters(), lr, momentum=optim.momentum, **options)
-        if optim.momentum:  # torch's fused form would leave it uninitialised where the first step is skipped
+        if optim.momentum:  # the fused SGD leaves it uninitialised if the first step is skipped
             for weight in net.parameters():
                 sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight, requires_grad=False)
         return sgd
@@ -205,7 +206,7 @@ def make_optimizer(config: Config, net: PConvUNet) -> torch.optim.Optimizer:
 def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:
     """Give the optimizer's moments the memory format of their weights.
 
-    The fused forms read both in the order of memory, and train.channels_last may have changed since.
+    Fused optimizers read both in memory order, and train.channels_last may have changed since the checkpoint.
     """
     for weight, moments in optimizer.state.items():
         for name, value in moments.items():
@@ -214,9 +215,9 @@ def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:
 
 
 def make_network(config: Config, checkpoint: dict[str, Any] | None, source: str | Path | None) -> PConvUNet:
-    """A network of the config: with the weights of a run's checkpoint, of the file `source`, or new ones.
+    """Return the configured network, with the weights of `checkpoint`, or of the file `source`, or new ones.
 
-    Another project's file computes as it did there. UserError where its architecture is not the config's.
+    A file of another project keeps its behaviour. Raises UserError if its architecture differs from the config.
     """
     wanted = config.model.model_dump()
     if checkpoint is None and source is None:

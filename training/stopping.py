@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish that the training loop reads between two steps."""
+"""Ctrl-C and SIGTERM as a request that the training loop reads between steps."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from types import FrameType
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM sets `signum`; a second one acts as if this were not here.
+    """Context manager: the first SIGINT or SIGTERM sets `signum`; a second one has its usual effect.
 
-    Under torchrun it does not: torchrun passes on what may have reached all processes before, and after a while ends
-    them itself.
+    Under torchrun a second one only sets `signum` again: torchrun forwards signals that the processes may already
+    have received, and kills them itself after a while.
     """
 
     def __init__(self) -> None:

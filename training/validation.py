@@ -1,4 +1,4 @@
-"""The metrics of a run on its held-out pairs."""
+"""Validation of a run on its held-out pairs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ PICTURES = 6  # rows of the sheet
 
 @torch.no_grad()
 def validate(net: nn.Module, pairs: Batches, device: torch.device) -> tuple[dict[str, float], np.ndarray | None]:
-    """Mean metrics of the composites over the held-out pairs, and a sheet of the first of them, uint8 (H,W,3).
+    """Return the mean metrics of the composites over the held-out pairs, and a sheet of the first, uint8 (H,W,3).
 
-    Rank 0 returns this, for the pairs of all ranks; the others return {} and None.
+    Rank 0 returns them for the pairs of all ranks; the other ranks return {} and None.
     """
     numbers = iter(pairs.sampler)
-    scores: dict[int, dict[str, float]] = {}  # by the number of the pair
+    scores: dict[int, dict[str, float]] = {}  # by number of the pair
     rows: dict[int, list[np.ndarray]] = {}
     training = net.training
     net.eval()

@@ -1,4 +1,4 @@
-"""What to do about a run whose loss is no longer finite."""
+"""Advice for a run whose loss is no longer finite."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 from data.schedule import Phase
 from training.run_folder import RunFolder
 
-# A loss so many times the first one: the weights have exploded, and no learning rate mends them.
+# If the loss is this many times the first one, the weights have exploded and no learning rate rescues them.
 _EXPLODED = 10
-# At most what the paper trains with.
+# Upper limit of the advised learning rate.
 _HIGHEST_LR = 1e-4
 
 
 def way_back(run: RunFolder, phase: Phase, step: int) -> str:
-    """Advice for a run whose loss or gradient was not finite in `step`: a command that goes on from before, or anew."""
+    """Return advice after a non-finite loss or gradient in `step`: a command that resumes from before, or restarts."""
     if step == 1:
         return (
             "It is the first step, so the learning rate is not the cause: look at loss.weights, at the weights that"
@@ -36,7 +36,7 @@ def way_back(run: RunFolder, phase: Phase, step: int) -> str:
 
 
 def newest_healthy(run: RunFolder, step: int) -> Path | None:
-    """The newest checkpoint whose next record of the loss, before `step`, is no more than ten times the first one."""
+    """Return the newest checkpoint whose next recorded loss, before `step`, is at most ten times the first; or None."""
     losses = run.train_losses()
     if not losses or not math.isfinite(losses[0][1]):
         return None

@@ -1,1 +1,1 @@
-"""What every other part stands on: config, files, masks, metrics, checkpoints. Imports only itself."""
+"""What all other packages use: config, errors, files, checkpoints, processes. Imports no other package."""

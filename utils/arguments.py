@@ -1,4 +1,4 @@
-"""Types of command-line arguments, as argparse takes them, and the weights that stand in for a missing one."""
+"""Types of command-line arguments for argparse, and the default weights."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-# The network that predict.py, app.py, hubconf.py and `evaluate.py --model shipped` take.
+# The default of predict.py, app.py and hubconf.py, and `shipped` of evaluate.py.
 DEFAULT_WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "pconv_photos.safetensors"
 
 
 def path_argument(text: str) -> Path:
-    """A path, `~` expanded; an empty one is an error."""
+    """Parse a path and expand `~`. An empty one is an error."""
     if not text:  # Path("") would be the current folder
         raise argparse.ArgumentTypeError("an empty name")
     return Path(os.path.expanduser(text))
 
 
 def colour(text: str) -> str:
-    """A colour as #rrggbb, in small letters."""
+    """Parse a colour #RRGGBB. Returns it in lower case."""
     if not re.fullmatch(r"#[0-9a-fA-F]{6}", text):
         raise argparse.ArgumentTypeError(f"{text!r} must be a colour such as '#ff0000', in quotes")
     return text.lower()
 
 
 def add_hole(parser: argparse.ArgumentParser) -> None:
-    """The options --hole and --hole-colour, one of which says what `hole` is."""
+    """Add the options --hole and --hole-colour. Both set `hole`; at most one may be given."""
     options = parser.add_mutually_exclusive_group()
     options.add_argument(
         "--hole",
@@ -41,7 +41,7 @@ def add_hole(parser: argparse.ArgumentParser) -> None:
 
 
 def whole_number(low: int) -> Callable[[str], int]:
-    """A whole number of at least `low`."""
+    """Return a parser of integers >= `low`."""
 
     def number(text: str) -> int:
         if not re.fullmatch(r"\d+", text) or int(text) < low:

@@ -1,7 +1,7 @@
-"""Checkpoints and weights files: plain tensors and numbers, written so that no half of one has a final name.
+"""Checkpoints and weights files: plain tensors and numbers, written atomically.
 
-A checkpoint is a torch file, hence a zip archive. Its checksum stands in the comment at the archive's end, which torch
-passes over: the SHA-256 of all bytes before it.
+A checkpoint is a torch file, hence a zip archive. The archive's comment, which torch ignores, holds the SHA-256 of all
+bytes before it.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from torch import Tensor
 from utils.errors import UserError
 from utils.files import write_atomically
 
-# Keys of a training checkpoint: state_dict, state_dict, completed steps, the resolved config as plain values. Beside
-# them: `best`, the lowest held-out L1 so far, and `ema`, the average's state_dict where train.ema_decay is on.
+# Required keys of a training checkpoint: two state_dicts, completed steps, the resolved config as plain values. Others:
+# `best`, the lowest held-out L1 so far; `ema`, the average's state_dict if train.ema_decay is on; `scaler` with fp16.
 CHECKPOINT_KEYS = ("model", "optimizer", "step", "config")
 
-# Where a checkpoint, ours or another project's, keeps the tensors of its network: of their average, if there is one.
+# Keys under which checkpoints, ours or other projects', store the network's tensors; averages come first.
 NETWORK_KEYS = (
     *("ema", "ema_state_dict", "model_ema", "params_ema", "model", "model_state_dict", "state_dict", "generator"),
     *("net", "network", "params", "weights"),
 )
 
-_LAST_RECORD = b"PK\5\6"  # opens a zip archive's last record, of 18 bytes more and the comment
+_LAST_RECORD = b"PK\5\6"  # signature of a zip archive's last record; 18 bytes and the comment follow
 _MARK = b"sha256:"
 _COMMENT_LENGTH = len(_MARK) + hashlib.sha256().digest_size * 2  # in hexadecimal digits
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write a checkpoint (CHECKPOINT_KEYS) with its checksum, atomically. OSError where there is no room."""
+    """Write a checkpoint (CHECKPOINT_KEYS) with its checksum, atomically. Raises OSError if the disk is full."""
 
     def write(temporary: Path) -> None:
         with open(temporary, "w+b") as file:
             try:
                 torch.save(checkpoint, file)
-            except RuntimeError as error:  # of torch, about an archive that is too short; why it is, Python said
+            except RuntimeError as error:  # torch says only that the archive is too short
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from None
                 raise
-            file.seek(-2, os.SEEK_END)  # the last field of an archive without a comment: the comment's length
+            file.seek(-2, os.SEEK_END)  # the comment's length is the last field of an archive without one
             file.write(struct.pack("<H", _COMMENT_LENGTH))
             file.write(_MARK + _digest(file, file.tell()))
 
@@ -58,7 +58,7 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def _digest(file: IO[bytes], size: int) -> bytes:
-    """SHA-256 in hexadecimal digits of the first `size` bytes of a file, which is then read up to there."""
+    """Return the SHA-256 of the first `size` bytes of a file, in hex. Leaves the file position there."""
     digest = hashlib.sha256()
     file.seek(0)
     while size and (data := file.read(min(size, 1 << 20))):
@@ -68,7 +68,7 @@ def _digest(file: IO[bytes], size: int) -> bytes:
 
 
 def _is_as_written(path: Path) -> bool:
-    """Whether the bytes of a file fit its checksum. A file that has none passes: those of others, and older ones."""
+    """Return whether a file matches its checksum. Files without one, older or of other projects, pass."""
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - len(_LAST_RECORD) - 18 - _COMMENT_LENGTH))
@@ -81,7 +81,7 @@ def _is_as_written(path: Path) -> bool:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a training checkpoint onto the CPU. UserError where it is missing, damaged or no training checkpoint."""
+    """Load a training checkpoint onto the CPU. Raises UserError if it is missing, damaged or of another kind."""
     checkpoint = _load(Path(path))
     missing = [key for key in CHECKPOINT_KEYS if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
@@ -92,7 +92,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def step_of(path: str | Path) -> int | None:
-    """The step of a training checkpoint, of which no more is read than that needs. None where it can't be read."""
+    """Return the step of a training checkpoint; None if it cannot be read. Memory-mapped to skip its tensors."""
     try:
         checkpoint = _load_torch(Path(path), mapped=True)
         return checkpoint["step"] if isinstance(checkpoint["step"], int) else None
@@ -101,27 +101,27 @@ def step_of(path: str | Path) -> int | None:
 
 
 def save_weights(path: Path, state_dict: dict[str, Tensor]) -> None:
-    """Write a network's weights alone as safetensors, atomically."""
+    """Write a network's state_dict as safetensors, atomically."""
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state_dict.items()}
-    # Not save_file, which has an error of its own for a full disk.
+    # Not save_file, which raises its own error type if the disk is full.
     write_atomically(path, lambda temporary: temporary.write_bytes(safetensors.torch.save(tensors)))
 
 
 class PickledObjects(UserError):
-    """A torch file is damaged or holds objects whose unpickling would run code, which torch's safe loading refuses."""
+    """A torch file is damaged, or holds objects that torch's safe loading refuses because unpickling would run code."""
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors by name of a weights file or, of a checkpoint, those of its network. On the CPU.
+    """Load the tensors of a weights file, or of the network in a checkpoint, by name, on the CPU.
 
-    They may be the bytes of the file itself, mapped into memory: copy those that shall outlive it.
-    UserError where the file is missing, damaged, or holds no tensors by name; no code of a file is run.
+    They may be memory-mapped: copy tensors that must outlive the file. Code in a file is never run.
+    Raises UserError if the file is missing, damaged, or holds no named tensors.
     """
     return network_tensors(_load(Path(path), mapped=True), path)
 
 
 def network_tensors(tensors: Any, path: str | Path) -> dict[str, Tensor]:
-    """Of what a file holds, the tensors of the network by name. UserError, which names `path`, where there are none."""
+    """Return the network's tensors by name from a file's contents. Raises UserError, with `path`, if there are none."""
     while isinstance(tensors, dict) and (inside := [tensors[key] for key in NETWORK_KEYS if _is_dict(tensors, key)]):
         tensors = inside[0]
     if not _are_named_tensors(tensors) or not tensors:
@@ -138,7 +138,7 @@ def _is_dict(values: dict[Any, Any], key: str) -> bool:
 
 
 def not_finite(state_dict: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor with a value that is no number or infinite."""
+    """Return the name of the first tensor with a NaN or infinity, or None."""
     return next((name for name, tensor in state_dict.items() if not tensor.isfinite().all()), None)
 
 
@@ -151,23 +151,23 @@ def _are_named_tensors(value: Any) -> bool:
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
-    except (OSError, SafetensorError):  # some file systems map nothing, and safetensors opens UTF-8 names alone
+    except (OSError, SafetensorError):  # no mmap on some file systems; safetensors opens only UTF-8 names
         return safetensors.torch.load(path.read_bytes())
 
 
 def _load_torch(path: Path, mapped: bool) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of kinds of tensors that are refused here
+        warnings.simplefilter("ignore")  # about kinds of tensors that network_tensors refuses
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except (OSError, RuntimeError, UnicodeEncodeError):
             if not mapped:
                 raise
-            return torch.load(path, map_location="cpu", weights_only=True)  # as above, or it fails again
+            return torch.load(path, map_location="cpu", weights_only=True)  # as above; other errors repeat
 
 
 def _load(path: Path, mapped: bool = False) -> Any:
-    """Whatever a safetensors or torch file holds; tensors and plain values alone, no code is run.
+    """Load a safetensors or torch file: only tensors and plain values; no code is run. Raises UserError if it fails.
 
     mapped: map the file into memory, so that only the tensors that are used are read.
     """
@@ -182,9 +182,9 @@ def _load(path: Path, mapped: bool = False) -> Any:
         return _load_torch(path, mapped and zipfile.is_zipfile(path))  # torch can't map its older format
     except UserError:
         raise
-    except pickle.UnpicklingError as error:  # torch's word for objects that it would have to make
+    except pickle.UnpicklingError as error:  # raised by torch for objects other than tensors and plain values
         raise PickledObjects(f"{refused} ({type(error).__name__})") from None
     except PermissionError:
         raise UserError(f"no permission to read {path}") from None
-    except Exception as error:  # unpickling raises nearly anything
+    except Exception as error:  # unpickling can raise almost anything
         raise UserError(f"{refused} ({type(error).__name__})") from None

@@ -1,4 +1,4 @@
-"""Mistakes that a user can make, and how the scripts report them: one line each, never a traceback."""
+"""User errors, and how the scripts report them: one line each, never a traceback."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from utils.output import prepare_output
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend. The message says the rule, the actual value, where it came from, what to do."""
+    """An error that the user can fix. The message gives the rule, the actual value, its source, and what to do."""
 
 
 def message_of(error: BaseException) -> str:
-    """The message of an error, also of one that a data-loading process raised.
+    """Return the message of an error, including one from a DataLoader worker.
 
-    torch's DataLoader re-raises a worker's error with its whole traceback as the message: the last line is meant.
+    DataLoader re-raises a worker's error with the full traceback as its message; only its end is returned.
     """
     return str(error).rstrip().rsplit("UserError: ", 1)[-1]
 
 
-# What a machine can lack, as torch, Python and the system say it, and what helps. The first that fits counts.
+# Resources that can run out: the wording of torch, Python and the system, and advice. The first match counts.
 _SHORTAGES = (
     (
         r"[Ss]hared memory|shm|</?torch_\d+",
@@ -43,7 +43,7 @@ _SHORTAGES = (
 
 
 def shortage_of(error: BaseException) -> UserError | None:
-    """What the machine lacks, where that is what an error of torch, Python or the system means."""
+    """Return a UserError with advice if an error of torch, Python or the system means a lack of resources."""
     if isinstance(error, (UserError, KeyboardInterrupt)):
         return None
     text = f"{type(error).__name__}: {error}"
@@ -55,27 +55,27 @@ def shortage_of(error: BaseException) -> UserError | None:
 
 
 def report(error: UserError | OSError | KeyboardInterrupt) -> int:
-    """Tell of an error in one line on stderr. Returns the exit code."""
+    """Print an error to stderr in one line. Returns the exit code."""
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return 130
     error = shortage_of(error) or error
     text = message_of(error)
     if isinstance(error, OSError):
-        reason = error.strerror or (text.strip() or type(error).__name__).splitlines()[-1]  # of a worker
+        reason = error.strerror or (text.strip() or type(error).__name__).splitlines()[-1]  # from a worker
         text = f"{reason}: {error.filename}" if error.filename else reason
     print(f"error: {text}", file=sys.stderr)
     return 1
 
 
 class Script(Protocol):
-    """A script's main: from the words of the command line (None: the process's own) to the exit code."""
+    """A script's main: takes the command-line arguments (None: sys.argv) and returns the exit code."""
 
     def __call__(self, argv: Sequence[str] | None = None) -> int: ...
 
 
 def reports_user_errors(main: Callable[[Sequence[str] | None], int]) -> Script:
-    """Decorate a script's `main(argv) -> exit code`: what the user can mend becomes one line on stderr and code 1."""
+    """Decorator for a script's `main(argv) -> exit code`. Errors that the user can fix become one line and code 1."""
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
@@ -84,7 +84,7 @@ def reports_user_errors(main: Callable[[Sequence[str] | None], int]) -> Script:
             return main(argv)
         except (UserError, OSError, KeyboardInterrupt) as error:
             if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
-                time.sleep(10)  # rank 0 has met the same mistake, most likely, and once it has told, torchrun ends all
+                time.sleep(10)  # rank 0 most likely reports the same error, and torchrun then ends all processes
             return report(error)
         except (RuntimeError, MemoryError) as error:
             if (shortage := shortage_of(error)) is None:

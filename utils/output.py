@@ -1,4 +1,4 @@
-"""stdout and stderr of the scripts: names in any encoding, and work that goes on where neither can be written."""
+"""stdout and stderr of the scripts: names in any encoding, and runs that survive when neither can be written."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 
 def prepare_output() -> None:
-    """Make stdout and stderr take any text: what their encoding lacks is written as \\xNN.
+    """Make stdout and stderr accept any text: characters outside their encoding are written as \\xNN.
 
-    Where the process started without one of its three streams, /dev/null takes its place. Otherwise the next file that
-    is opened would get its number, and with it whatever libraries write there.
+    A missing standard stream is replaced by /dev/null. Otherwise the next file that is opened would get its descriptor,
+    and libraries would write into that file.
     """
     for descriptor in range(3):
         try:
@@ -32,7 +32,7 @@ def prepare_output() -> None:
 
 @contextlib.contextmanager
 def optional_output() -> Iterator[None]:
-    """While entered, what can't be written to stdout or stderr is lost, and nothing else is."""
+    """Context manager in which failed writes to stdout and stderr are ignored."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _Optional(sys.stdout), _Optional(sys.stderr)
     try:
@@ -44,7 +44,7 @@ def optional_output() -> Iterator[None]:
 
 
 class _Optional:
-    """A text stream that leads to /dev/null once a write has failed."""
+    """A text stream that is redirected to /dev/null after a failed write."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -64,7 +64,7 @@ class _Optional:
             yield
         except OSError:
             with contextlib.suppress(OSError), open(os.devnull, "wb") as nothing:
-                # Also for what the stream still holds, and flushes when the process ends.
+                # Also catches what the stream still buffers and flushes when the process ends.
                 os.dup2(nothing.fileno(), self._stream.fileno())
 
     def __getattr__(self, name: str) -> Any:

@@ -1,8 +1,7 @@
-"""YAML reduced to what a config needs: sections, lists, texts, numbers, true and false, null.
+"""The subset of YAML that a config needs: mappings, lists, strings, numbers, booleans, null.
 
-By the rules of YAML 1.2: 2e-4 is a number, and yes, 1:30, 010 and 2024-01-01 are texts. (PyYAML's own rules, those
-of 1.1, make them a text, true, 90, 8 and a date.) Refused are tags such as !!python/object, and a key that stands
-twice in one section.
+Follows YAML 1.2: 2e-4 is a number, and yes, 1:30, 010 and 2024-01-01 are strings. (PyYAML follows YAML 1.1, which
+reads them as a string, true, 90, 8 and a date.) Tags such as !!python/object and duplicate keys are errors.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from utils.errors import UserError
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The value of a YAML text. UserError, with `source` before the place, where it is not valid."""
+    """Parse a YAML text. Raises UserError, with `source` and the position, if it is not valid."""
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
@@ -27,12 +26,12 @@ def parse_yaml(text: str, source: str) -> Any:
         raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise UserError(f"{source}: not valid YAML: nested too deeply") from None
-    except ValueError:  # Python's int refuses them
+    except ValueError:  # int() limits the number of digits
         raise UserError(f"{source}: not valid YAML: a number of thousands of digits") from None
 
 
 def format_yaml(tree: dict[str, Any]) -> str:
-    """Nested dicts of plain values as YAML that `parse_yaml` and any other reader take for the same."""
+    """Format nested dicts of plain values as YAML that `parse_yaml` and any other parser read back unchanged."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=1000)
 
 
@@ -58,7 +57,7 @@ def _fault(problem: str, place: Any) -> yaml.MarkedYAMLError:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts a text in quotes that this or another reader of YAML would take for something else."""
+    """Quotes strings that this or another YAML parser would not read as strings."""
 
 
 _DIGITS = "[0-9][0-9_]*"
@@ -66,7 +65,7 @@ _FLOAT = (
     rf"[-+]?({_DIGITS}\.[0-9_]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?{_DIGITS}[eE][-+]?[0-9]+"
     r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 )
-# What a text without quotes can be, with the characters that it can start with; nothing of PyYAML's own.
+# Types of unquoted scalars, with their possible first characters. They replace PyYAML's own.
 _Loader.yaml_implicit_resolvers = {}
 for _kind, _pattern, _first_characters in (
     ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),

@@ -1,4 +1,4 @@
-"""The processes that torchrun started, which compute one result together. Without torchrun there is one, rank 0."""
+"""Collectives over the processes that torchrun started. Without torchrun there is one process, rank 0."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def processes(longest_wait: timedelta) -> Iterator[tuple[int, int]]:
-    """Yields rank and world size of this process; the collectives of this module work inside the block.
+    """Context manager that yields rank and world size. The collectives of this module work inside it.
 
-    longest_wait: the timeout of a collective, for a process that hangs. One that dies is noticed at once.
-    Of several processes only the first to meet a UserError reports it; the others end with code 1 and say nothing.
+    longest_wait: timeout of a collective, for a process that hangs. A process that dies is noticed at once.
+    Only the first process that raises a UserError reports it; the others exit with code 1 and print nothing.
     """
     if _world_size_of_environment() == 1:
         yield 0, 1
@@ -35,7 +35,7 @@ def processes(longest_wait: timedelta) -> Iterator[tuple[int, int]]:
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the other processes can't be reached: {reason}. {_UNSET}") from None
-    # gloo also carries numbers and objects.
+    # gloo for numbers and objects, which stay on the CPU.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=longest_wait)
     try:
@@ -49,7 +49,7 @@ def processes(longest_wait: timedelta) -> Iterator[tuple[int, int]]:
             raise
         raise SystemExit(_report_once(error, store)) from None
     finally:
-        # In torch 2.6 this hangs one time in ten; 2.14 aborts at the end of the process without it.
+        # torch 2.6 hangs here one time in ten; without this call, 2.14 aborts when the process ends.
         if not torch.__version__.startswith("2.6."):
             dist.destroy_process_group()
 
@@ -58,7 +58,7 @@ _UNSET = "torchrun sets WORLD_SIZE and what belongs to it; to start one process 
 
 
 def _world_size_of_environment() -> int:
-    """How many processes the environment names. UserError where it is not as torchrun sets it."""
+    """Return the world size in the environment. Raises UserError if the variables are not as torchrun sets them."""
     names = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
     world_size, rank, _, port = values = [os.environ.get(name, "") for name in names]
     if world_size in ("", "1"):
@@ -74,10 +74,10 @@ def _world_size_of_environment() -> int:
 
 
 def _cleared(store: dist.Store, rank: int, world_size: int) -> dist.Store:
-    """A part of the store that is empty, the same for all ranks.
+    """Return an empty part of the store, the same one for all ranks.
 
-    After a restart torchrun's store still holds the addresses of the processes before. So rank 0 opens a part with a
-    new name; each other rank asks for it under a new name of its own until it gets an answer.
+    After a restart torchrun's store still holds the addresses of the previous processes. So rank 0 opens a part with a
+    new random name. Each other rank asks for it under its own random name until it gets an answer.
     """
     own = uuid.uuid4().hex
     if rank == 0:
@@ -86,7 +86,7 @@ def _cleared(store: dist.Store, rank: int, world_size: int) -> dist.Store:
             store.set(store.get(f"{own}/{other}").decode(), "answered")
         return dist.PrefixStore(own, store)
     while True:
-        opened = store.get("opened").decode()  # maybe what is no longer answered
+        opened = store.get("opened").decode()  # may be stale, and then nobody answers
         store.set(f"{opened}/{rank}", own)
         with contextlib.suppress(dist.DistStoreError):
             store.wait([own], timedelta(seconds=1))
@@ -94,11 +94,11 @@ def _cleared(store: dist.Store, rank: int, world_size: int) -> dist.Store:
 
 
 def _report_once(error: UserError | OSError | KeyboardInterrupt, store: dist.Store) -> int:
-    """Report an error unless another rank has reported one. Returns the exit code.
+    """Report an error unless another rank has done so. Returns the exit code.
 
-    The other ranks wait until it is reported: torchrun ends all as soon as one process ends with an error.
+    The other ranks wait until it is reported, because torchrun ends all processes once one ends with an error.
     """
-    with contextlib.suppress(RuntimeError):  # torchrun, which keeps the store, or the reporting rank has ended
+    with contextlib.suppress(RuntimeError):  # torchrun, which hosts the store, or the reporting rank has ended
         if store.add("failed", 1) > 1:
             store.wait(["reported"], timedelta(seconds=10))
             return 1
@@ -109,17 +109,17 @@ def _report_once(error: UserError | OSError | KeyboardInterrupt, store: dist.Sto
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """Rank of this process and world size: (0, 1) without torchrun."""
+    """Return rank and world size; (0, 1) without torchrun."""
     return (dist.get_rank(), dist.get_world_size()) if _several() else (0, 1)
 
 
 def restarted() -> bool:
-    """Whether torchrun --max-restarts has started this process again after a failure."""
+    """Return whether torchrun --max-restarts has restarted this process after a failure."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def pick_device(name: str) -> torch.device:
-    """auto (CUDA where there is one, else CPU), cpu, cuda or cuda:N. UserError where there is no such device."""
+    """Return the device named auto (CUDA if available, else CPU), cpu, cuda or cuda:N. Raises UserError if missing."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     number = name.removeprefix("cuda:") if name.startswith("cuda:") else "0"
@@ -132,7 +132,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def device_of_rank(name: str) -> torch.device:
-    """`pick_device`, but with several processes each takes the CUDA device of its local rank."""
+    """Like `pick_device`, but under torchrun each process takes the CUDA device of its local rank."""
     device = pick_device(name)
     if device.type == "cuda" and "LOCAL_RANK" in os.environ:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
@@ -141,20 +141,20 @@ def device_of_rank(name: str) -> torch.device:
 
 
 def data_parallel(net: nn.Module) -> nn.Module:
-    """The network, wrapped in DistributedDataParallel where there are several processes.
+    """Wrap the network in DistributedDataParallel if there are several processes.
 
-    Set requires_grad before: the wrapper does not see later changes.
+    Set requires_grad before: the wrapper ignores later changes.
     """
     return DistributedDataParallel(net) if _several() else net
 
 
 def no_sync(net: nn.Module, wanted: bool) -> contextlib.AbstractContextManager[None]:
-    """DistributedDataParallel.no_sync where `wanted`: gradients add up on each rank without an all-reduce."""
+    """Return DDP's no_sync context if `wanted`: gradients accumulate on each rank without an all-reduce."""
     return net.no_sync() if wanted and _several() else contextlib.nullcontext()  # type: ignore[operator]
 
 
 def all_reduce_mean(tensor: Tensor) -> Tensor:
-    """The mean of a tensor over the ranks, on all of them."""
+    """Return the mean of a tensor over the ranks, on all ranks."""
     if not _several():
         return tensor
     tensor = tensor / dist.get_world_size()
@@ -163,7 +163,7 @@ def all_reduce_mean(tensor: Tensor) -> Tensor:
 
 
 def all_reduce_max(value: int) -> int:
-    """The largest value over the ranks, on all of them."""
+    """Return the maximum of an int over the ranks, on all ranks."""
     if not _several():
         return value
     tensor = torch.tensor(value)
@@ -172,12 +172,12 @@ def all_reduce_max(value: int) -> int:
 
 
 def wait_for_all() -> None:
-    """A barrier."""
+    """Barrier over all ranks."""
     all_reduce_max(0)
 
 
 def from_rank_0(make: Callable[[], T]) -> T:
-    """Call `make` on rank 0 alone; returns its result on all ranks."""
+    """Call `make` on rank 0 only and return its result on all ranks."""
     if not _several():
         return make()
     values = [make() if dist.get_rank() == 0 else None]
@@ -186,7 +186,7 @@ def from_rank_0(make: Callable[[], T]) -> T:
 
 
 def gather_on_rank_0(items: list[T]) -> list[T]:
-    """The items of all ranks, in the order of the ranks, on rank 0; [] on the others."""
+    """Return the items of all ranks, in rank order, on rank 0; [] on the others."""
     if not _several():
         return items
     parts: list[list[T]] | None = [[]] * dist.get_world_size() if dist.get_rank() == 0 else None

@@ -1,4 +1,4 @@
-"""A quick import of torch, and how the process allocates memory."""
+"""A faster import of torch, and settings of malloc."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import ctypes
 import gc
 import sys
 
-# Numbers of mallopt's parameters, in glibc's malloc.h.
+# Parameters of mallopt, from glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _NEVER = 2**31 - 1  # bytes, the most that mallopt takes
 
 
 def import_torch() -> None:
-    """`import torch` in two thirds of the time. Does nothing where torch is imported already.
+    """Import torch in two thirds of the time. Does nothing if torch is already imported.
 
     The import makes a quarter of a million objects that live as long as the process. The garbage collector would
     traverse them many times and free nothing. So it is off during the import, and the objects are frozen afterwards.
@@ -32,7 +32,7 @@ def import_torch() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let malloc keep freed memory for later requests, in this process and in those that it forks (glibc only).
+    """Let malloc keep freed memory for reuse, in this process and its forks (glibc only).
 
     By default glibc returns large blocks to the system at once, and the system clears each page that it maps again.
     """
