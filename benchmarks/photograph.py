@@ -59,7 +59,7 @@ def rows(plot: Path | None = None) -> Iterator[Row]:
     empty, ordinary = figures["import torch"], figures["ordinary"]
     for side in HOLES:
         ours = figures[f"{side}"]
-        what = f"predict.py on {WIDTH}×{HEIGHT} px, a hole of {side}×{min(side, HEIGHT)} px"
+        what = f"predict.py on {WIDTH}×{HEIGHT} px, a hole of {WIDTH - 2 if side == HOLES[-1] else side}×{side} px"
         yield f"{what}: ours, ordinary", f"{ours[0]:.1f} s, {ordinary[0]:.1f} s", ""
         yield (
             f"{what}: peak memory above `import torch`",
