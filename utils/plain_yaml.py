@@ -1,8 +1,8 @@
 """YAML reduced to what a config needs: sections, lists, texts, numbers, true and false, null.
 
 By the rules of YAML 1.2: 2e-4 is a number, and yes, 1:30, 010 and 2024-01-01 are texts. (PyYAML's own rules, those
-of 1.1, make them a text, true, 90, 8 and a date.) Refused are tags such as !!python/object, and a key that stands
-twice in one section.
+of 1.1, make them a text, true, 90, 8 and a date.) Refused are tags such as !!python/object, a key that
+is not a name, and one that stands twice in one section. A key is always a text.
 """
 
 from __future__ import annotations
@@ -50,6 +50,10 @@ class _Loader(yaml.SafeLoader):
             if key.value in seen:
                 raise _fault(f"the key {key.value!r} stands here twice", key)
             seen.add(key.value)
+            if not re.fullmatch(r"[\w-]+|<<", key.value):
+                raise _fault(f"the key {key.value!r} is not a name", key)
+            if key.value != "<<":
+                key.tag = "tag:yaml.org,2002:str"  # 1 and null, too
         return node
 
 
