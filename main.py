@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.config import CONFIG_NAME, DEFAULT_CONFIG, Config, load_config
+from utils.config import Config
+from utils.config_files import CONFIG_NAME, DEFAULT_CONFIG, load_config
 from utils.errors import UserError, reports_user_errors
 from utils.startup import import_torch
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.arguments import colour, whole_number
-from utils.config import DEFAULT_CONFIG, load_config
+from utils.config_files import DEFAULT_CONFIG, load_config
 from utils.errors import UserError, reports_user_errors
 
 

@@ -35,7 +35,8 @@ from model import PConvUNet, VGG16Features
 from model.convolution import conv2d_of_upsampled
 from model.network import encoder_channels
 from training import TrainState, make_network
-from utils.config import Config, load_config
+from utils.config import Config
+from utils.config_files import load_config
 
 MODES = {"float32": None, "TF32": None, "bf16": torch.bfloat16}
 WORKERS = (1, 4, 8, 16)

@@ -31,7 +31,7 @@ from data.loader import training_batches
 from data.mask_files import write_mask
 from data.order import SHUFFLE, shuffled
 from data.samples import training_samples
-from utils.config import load_config
+from utils.config_files import load_config
 
 PROJECT = Path(__file__).resolve().parent.parent
 CATEGORIES = 400  # Places2 has about as many

@@ -28,7 +28,8 @@ from data.mask_files import write_mask
 from data.samples import training_samples
 from loss import InpaintingLoss
 from model import PConvUNet, VGG16Features
-from utils.config import Config, load_config
+from utils.config import Config
+from utils.config_files import load_config
 
 PROJECT = Path(__file__).resolve().parent.parent
 MASKS = 32  # 512×512, of all styles, 5 to 50 % hole

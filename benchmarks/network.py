@@ -17,7 +17,7 @@ from benchmarks.reference import OrdinaryUNet, TextbookLoss, TextbookUNet
 from benchmarks.tables import Row, medians, show
 from loss import InpaintingLoss
 from model import PConvUNet, VGG16Features
-from utils.config import load_config
+from utils.config_files import load_config
 from utils.startup import keep_freed_memory
 
 SIZE = 256

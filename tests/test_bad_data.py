@@ -27,7 +27,7 @@ from data.parallel import in_processes
 from data.samples import training_samples
 from tests.small_runs import Started, arguments, assert_same_weights, copy_of, fails, records, run_main
 from training.run_folder import RunFolder
-from utils.config import load_config
+from utils.config_files import load_config
 from utils.errors import UserError
 
 PROJECT = Path(__file__).resolve().parent.parent

@@ -8,16 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from utils.config import (
-    AS_BEFORE,
-    DEFAULT_CONFIG,
-    Config,
-    LossWeights,
-    PhaseConfig,
-    config_to_dict,
-    load_config,
-    save_config,
-)
+from utils.config import Config, LossWeights, PhaseConfig
+from utils.config_files import AS_BEFORE, DEFAULT_CONFIG, config_to_dict, load_config, save_config
 from utils.errors import UserError
 from utils.plain_yaml import parse_yaml
 
@@ -227,15 +219,15 @@ BAD_OVERRIDES = [
     ("batch_size=4", ["batch_size: 4", "train.batch_size"]),
     ("optim.lr=1", ["optim.lr: 1", "phases.0.lr"]),
     ("mask.hole=white", ["mask: ", "masks"]),
-    ("masks.image_size=64", ["masks.image_size: 64", "image_size"]),
+    ("masks.image_size=64", ["masks.image_size: 64", "did you mean data.image_size or phases.0.image_size?"]),
     ("loss.weight.tv=1", ["loss.weight: ", "loss.weights"]),
-    ("phases.0.learning_rate=1", ["phases.0.learning_rate: 1", "lr"]),
+    ("phases.0.learning_rate=1", ["phases.0.learning_rate: 1", "the keys here are steps, lr, "]),
     ("run.zzzz=1", ["run.zzzz: 1", "dir, seed, device"]),
     ("zzzz=1", ["zzzz: 1", "run, data, masks"]),
     ("run.dir.x=1", ["run.dir: "]),
     ("trian={batch_size: 3}", ["trian: ", "train"]),
-    ("a..b=1", ["a: "]),
-    ("run=5", ["run: 5 "]),
+    ("a..b=1", ["'a..b=1'", "section.key=value"]),
+    ("run=5", ["run: 5 must be a section with keys"]),
     ("loss.weights=[1, 6]", ["loss.weights: [1, 6] "]),
     ("train.batch_size=many", ["train.batch_size: 'many' "]),
     ("train.batch_size='4'", ["train.batch_size: '4' "]),
@@ -248,12 +240,12 @@ BAD_OVERRIDES = [
     ("phases.0.steps=1e400", ["phases.0.steps: inf "]),
     ("phases.0.steps=1e308", ["phases.0.steps: 1e+308 "]),
     ("phases=5", ["phases: 5 "]),
-    ("phases=[]", ["phases: [] "]),
+    ("phases=[]", ["phases: ", "no steps"]),
     ("phases=[5]", ["phases.0: 5 "]),
     ("phases.0=5", ["phases.0: 5 "]),
-    ("phases.2.lr=1", ["phases.2.lr"]),
-    ("phases.x.lr=1", ["phases.x.lr"]),
-    ("phases.-1.lr=1", ["phases.-1.lr"]),
+    ("phases.2.lr=1", ["phases.2: ", "among the 2"]),
+    ("phases.x.lr=1", ["phases.x: ", "no such phase"]),
+    ("phases.-1.lr=1", ["phases.-1: ", "no such phase"]),
     ("phases.²=1", ["phases.²"]),
     ("phases.0.schedule=cosin", ["phases.0.schedule: 'cosin' ", "cosine"]),
     ("phases.0.loss_weights={stile: 1}", ["phases.0.loss_weights.stile", "style"]),
@@ -268,7 +260,7 @@ BAD_OVERRIDES = [
     ("phases.0.lr=" + "9" * 400, ["phases.0.lr: 999"]),
     ("phases.0.lr=0", ["phases.0.lr: 0 ", "greater than 0"]),
     ("optim.momentum=1", ["optim.momentum: 1 ", "less than 1"]),
-    ("optim.name=adam", ["optim.name: 'adam' ", "Adam", "AdamW", "SGD", "did you mean Adam?"]),
+    ("optim.name=adam", ["optim.name: 'adam' ", "Adam", "AdamW", "SGD"]),
     ("masks.hole=grey", ["masks.hole: 'grey' ", "black, white or a colour such as '#ff0000'"]),
     ("masks.hole=#ff00", ["masks.hole: '#ff00' ", "'#ff0000'"]),
     ("masks.augment=yes", ["masks.augment: 'yes' "]),
@@ -289,7 +281,7 @@ BAD_OVERRIDES = [
     ("run.dir=", ["run.dir: '' "]),
     ("run.dir=a\x00b", ["run.dir: 'a\\x00b' "]),
     ("run.dir=a\nb", ["run.dir: 'a\\nb' "]),
-    ("run.dir=a\udcff", ["run.dir: 'a\\udcff' must be UTF-8"]),
+    ("run.dir=a\udcff", ["run.dir: 'a\\udcff' must be a file's name, of UTF-8"]),
     ("run.dir=~nobody-at-all/x", ["run.dir: ", "~nobody-at-all", "home"]),
     ("run.dir=$NOT_SET_AT_ALL/x", ["run.dir: ", "$NOT_SET_AT_ALL", "environment"]),
     ("run.dir=${NOT_SET_AT_ALL}", ["${NOT_SET_AT_ALL}", "environment"]),
@@ -297,9 +289,9 @@ BAD_OVERRIDES = [
     ("=3", ["'=3'", "section.key=value"]),
     ("train.batch_size=[", ["train.batch_size='['", "not valid YAML"]),
     ("run.seed=!!python/object:os.system", ["the tag", "means nothing here"]),
-    ("run.\x1b[31m=3", ["run.'\\x1b[31m'", "unknown"]),
-    ("\udcff=3", ["'\\udcff'", "unknown"]),
-    ('run={"\\ud800": 3}', ["run.'\\ud800'", "unknown"]),
+    ("run.\x1b[31m=3", ["'run.\\x1b[31m=3'", "section.key=value"]),
+    ("\udcff=3", ["'\\udcff=3'", "section.key=value"]),
+    ('run={"\\ud800": 3}', ["line 1, column 2", "'\\ud800' is not a name"]),
     ("run={1: 2}", ["run.1", "unknown"]),
     ("train.initial_steps=4", ["train.initial_steps", "older version", "phases"]),
 ]
@@ -394,6 +386,14 @@ def test_a_config_of_an_older_version_is_named_as_one(load, key, now):
         assert all(part in message for part in ("some.yml", key, "older version", now))
 
 
+def test_a_run_from_before_the_phases_ends_in_one_line(load):
+    text = re.sub(r"(?ms)^phases:.*", "", DEFAULT_TEXT)
+    text = text.replace("optim:\n", "optim:\n  initial_lr: 1\n  finetune_lr: 1\n")
+    with pytest.raises(UserError, match=r"some\.yml: optim\.initial_lr: 1 is a key of an older version") as error:
+        load(text.replace("train:\n", "train:\n  initial_steps: 1\n  finetune_steps: 1\n", 1), resume=True)
+    assert "\n" not in str(error.value)
+
+
 def test_what_a_key_that_is_newer_than_a_run_means_is_told(load, capsys):
     load(re.sub(r"(?m)^  base:.*\n", "", DEFAULT_TEXT), resume=True)
     (line,) = capsys.readouterr().err.splitlines()
@@ -427,6 +427,20 @@ def test_all_faults_at_once_each_with_its_source(load):
 def test_two_sources_of_values_that_do_not_go_together(load):
     with pytest.raises(UserError, match=r"some\.yml and command line: data\.image_size: 256 "):
         load(DEFAULT_TEXT, "model.depth=9")
+    with pytest.raises(UserError, match=r"command line and .*some\.yml: train\.batch_size: 19 .*accumulate = 2"):
+        load("train: {accumulate: 2}", "train.batch_size=19")
+    with pytest.raises(UserError, match=r"some\.yml and command line: phases\.0\.end_lr: 0\.5 "):
+        load("phases: [{steps: 4, lr: 1, end_lr: 0.5}]", "phases.0.lr=0.1")
+
+
+def test_a_key_that_a_phase_lacks_is_missing_where_the_phases_were_given(load):
+    with pytest.raises(UserError, match=r"^command line: phases\.0\.steps: is missing$"):
+        load("phases: [{steps: 4, lr: 1}]", "phases=[{lr: 1}]")
+
+
+def test_an_alias_in_itself_ends_in_no_recursion(load):
+    with pytest.raises(UserError, match=r"command line: run\.b: .*unknown key"):
+        load("run: &a {b: *a}", "run=&a {b: *a}", "run=&a {b: *a}")
 
 
 # --- unusual files ---------------------------------------------------------------------------------------------
@@ -439,20 +453,20 @@ STRANGE = {
     "a key twice": (DEFAULT_TEXT + "\nrun: {}\n", r"line \d+, column 1: .*'run' stands here twice"),
     "a key twice in a section": (with_line("seed", "0\n  seed: 1"), "'seed' stands here twice"),
     "a tab": ("run:\n\tdir: x\n", "line 2, column 1"),
-    "bytes": (bytes(range(256)), "not a text file in UTF-8"),
-    "UTF-16": (DEFAULT_TEXT.encode("utf-16"), "not a text file in UTF-8"),
+    "bytes": (bytes(range(256)), "can't be read as a config: 'utf-8' codec"),
+    "UTF-16": (DEFAULT_TEXT.encode("utf-16"), "can't be read as a config: 'utf-8' codec"),
     "a zero byte": ("run: \x00", "not valid YAML: unacceptable character"),
     "unfinished": ("run: [1, 2", "line 1, column 11"),
     "two documents": ("run: 1\n---\nrun: 2\n", "another document"),
     "an unknown alias": ("run: *a\n", "undefined alias"),
     "a number as key": (DEFAULT_TEXT + "\n1: 2\n", "1: .*unknown key"),
-    "null as key": (DEFAULT_TEXT + "\n~: 2\n", "None: .*unknown key"),
+    "null as key": (DEFAULT_TEXT + "\n~: 2\n", "line \\d+, column 1: .*'~' is not a name"),
     "a list as key": ("? [1, 2]\n: 3\n", "unhashable key"),
-    "a dotted key": (DEFAULT_TEXT + "\nrun.seed: 2\n", "'run.seed': 2 .*unknown key"),
+    "a dotted key": (DEFAULT_TEXT + "\nrun.seed: 2\n", "line \\d+, column 1: .*'run.seed' is not a name"),
     "a bomb for a name": ("a: &a [1,1,1,1,1,1,1,1]\n" + "".join(
         f"{y}: &{y} [{','.join(['*' + x] * 8)}]\n" for x, y in itertools.pairwise("abcdefghijkl"))
         + "optim: {name: *l}\nmasks: {style: *l}", "optim.name: "),
-    "a key with a new line": (DEFAULT_TEXT + '\n"a\\nb": 2\n', r"'a\\nb': .*unknown key"),
+    "a key with a new line": (DEFAULT_TEXT + '\n"a\\nb": 2\n', r"line \d+, column 1: .*'a\\nb' is not a name"),
     "an object": ("run: !!python/object/apply:os.getcwd []\n", "the tag .* means nothing here"),
     "a wrong tag": ("run: !!bool x\n", "the tag .* means nothing here"),
     "lists in lists": ("run: " + "[" * 5000 + "]" * 5000, "nested too deeply"),

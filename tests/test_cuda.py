@@ -14,7 +14,7 @@ from data.samples import training_samples
 from model import PartialConv2d, PConvUNet
 from training import Schedule, TrainState, begin_phase, make_network, mean_losses, open_data
 from training.run_folder import RunFolder
-from utils.config import load_config
+from utils.config_files import load_config
 
 pytestmark = [
     pytest.mark.cuda,

@@ -27,7 +27,7 @@ from data.mask_files import write_mask
 from data.order import CROPS, generator, shuffled
 from data.samples import resized, training_samples, validation_pairs
 from data.schedule import Schedule
-from utils.config import load_config
+from utils.config_files import load_config
 from utils.errors import UserError, message_of
 
 PROJECT = Path(__file__).resolve().parent.parent

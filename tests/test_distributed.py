@@ -29,7 +29,7 @@ from training.run_folder import RunFolder
 from training.setup import check_batches
 from training.stopping import StopRequest
 from utils.checkpoint import load_checkpoint
-from utils.config import load_config
+from utils.config_files import load_config
 from utils.errors import UserError
 from utils.processes import (
     _cleared,

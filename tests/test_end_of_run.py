@@ -9,7 +9,7 @@ from tests.small_runs import STEPS, arguments, copy_of, fails, run_main
 from training.meter import FORECAST_AT, forecast
 from training.run_folder import RunFolder
 from utils.checkpoint import load_checkpoint
-from utils.config import DEFAULT_CONFIG, load_config
+from utils.config_files import DEFAULT_CONFIG, load_config
 
 # The second phase undoes what the first has learnt.
 WORSE = ("train.eval_every=2", "phases.0.lr=2e-3", "phases.1.lr=0.3")

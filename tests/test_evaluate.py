@@ -29,7 +29,7 @@ from model import PConvUNet, load_model
 from tests import foreign
 from training.validation import validate
 from utils.checkpoint import save_weights
-from utils.config import load_config
+from utils.config_files import load_config
 from utils.errors import UserError
 
 PROJECT = Path(__file__).resolve().parent.parent

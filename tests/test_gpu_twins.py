@@ -11,7 +11,7 @@ import torch
 from loss import InpaintingLoss
 from model import PConvUNet, VGG16Features
 from model.sync_batch_norm import SyncBatchNorm2d, synchronise_batch_norm
-from utils.config import load_config
+from utils.config_files import load_config
 
 
 def inputs(size=32):

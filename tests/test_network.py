@@ -16,7 +16,7 @@ from benchmarks.reference import OrdinaryUNet, TextbookUNet
 from loss import InpaintingLoss
 from model import PartialConv2d, PConvUNet, VGG16Features, load_model, settle_encoder_batch_norm
 from utils.checkpoint import save_weights
-from utils.config import load_config
+from utils.config_files import load_config
 from utils.errors import UserError
 
 

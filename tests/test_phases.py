@@ -26,7 +26,7 @@ from tests.small_runs import (
 from training.run_folder import RunFolder
 from training.state import TrainState, make_network
 from utils.checkpoint import load_checkpoint
-from utils.config import load_config
+from utils.config_files import load_config
 
 CPU = torch.device("cpu")
 SCHEDULE = Schedule(load_config(overrides=["phases=[{steps: 4, lr: 1e-3}, {steps: 9, lr: 1e-4}]"]))

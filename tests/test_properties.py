@@ -23,7 +23,7 @@ from data.mask_files import read_mask, write_mask
 from data.photo import read_photo
 from model import PConvUNet, inpaint
 from utils.checkpoint import save_weights
-from utils.config import DEFAULT_CONFIG
+from utils.config_files import DEFAULT_CONFIG
 from utils.errors import UserError
 
 CONFIGS = [DEFAULT_CONFIG, *sorted((DEFAULT_CONFIG.parent / "configs").glob("*.yml"))]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.config import DEFAULT_CONFIG, load_config
+from utils.config_files import DEFAULT_CONFIG, load_config
 
 PROJECT = Path(__file__).resolve().parent.parent
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]

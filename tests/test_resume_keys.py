@@ -8,7 +8,8 @@ import safetensors.torch
 from tests.small_runs import STEPS, arguments, contents, copy_of, fails, run_main, same_weights
 from training.resume import AT_ONCE, IN_STEPS_TO_COME, RESUMABLE, WITH_RESCAN, values_of
 from training.run_folder import RunFolder
-from utils.config import DEFAULT_CONFIG, LossWeights, load_config
+from utils.config import LossWeights
+from utils.config_files import DEFAULT_CONFIG, load_config
 
 REACHED = 6  # steps; two of the second phase are done
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.schedule import Schedule
-from utils.config import DEFAULT_CONFIG, load_config
+from utils.config_files import DEFAULT_CONFIG, load_config
 
 CONFIGS = [DEFAULT_CONFIG, *sorted((DEFAULT_CONFIG.parent / "configs").glob("*.yml"))]
 

@@ -13,7 +13,7 @@ from data.loader import training_batches, validation_batches
 from data.samples import training_samples, validation_pairs
 from data.shared_memory import workers_that_fit
 from tests.small_runs import arguments, make_data
-from utils.config import load_config
+from utils.config_files import load_config
 
 PROJECT = Path(__file__).resolve().parent.parent
 MB = 2**20

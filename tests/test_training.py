@@ -34,7 +34,7 @@ from tests.small_runs import (
 )
 from training.run_folder import RunFolder
 from training.validation import validate
-from utils.config import config_to_dict, load_config
+from utils.config_files import config_to_dict, load_config
 
 PROJECT = Path(__file__).resolve().parent.parent
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from model import PConvUNet, network_of
-from utils.config import Config, config_of_run
+from utils.config import Config
+from utils.config_files import config_of_run
 from utils.errors import UserError
 
 # The state that an optimizer keeps per weight.

@@ -33,7 +33,8 @@ from tqdm import tqdm
 
 from training.events import image_event, scalar_events, start_event
 from utils.checkpoint import load_checkpoint, save_checkpoint, step_of
-from utils.config import CONFIG_NAME, Config, config_to_dict, save_config
+from utils.config import Config
+from utils.config_files import CONFIG_NAME, config_to_dict, save_config
 from utils.errors import UserError
 from utils.files import append, remove_temporaries, sync_folder, write_atomically
 

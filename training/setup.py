@@ -30,7 +30,8 @@ from training.resume import check_changes
 from training.run_folder import RunFolder
 from training.state import TrainState, memory_format
 from utils.checkpoint import load_checkpoint, save_weights
-from utils.config import Config, config_of_run, load_config
+from utils.config import Config
+from utils.config_files import config_of_run, load_config
 from utils.errors import UserError
 from utils.output import optional_output
 from utils.processes import (

@@ -1,7 +1,8 @@
 """The subset of YAML that a config needs: mappings, lists, strings, numbers, booleans, null.
 
 Follows YAML 1.2: 2e-4 is a number, and yes, 1:30, 010 and 2024-01-01 are strings. (PyYAML follows YAML 1.1, which
-reads them as a string, true, 90, 8 and a date.) Tags such as !!python/object and duplicate keys are errors.
+reads them as a string, true, 90, 8 and a date.) Keys are strings. Tags such as !!python/object, duplicate keys and keys
+that are not names are errors.
 """
 
 from __future__ import annotations
@@ -49,6 +50,10 @@ class _Loader(yaml.SafeLoader):
             if key.value in seen:
                 raise _fault(f"the key {key.value!r} stands here twice", key)
             seen.add(key.value)
+            if not re.fullmatch(r"[\w-]+|<<", key.value):
+                raise _fault(f"the key {key.value!r} is not a name", key)
+            if key.value != "<<":
+                key.tag = "tag:yaml.org,2002:str"  # 1 and null, too
         return node
 
 
