@@ -50,7 +50,7 @@ def test_another_projects_file_becomes_ours(tmp_path, capsys, project):
     assert run(path, out) == 0
     said = capsys.readouterr()
     assert f"{path}: weights of " in said.err
-    assert said.out == f"{out}: our weights file, 2 levels, 3 base channels, from {path}\n"
+    assert said.out == f"{out}: weights file of this project, 2 levels, 3 base channels, from {path}\n"
     assert torch.equal(load_model(out)(*inputs()), load_model(path)(*inputs()))
     assert path.read_bytes() == before
     assert [entry.name for entry in out.parent.iterdir()] == [out.name]
@@ -115,7 +115,7 @@ def test_the_input_is_never_overwritten(tmp_path, capsys, published, way):
     elif way == "hard link":
         os.link(source, out)
     before = source.read_bytes()
-    assert "would be lost" in fails(capsys, source, out)
+    assert "would be overwritten" in fails(capsys, source, out)
     assert source.read_bytes() == before
 
 
