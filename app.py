@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from serving.server import Settings, Worker, is_loopback, make_server, our_hosts, serve
     except ImportError as error:
         raise UserError(
-            f"the page needs starlette and uvicorn, and {error.name} is missing; `pip install -r requirements-app.txt`"
+            f"the page needs starlette and uvicorn, but {error.name} is missing; `pip install -r requirements-app.txt`"
         ) from None
 
     with listen(args.host, args.port) as listening:
@@ -29,13 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             if not is_loopback(args.host):
                 print(
-                    f"warning: --host {args.host} lets everybody who reaches this machine use the page: there is no"
+                    f"warning: --host {args.host} lets everyone who can reach this machine use the page: there is no"
                     " password, and photographs travel unencrypted; leave --host out unless you trust the network",
                     file=sys.stderr,
                 )
             host = "localhost" if is_loopback(args.host) else f"[{args.host}]" if ":" in args.host else args.host
             url = f"http://{host}:{listening.getsockname()[1]}"
-            print(f"{url}  (Ctrl-C ends it)", flush=True)
+            print(f"{url}  (Ctrl-C stops it)", flush=True)
             if not args.no_browser:
                 webbrowser.open(url)
             server = make_server(worker, our_hosts(args.host))
@@ -64,7 +64,7 @@ def port_number(text: str) -> int:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Serve a page, from this machine to this machine, on which holes are painted and filled.",
+        description="Serve a page for painting and filling holes in photographs, by default to this machine only.",
         epilog="example: python app.py --model runs/demo/weights.safetensors",
     )
     parser.add_argument(
@@ -72,11 +72,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="[NAME=]CKPT",
-        help="a checkpoint or weights file, or `shipped` (which it is without); repeatable, the page offers a choice",
+        help="a checkpoint or weights file, or `shipped` (default); repeatable: the page then offers a choice",
     )
-    parser.add_argument("--port", type=port_number, default=7860, help="port to listen on, 0 for a free one (7860)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (auto)")
+    parser.add_argument(
+        "--port", type=port_number, default=7860, help="port to listen on, 0 for a free one (default: 7860)"
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
+    )
+    parser.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (default: auto)"
+    )
     parser.add_argument("--no-browser", action="store_true", help="don't open the page in a browser")
     return parser.parse_args(argv)
 

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_network(args.model, args.out)
     files = [path for path in args.out.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files) / 1e6
-    print(f"{args.out}: {len(files)} files, {size:.1f} MB. To look at it: python -m http.server --directory {args.out}")
+    print(f"{args.out}: {len(files)} files, {size:.1f} MB. To view it: python -m http.server --directory {args.out}")
     return 0
 
 
@@ -53,7 +53,7 @@ def check_output(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: must be a folder: {out}")
     if out.is_dir() and any(out.iterdir()) and not (out / "network.json").is_file():
-        raise UserError(f"--out: {out} holds other files than a page that was written here; name another folder")
+        raise UserError(f"--out: {out} is neither empty nor a page that build_site.py wrote; name another folder")
 
 
 def fetch_library() -> None:
@@ -64,7 +64,7 @@ def fetch_library() -> None:
     if all((LIBRARY / "dist" / name).is_file() for name in (*LIBRARY_FILES, LIBRARY_CODE)):
         return
     if shutil.which("npm") is None:
-        raise UserError("npm is missing, which fetches onnxruntime-web; install Node.js (`apt-get install npm`)")
+        raise UserError("npm, which fetches onnxruntime-web, is missing; install Node.js (`apt-get install npm`)")
     print("Fetching onnxruntime-web by npm.", flush=True)
     command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
     result = subprocess.run(command, cwd=STATIC, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -97,9 +97,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="example: python build_site.py --model runs/demo/weights.safetensors --out site",
     )
     parser.add_argument(
-        "--model", type=path_argument, metavar="CKPT", help="a checkpoint or weights file (the shipped weights)"
+        "--model",
+        type=path_argument,
+        metavar="CKPT",
+        help="a checkpoint or weights file (default: the shipped weights)",
     )
-    parser.add_argument("--out", type=path_argument, default=Path("site"), metavar="DIR", help="folder to write (site)")
+    parser.add_argument(
+        "--out", type=path_argument, default=Path("site"), metavar="DIR", help="folder to write (default: site)"
+    )
     return parser.parse_args(argv)
 
 

@@ -13,9 +13,9 @@ from utils.errors import UserError, reports_user_errors
 from utils.startup import import_torch
 
 FORMS = {
-    ".safetensors": "our weights file",
+    ".safetensors": "weights file of this project",
     ".onnx": "ONNX, image and mask in, composite out",
-    ".pt2": "a program of torch.export, image and mask in, composite out",
+    ".pt2": "torch.export program, image and mask in, composite out",
 }
 
 
@@ -37,21 +37,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check_output(source: Path, output: Path) -> None:
     """Raise UserError if the output's suffix is unknown, or if it would overwrite a folder or the input."""
     if output.suffix not in FORMS:
-        raise UserError(f"OUT must end in {', '.join(FORMS)}, which says the form to write: {output}")
+        raise UserError(f"OUT must end in {', '.join(FORMS)}, which selects the format: {output}")
     if output.is_dir():
-        raise UserError(f"a folder of this name is in the way of OUT: {output}")
+        raise UserError(f"OUT is an existing folder: {output}; name a file")
     if output.exists() and source.exists() and os.path.samefile(source, output):
-        raise UserError(f"OUT {output} is the file IN {source} and would be lost; name another")
+        raise UserError(f"OUT {output} is the file IN {source} and would be overwritten; name another file")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     forms = "; ".join(f"{suffix}: {form}" for suffix, form in FORMS.items())
     parser = argparse.ArgumentParser(
-        description="Convert a network's file into another form.",
+        description="Convert a network's file to another format.",
         epilog="example: python convert.py 1000000.pth weights/places2.safetensors",
     )
     parser.add_argument(
-        "input", type=path_argument, metavar="IN", help="a checkpoint or weights, ours or another project's"
+        "input", type=path_argument, metavar="IN", help="a checkpoint or weights file, of this or another project"
     )
     parser.add_argument("output", type=path_argument, metavar="OUT", help=f"the file to write ({forms})")
     parser.add_argument("--half", action="store_true", help="write convolution weights as float16: half the size")
@@ -59,14 +59,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--hole-radius",
         type=whole_number(1),
         metavar="PX",
-        help="what the file is to say of the holes of its training: the radius of the largest circle in them",
+        help="record in OUT the radius, in px, of the largest circle in the holes of the network's training",
     )
     parser.add_argument(
         "--mix",
         nargs=2,
         metavar=("OTHER", "SHARE"),
-        help="write the mean with the weights of OTHER, of which it takes the SHARE between 0 and 1: for two networks"
-        " that one network became by two losses",
+        help="average the weights with those of OTHER, which count SHARE (0 to 1): for two networks that were trained"
+        " from the same network with different losses",
     )
     args = parser.parse_args(argv)
     if [] in (args.input, args.output):  # argparse's result for a second `--`

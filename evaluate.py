@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Measure how well networks and classical methods fill holes: L1, PSNR, SSIM and more per bin of"
-        " hole ratios, with tables, plots and pictures. Started again, it computes only what is missing.",
+        " hole ratios, with tables, plots and pictures. If started again, it computes only what is missing.",
         epilog="example: python evaluate.py --images photos --masks test_masks --model weights.safetensors"
         " --baseline all --out runs/evaluation; on several cores or devices: torchrun --nproc_per_node=2 evaluate.py …",
     )
@@ -44,7 +44,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=path_argument,
         required=True,
         metavar="DIR",
-        help="masks; `masks.py --benchmark DIR` makes a test set",
+        help="folder of masks; `masks.py --benchmark DIR` makes a test set",
     )
     add_hole(parser)
     parser.add_argument(
@@ -57,15 +57,32 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--baseline", action="extend", nargs="+", default=[], choices=(*FILLS, "all"), help="classical methods"
     )
-    parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="the folder of results")
-    parser.add_argument("--size", type=whole_number(16), metavar="S", help="px of image and mask (that of each mask)")
-    parser.add_argument("--limit", type=whole_number(1), metavar="N", help="take the first N images (all)")
-    parser.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="of the pairing (0)")
-    parser.add_argument("--pairs", type=path_argument, metavar="FILE", help="a pairs.csv to take the pairs from")
+    parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="folder for the results")
     parser.add_argument(
-        "--extra", action="extend", nargs="+", default=[], choices=EXTRAS, help="needs requirements-metrics.txt"
+        "--size", type=whole_number(16), metavar="S", help="size of images and masks in px (default: each mask's)"
     )
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (auto)")
+    parser.add_argument("--limit", type=whole_number(1), metavar="N", help="use only the first N images (default: all)")
+    parser.add_argument(
+        "--seed",
+        type=whole_number(0),
+        default=0,
+        metavar="N",
+        help="seed of the pairing of images and masks (default: 0)",
+    )
+    parser.add_argument(
+        "--pairs", type=path_argument, metavar="FILE", help="use the pairs in this pairs.csv of an earlier evaluation"
+    )
+    parser.add_argument(
+        "--extra",
+        action="extend",
+        nargs="+",
+        default=[],
+        choices=EXTRAS,
+        help="more metrics; they need requirements-metrics.txt",
+    )
+    parser.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (default: auto)"
+    )
     args = parser.parse_args(argv)
     if "all" in args.baseline:
         args.baseline = [*args.baseline, *FILLS]
@@ -74,7 +91,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if not args.model and not args.baseline:
         parser.error("nothing to measure: name a --model or a --baseline")
     if args.pairs and (args.limit or args.seed):
-        parser.error("--pairs says all about the pairs: leave --limit and --seed out")
+        parser.error("--pairs determines all pairs: leave out --limit and --seed")
     return args
 
 

@@ -125,13 +125,15 @@ def read_config(args: argparse.Namespace) -> Config:
     path = Path(args.resume)
     folder = path.parent.parent if path.is_file() else path  # a checkpoint is RUN_DIR/checkpoints/NAME.pt
     if path.name == CONFIG_NAME and path.is_file():
-        raise UserError(f"--resume {path}: is the config of a run; name the run's folder, {path.parent}")
+        raise UserError(f"--resume {path}: this is the config of a run; name the run's folder, {path.parent}")
     if not (folder / CONFIG_NAME).is_file():
-        raise UserError(f"--resume {path}: nothing to go on from: {folder / CONFIG_NAME} does not exist")
+        raise UserError(f"--resume {path}: no run to resume: {folder / CONFIG_NAME} does not exist")
     try:
         str(folder).encode()
     except UnicodeEncodeError:
-        raise UserError(f"--resume {path}: the name is not UTF-8, as a config needs; rename the folder") from None
+        raise UserError(
+            f"--resume {path}: the folder's name is not UTF-8, which a config requires; rename it"
+        ) from None
     config = load_config(folder / CONFIG_NAME, args.overrides, resume=True)
     return config.model_copy(update={"run": config.run.model_copy(update={"dir": str(folder)})})
 
@@ -141,32 +143,32 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Train a partial-convolution U-Net.",
         epilog="example: python main.py --config configs/demo.yml train.batch_size=2",
     )
-    parser.add_argument("--config", metavar="FILE", help="the config (config.yml beside this script)")
+    parser.add_argument("--config", metavar="FILE", help="config file (default: config.yml beside this script)")
     parser.add_argument(
-        "--resume", metavar="RUN", help="go on with the run in this folder, or from this checkpoint in one"
+        "--resume", metavar="RUN", help="resume the run in this folder, or from this checkpoint of a run"
     )
     parser.add_argument(
-        "--init-from", metavar="CHECKPOINT", help="start from the weights of this file, ours or another project's"
+        "--init-from", metavar="CHECKPOINT", help="start from the weights in this file, of this or another project"
     )
     parser.add_argument(
-        "--check-data", action="store_true", help="train nothing: read all images and masks, list what is broken"
+        "--check-data", action="store_true", help="do not train: read all images and masks, and list the broken ones"
     )
     parser.add_argument(
         "--rescan",
         action="store_true",
-        help="list images and masks anew; a run that goes on keeps its lists otherwise",
+        help="list images and masks again; otherwise a resumed run keeps its lists",
     )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values instead of the config's")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override values of the config")
     args = parser.parse_intermixed_args(argv)
     for name in ("config", "resume", "init_from"):
         if getattr(args, name) == "":
             parser.error(f"--{name.replace('_', '-')} is empty")
     if args.resume and (args.config or args.init_from):
-        parser.error("--resume goes on with the run's own config and weights: leave --config and --init-from out")
+        parser.error("--resume uses the run's own config and weights: leave out --config and --init-from")
     if args.resume and any(re.match(r"\s*run(\.dir\s*=|\s*=.*\bdir\b)", override) for override in args.overrides):
-        parser.error("--resume goes on in the folder that it names: leave run.dir out")
+        parser.error("--resume continues in the folder that it names: leave out run.dir")
     if args.check_data and (args.resume or args.init_from):
-        parser.error("--check-data trains nothing: leave --resume and --init-from out")
+        parser.error("--check-data does not train: leave out --resume and --init-from")
     return args
 
 

@@ -39,51 +39,61 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="masks.py",
         description="Fill masks.train_dir and masks.val_dir of the config with masks: PNG, holes black, valid white."
-        " With --benchmark make a test set like the paper's; with --stats look at a folder of masks.",
-        epilog="The same config gives the same files, whatever the number of processes: mask number i is a function"
-        " of run.seed, the set and i. For a test set like the paper's: python masks.py --benchmark datasets/test_masks"
+        " With --benchmark, make a test set like the paper's. With --stats, print statistics of a folder of masks.",
+        epilog="The same config gives the same files, whatever the number of processes: mask number i depends only"
+        " on run.seed, the set and i. For a test set like the paper's: python masks.py --benchmark datasets/test_masks"
         " --per-bin 1000 --size 512 masks.style=contours",
     )
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument(
         "--benchmark",
         metavar="DIR",
-        help="fill DIR with six bins of hole ratios x (holes 50/512 of the size away from the edge | anywhere)"
-        " x --per-bin masks of masks.style, and index.csv: file, ratio, bin, border (px, 0 = anywhere)",
+        help="fill DIR with a test set: --per-bin masks of masks.style for each of six bins of hole ratios, with holes"
+        " at least 50/512 of the size away from the edge, and as many with holes anywhere; and index.csv: file, ratio,"
+        " bin, border (px, 0 = anywhere)",
     )
     kind.add_argument(
         "--stats",
         metavar="DIR",
-        help="count the masks of DIR per bin of hole ratios, say which colour the holes seem to have, and draw a"
-        " histogram; masks.hole says which colour they do have",
+        help="count the masks in DIR per bin of hole ratios, draw a histogram, and check whether the holes seem to have"
+        " the colour that masks.hole sets",
     )
-    parser.add_argument("--config", metavar="FILE", help="the config (config.yml beside this script)")
-    parser.add_argument("--force", action="store_true", help="replace the masks that masks.py made there before")
-    parser.add_argument("--processes", type=whole_number(1), metavar="N", help="processes (one per core)")
+    parser.add_argument("--config", metavar="FILE", help="config file (default: config.yml beside this script)")
+    parser.add_argument("--force", action="store_true", help="replace masks that masks.py wrote there before")
+    parser.add_argument(
+        "--processes", type=whole_number(1), metavar="N", help="number of processes (default: one per core)"
+    )
     parser.add_argument(
         "--per-bin", type=whole_number(1), metavar="N", help="with --benchmark: masks per bin and border"
     )
-    parser.add_argument("--size", type=whole_number(32), metavar="S", help="with --benchmark: px (data.image_size)")
+    parser.add_argument(
+        "--size",
+        type=whole_number(32),
+        metavar="S",
+        help="with --benchmark: size of the masks in px (default: data.image_size)",
+    )
     parser.add_argument(
         "--hole-colour",
         type=colour,
         metavar="#RRGGBB",
         help="with --stats: colour of the holes instead of masks.hole",
     )
-    parser.add_argument("--out", metavar="FILE", help="with --stats: the histogram, a .png (mask_stats.png)")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values instead of the config's")
+    parser.add_argument(
+        "--out", metavar="FILE", help="with --stats: histogram to write, a .png (default: mask_stats.png)"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override values of the config")
     args = parser.parse_intermixed_args(argv)
     if args.benchmark and not args.per_bin:
         parser.error("--benchmark needs --per-bin N, the number of masks for each bin and border (the paper's: 1000)")
     for option, value in (("--per-bin", args.per_bin), ("--size", args.size)):
         if value and not args.benchmark:
-            parser.error(f"{option} goes with --benchmark; without it the config says how many masks, and their size")
+            parser.error(f"{option} needs --benchmark; without it, the config sets the number of masks and their size")
     if args.out is not None and not args.stats:
-        parser.error("--out goes with --stats")
+        parser.error("--out needs --stats")
     if args.hole_colour and not args.stats:
-        parser.error("--hole-colour goes with --stats; masks.py makes black holes")
+        parser.error("--hole-colour needs --stats; the masks that masks.py makes have black holes")
     if args.force and args.stats:
-        parser.error("--force does not go with --stats, which changes no masks")
+        parser.error("--force cannot be combined with --stats, which changes no masks")
     for option in ("benchmark", "stats", "out", "config"):
         if getattr(args, option) == "":
             parser.error(f"--{option} is empty")

@@ -91,7 +91,7 @@ def _without_results(images: list[Path]) -> list[Path]:
     stems = {_stem(path) for path in images}
     results = {path for path in images if _stem(path).endswith(_RESULT) and _stem(path).removesuffix(_RESULT) in stems}
     if results:
-        print(f"left out: {len(results)} earlier results, as {min(results)}", file=sys.stderr)
+        print(f"left out: {len(results)} earlier results, such as {min(results)}", file=sys.stderr)
     return [path for path in images if path not in results]
 
 
@@ -127,9 +127,9 @@ def output_path(path: Path, source: Path, output: Path | None, format: str | Non
     if output is None or output.is_dir():
         return (output or path.parent) / f"{path.stem}{_RESULT}{suffix}"
     if names_image and format and OUTPUT_FORMATS[output.suffix.lower()] != OUTPUT_FORMATS[suffix]:
-        raise UserError(f"--format {format}: --output says another: {output}; leave one of them out")
+        raise UserError(f"--format {format} contradicts --output {output}; leave one of them out")
     if not names_image:
-        raise UserError(f"--output: must end in {', '.join(OUTPUT_FORMATS)}, or be a folder that exists: {output}")
+        raise UserError(f"--output: must end in {', '.join(OUTPUT_FORMATS)}, or be an existing folder: {output}")
     return output
 
 
@@ -138,9 +138,9 @@ def refuse_to_overwrite(outputs: Sequence[Path], inputs: Sequence[Path]) -> None
     files = {_identity(path) for path in inputs}
     for output in outputs:
         if output.is_dir():
-            raise UserError(f"--output: a folder of this name is in the way: {output}")
+            raise UserError(f"--output: the file to write is an existing folder: {output}; name another file")
         if output.exists() and _identity(output) in files:
-            raise UserError(f"--output: {output} is an input of this run and would be lost; name another")
+            raise UserError(f"--output: {output} is an input of this run and would be overwritten; name another file")
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -161,7 +161,7 @@ def scale_argument(text: str) -> float | None:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Repair photographs: fill the holes of an image, which a mask of the same size shows.",
+        description="Repair photographs: fill the holes of an image that a mask of the same size marks.",
         epilog="example: python predict.py --image photo.jpg --mask mask.png --model runs/demo/weights.safetensors;"
         " without --model the shipped weights are used",
     )
@@ -173,40 +173,53 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=path_argument,
         required=True,
         metavar="MASK",
-        help="its mask, or a folder of masks of the same names (or with _mask behind: beach.jpg, beach_mask.png)",
+        help="its mask, or a folder of masks with the images' names, or these plus _mask (beach.jpg: beach_mask.png)",
     )
     parser.add_argument(
-        "--model", type=path_argument, metavar="CKPT", help="a checkpoint or a weights file (the shipped weights)"
+        "--model",
+        type=path_argument,
+        metavar="CKPT",
+        help="a checkpoint or weights file (default: the shipped weights)",
     )
     parser.add_argument(
-        "--method", choices=(NETWORK, *FILLS), default=NETWORK, help="the network, or a classical method (network)"
+        "--method", choices=(NETWORK, *FILLS), default=NETWORK, help="the network (default) or a classical method"
     )
     parser.add_argument(
         "--output",
         type=path_argument,
         metavar="PATH",
-        help="image to write, or folder (IMG_inpainted.png beside the image, or a folder beside the folder);"
-        " .png, .webp and .tif keep valid pixels as they are, .jpg does not",
+        help="image or folder to write (default: IMG_inpainted.png beside the image, or IMG_inpainted/ beside the"
+        " folder); .png, .webp and .tif keep valid pixels unchanged, .jpg does not",
     )
     parser.add_argument(
-        "--format", choices=("png", "jpg", "webp", "tif"), help="of images whose name --output does not say (png)"
+        "--format",
+        choices=("png", "jpg", "webp", "tif"),
+        help="format of the results, unless --output names a file (default: png)",
     )
     add_hole(parser)
     parser.add_argument(
-        "--grow", type=whole_number(0), default=0, metavar="N", help="px that the hole grows, over its soft edge (0)"
+        "--grow",
+        type=whole_number(0),
+        default=0,
+        metavar="N",
+        help="grow the hole by N px first, to cover a soft edge (default: 0)",
     )
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (auto)")
+    parser.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (default: auto)"
+    )
     parser.add_argument(
         "--scale",
         type=scale_argument,
         metavar="S",
-        help="a hole larger than those of the network's training is filled on a reduced picture first: reduced until it"
-        " fits (auto), not at all (1), or so many times (a factor above 1)",
+        help="fill a hole larger than those of the network's training on a reduced picture first: reduced until the"
+        " hole fits (auto, the default), by the factor S (above 1), or not reduced (1)",
     )
-    parser.add_argument("--raw", action="store_true", help="write what the network makes of the valid part too")
+    parser.add_argument(
+        "--raw", action="store_true", help="write the network's output for valid pixels too, instead of the image's"
+    )
     args = parser.parse_args(argv)
     if args.model and args.method != NETWORK:
-        parser.error(f"--method {args.method} needs no network: leave --model out")
+        parser.error(f"--method {args.method} needs no network: leave out --model")
     args.model = args.model or DEFAULT_WEIGHTS
     return args
 

@@ -151,17 +151,17 @@ def read_checked_mask(path: Path, hole: str, data: bytes | None = None) -> np.nd
     other = "white" if hole == "black" else "black"
     advice = f"if its holes are {other}, add --hole {other}; if they have a colour, --hole-colour '#rrggbb'"
     if hole not in ("black", "white"):
-        advice = "an editor's pipette tells the colour that it is painted in"
+        advice = "an image editor's colour picker shows the colour of its hole"
     ratio = hole_ratio(mask)
     if ratio == 0:
         raise UserError(f"mask {path} has no {hole} pixel, so no hole; {advice}")
     if ratio == 1:  # also a mask of 0 and 1 instead of 0 and 255
         raise UserError(
             f"mask {path} is all hole ({hole}): none of its pixels is nearer to {other}; {advice}"
-            " (masks of 0 and 1 instead of 0 and 255 look so, too: multiply them by 255)"
+            " (masks of 0 and 1 instead of 0 and 255 look the same: multiply them by 255)"
         )
     if between > _MUCH_GREY:
-        warn(f"warning: {100 * between:.1f} % of mask {path} is neither black nor white; cut at half")
+        warn(f"warning: {100 * between:.1f} % of mask {path} is neither black nor white; thresholded at half")
     if ratio > _MOSTLY_HOLE:
         warn(f"hint: {100 * ratio:.0f} % of mask {path} is hole ({hole}); {advice}")
     return mask
@@ -172,11 +172,13 @@ def check_size(valid: np.ndarray, mask: Path, photo: Photo, image: Path) -> None
     size, wanted = valid.shape, photo.visible().shape
     if size == wanted:
         return
-    message = f"mask {mask} is {_px(size)} and image {image} is {_px(wanted)}; they must be of one size"
+    message = f"mask {mask} is {_px(size)} and image {image} is {_px(wanted)}; they must have the same size"
     if size == wanted[::-1]:
-        message += " as viewers show them, turned as EXIF asks"
+        message += " as viewers show them, rotated according to EXIF"
     if size == photo.pixels.shape[:2]:
-        message += f"; the mask fits the stored pixels, which EXIF orientation {photo.orientation} turns: turn it, too"
+        message += (
+            f"; the mask fits the stored pixels, which EXIF orientation {photo.orientation} rotates: rotate it too"
+        )
     raise UserError(message)
 
 

@@ -111,7 +111,7 @@ def look_at_some_masks(key: str, paths: Sequence[str] | Sequence[Path], hole: st
     chosen = [Path(paths[place]) for place in places]
     masks = [mask for path in chosen if not (mask := look_at_mask(path, hole)).fault]  # reported when read
     empty, by_alpha = sum(mask.ratio == 0 for mask in masks), sum(mask.by_alpha for mask in masks)
-    of_them = f"of {len(masks)} masks that were looked at in {chosen[0].parent}" if masks else ""
+    of_them = f"of the {len(masks)} masks checked in {chosen[0].parent}" if masks else ""
     if masks and empty == len(masks):
         raise UserError(
             f"{key}: none {of_them} has a hole, so there is nothing to learn; holes are {hole} (masks.hole):"

@@ -95,8 +95,8 @@ class BadFiles:
             if not self._warned:
                 self._warned = True
                 disk = f"{error.strerror or error}: {error.filename or self.path}"
-                tqdm.write(f"warning: {self.path.name} can't be written, the run goes on: {disk}", file=sys.stderr)
-        tqdm.write(f"warning: {reason}; another picture stands in for it", file=sys.stderr)
+                tqdm.write(f"warning: {self.path.name} can't be written; the run continues: {disk}", file=sys.stderr)
+        tqdm.write(f"warning: {reason}; another picture replaces it", file=sys.stderr)
 
     def count(self, step: int) -> int:
         """Return how many broken images the run has found up to `step`, on all ranks."""
@@ -109,8 +109,8 @@ class BadFiles:
         allowed = self.max_bad * max(met, min(self.images, LEAST_MET))
         if count > allowed:
             raise UserError(
-                f"step {step}: {count} of the {met} pictures met so far are broken; data.max_bad = {self.max_bad:g}"
-                f" allows {int(allowed)}. {self.path} names them. Mend them, or resume with a larger data.max_bad"
+                f"step {step}: {count} of the {met} pictures read so far are broken; data.max_bad = {self.max_bad:g}"
+                f" allows {int(allowed)}. {self.path} names them. Fix them, or resume with a larger data.max_bad"
             )
 
     def _read_on(self) -> None:

@@ -100,7 +100,7 @@ def _mapped(path: str | Path) -> bytes | mmap.mmap:
     with open(path, "rb") as file:
         head = file.read(_HEAD.size)
         if len(head) < _HEAD.size or file.read(_CHECKSUM.size) != _CHECKSUM.pack(zlib.crc32(head)):
-            raise ValueError(f"no list of images, or damaged: {path}")
+            raise ValueError(f"not a list of images, or damaged: {path}")
         kind, _, _, _, checksum = _HEAD.unpack(head)
         if kind != _KIND or _crc32(file) != checksum:
             raise ValueError(f"damaged, or a list of another version: {path}")

@@ -136,7 +136,7 @@ def _opened(path: str | Path, data: bytes | None = None) -> Iterator[Image.Image
     except UnidentifiedImageError:
         raise UserError(f"not an image, or of a kind that Pillow can't read: {path}") from None
     except IsADirectoryError:
-        raise UserError(f"a folder, where an image file is needed: {path}") from None
+        raise UserError(f"must be an image file, but is a folder: {path}") from None
     except PermissionError:
         raise UserError(f"no permission to read {path}") from None
     except Image.DecompressionBombError:

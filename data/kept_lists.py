@@ -63,17 +63,17 @@ def _kept_or_new(
     if rescan or not begun:
         return make()
     if not kept.exists():
-        print(f"{key}: the run has no list of its own ({kept}); its {what} are listed as they are now", file=sys.stderr)
+        print(f"{key}: the run's list of {what} is missing ({kept}); a new one is made", file=sys.stderr)
         return make()
     try:
         images = ImageList.open(kept)
     except ValueError as error:
-        raise UserError(f"{key}: {error}. --rescan lists the {what} anew, which may change the run") from None
+        raise UserError(f"{key}: {error}. List the {what} again with --rescan, which may change the run") from None
     if images.source == source == "sample" and images.root != str(root_of(source)):
         return make()  # same files in another environment
     if images.source != source:
         raise UserError(
-            f"{key}: {source} is not where the run's {what} come from, {images.source}; --rescan lists them anew there"
+            f"{key}: the run's {what} come from {images.source}, not from {source}; to change that, add --rescan"
         )
     return images
 
@@ -82,12 +82,14 @@ def _tell_of_changes(images: ImageList, key: str, what: str, max_missing: float)
     """Report on stderr what has changed since the list was made. Raises UserError if too much is missing."""
     changed = changed_folders(images)
     missing = missing_files(images, changed)
-    own = f"the run goes on with its own list of {len(images)} {what}; --rescan lists them anew"
+    own = f"the run keeps its list of {len(images)} {what}; --rescan lists them again"
     if missing:
-        lost = f"{len(missing)} of the run's {len(images)} {what} are missing, as {missing[0]}"
+        lost = f"{len(missing)} of the run's {len(images)} {what} are missing, such as {missing[0]}"
         if len(missing) == len(images) or len(missing) > max_missing * len(images):
-            raise UserError(f"{key}: {lost}. Put them back, or --rescan lists the {what} anew, which changes the run")
-        print(f"{key}: {lost}; others stand in for them, and {own}", file=sys.stderr)
+            raise UserError(
+                f"{key}: {lost}. Put them back, or list the {what} again with --rescan, which changes the run"
+            )
+        print(f"{key}: {lost}; others replace them, and {own}", file=sys.stderr)
     elif changed:
         print(f"{key}: {images.source} has changed since this run began; {own}", file=sys.stderr)
 

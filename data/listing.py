@@ -260,7 +260,7 @@ def _place_of(name: str, path: Path, key: str) -> str:
         )
     if len(found) > 1:
         raise UserError(
-            f"{key}: {name}, the first of {path}, lies in {' and in '.join(found)}; move the list into one of them"
+            f"{key}: {name}, the first of {path}, is in {' and in '.join(found)}; move the list into one of them"
         )
     return found[0]
 

@@ -183,7 +183,7 @@ def reports_killed_workers() -> Iterator[None]:
             raise
         how = found[1] if found else "ended"
         lacking = "memory short, or /dev/shm full" if "Bus error" in how else "memory short"
-        raise UserError(f"a data worker {how}; was {lacking}? Fewer data.workers need less") from None
+        raise UserError(f"a data worker {how}; was {lacking}? If so, use fewer data.workers") from None
 
 
 def _start_worker(_: int) -> None:

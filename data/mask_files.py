@@ -104,9 +104,9 @@ def read_mask(path: str | Path, hole: str, data: bytes | None = None) -> ReadMas
         what = "its alpha channel" if alpha is not None else "it"
         raise UserError(
             f"{path} is no mask: {100 * between:.0f} % of {what} is neither black nor white, and at most"
-            f" {100 * _MOST_BETWEEN:.0f} % may be. Export the mask from the editor as a PNG of its own, black and white"
-            " without soft edges, or the photograph with the hole made transparent; a hole painted in one colour is"
-            " read by --hole-colour '#rrggbb'"
+            f" {100 * _MOST_BETWEEN:.0f} % may be. Export the mask from the editor as a separate PNG, black and white"
+            " without soft edges, or the photograph with the hole made transparent; for a hole painted in one colour"
+            " use --hole-colour '#rrggbb'"
         )
     valid = grey >= cut if hole == "black" else grey < cut
     return ReadMask(valid.view(np.uint8), between, alpha is not None)
@@ -137,7 +137,7 @@ def _read_1_bit_png(path: str | Path) -> np.ndarray | None:
 def alpha_note(hole: str) -> str:
     """Return a note on which side of an alpha channel is the hole."""
     side, other, option = ("transparent", "opaque", "white") if hole == "black" else ("opaque", "transparent", "black")
-    return f"alpha is the mask, {side} parts are the hole ({other} ones: --hole {option})"
+    return f"alpha is the mask: {side} parts are the hole (if {other} ones are, use --hole {option})"
 
 
 def _varying_alpha(image: Image.Image) -> np.ndarray | None:

@@ -57,7 +57,7 @@ def make_masks(config: Config, force: bool, processes: int | None) -> None:
     ]
     with contextlib.ExitStack() as held:
         for _, folder, _, key in sets:
-            held.enter_context(opened_folder(folder, force, f"set {key} to another"))
+            held.enter_context(opened_folder(folder, force, f"set {key} to another folder"))
         for purpose, folder, count, key in sets:
             jobs = []
             for i in range(count):
@@ -83,7 +83,7 @@ def make_benchmark(folder: Path, config: Config, per_bin: int, size: int, force:
                 path = folder / file_name(len(jobs))
                 jobs.append(MaskJob(path, config.run.seed, purpose, i, size, config.masks.style, ratio, border))
                 rows.append((path.name, bin_name(index), border))
-    with opened_folder(folder, force, "name another", (RECORD, INDEX)):
+    with opened_folder(folder, force, "name another folder", (RECORD, INDEX)):
         (folder / INDEX).unlink(missing_ok=True)  # index of the replaced masks
         ratios = fill_folder(folder, jobs, {"set": "benchmark", "per_bin": per_bin, "border": wide}, processes)
         lines = [
@@ -116,12 +116,12 @@ def check_folder(folder: Path, force: bool, otherwise: str, writes: Sequence[str
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise UserError(f"a file, where masks need a folder: {folder}; {otherwise}")
+        raise UserError(f"must be a folder, but is a file: {folder}; {otherwise}")
     names = sorted(path.name for path in folder.iterdir())
     images = [name for name in names if is_image_name(name)]
     ours = is_ours(folder)
     if images and not force:
-        remedy = "--force replaces the masks that masks.py made there, or" if ours else "masks.py did not make them;"
+        remedy = "to replace these masks, add --force, or" if ours else "masks.py did not make them;"
         raise UserError(f"{folder} already holds {len(images)} images, which stay untouched: {remedy} {otherwise}")
     foreign = [name for name in images if not ours or not OWN_NAME.fullmatch(name)]
     if foreign:
@@ -189,15 +189,15 @@ def show_stats(folder: Path, hole: str, out: Path, processes: int | None) -> int
     """Print statistics of a folder's masks and draw a histogram. Returns exit code 1 if a file cannot be read."""
     paths = list_images(folder)
     if not paths:
-        raise UserError(f"no images in {folder}, which --stats named; it looks for masks in the folder itself")
+        raise UserError(f"--stats: no images in {folder}; masks must lie directly in the folder")
     if out.suffix.lower() != ".png":
         raise UserError(f"--out: {str(out)!r} must end in .png")
     if out.resolve().parent == folder.resolve():
-        raise UserError(f"the histogram {out} would lie among the masks; name another place with --out FILE")
+        raise UserError(f"the histogram {out} would be among the masks; name another place with --out FILE")
     if not out.resolve().parent.is_dir():
         raise UserError(f"--out: no such folder: {out.parent}")
     if out.exists() and not is_own_histogram(out):
-        raise UserError(f"--out: {out} is there and no histogram of masks.py, so it stays; name another")
+        raise UserError(f"--out: {out} exists and is not a histogram by masks.py, so it is kept; name another file")
     found = list(in_processes(measure, [(path, hole) for path in paths], processes, str(folder), "masks"))
     masks = [mask for mask in found if mask.fault is None]
     for mask in found:

@@ -131,7 +131,7 @@ def read_photo(path: Path, data: bytes | None = None) -> Photo:
         tiff_bits = max(image.tag_v2.get(_TIFF_BITS, (8,))) if isinstance(image, TiffImageFile) else 8
         if tiff_bits > 8 or (image.format in _DEEP and _DEEP[image.format](file)):
             raise UserError(
-                f"image {path} ({image.format}) has more than 8 bits a channel of colour, which it loses; save a PNG"
+                f"image {path} ({image.format}) has more than 8 bits per channel, which would be lost; save it as PNG"
             )
         if image.mode in ("CMYK", "LAB"):  # their profiles do not apply to RGB
             profile = None
@@ -233,7 +233,7 @@ def check_keeps(path: Path, photo: Photo) -> None:
     if photo.icc_profile:  # it overrides all of these chunks except cICP
         described = [kind for kind in described if kind == b"cICP"]
     if suffix != ".png" and photo.pixels.dtype == np.uint16:
-        lost = "16 bits a channel"
+        lost = "16 bits per channel"
     elif suffix in (".jpg", ".jpeg") and photo.has_alpha:
         lost = "an alpha channel"
     elif suffix == ".webp" and photo.pixels.shape[2] <= 2 and photo.icc_profile:

@@ -103,7 +103,9 @@ class TrainingSamples(Dataset[Sample]):
             substitutes = substitutes or generator(SUBSTITUTES, number, self.seed)
             chosen = int(substitutes.integers(count))
         others = len({fault.path for fault in faults}) - 1
-        raise UserError(faults[0].reason + (f"; nor is any of {others} others that were tried instead" * (others > 0)))
+        raise UserError(
+            faults[0].reason + (f"; {others} other images that were tried instead failed, too" * (others > 0))
+        )
 
 
 class ValidationPairs(Dataset[Sample]):

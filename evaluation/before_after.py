@@ -24,7 +24,7 @@ def before_after(photograph: Path, mask: Path, repaired: Path) -> np.ndarray:
     """Return the sheet, uint8 (H,W,3). Raises UserError if a file cannot be read or the sizes differ."""
     was, valid, now = read_photo(photograph).rgb(), read_mask(mask, "black").valid, read_photo(repaired).rgb()
     if not was.shape[:2] == valid.shape == now.shape[:2]:
-        raise UserError(f"{photograph}, {mask} and {repaired} must be of one size")
+        raise UserError(f"{photograph}, {mask} and {repaired} must have the same size")
     return sheet([[masked(was, valid[..., None]), now, was]], ("masked", "repaired", "as it was"))
 
 

@@ -207,4 +207,4 @@ def _fetch(metrics: str, url: str) -> None:
                 f" get {url} and put it at {path}, or leave {metrics} out"
             ) from None
     if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(digest):
-        raise UserError(f"damaged or other weights for {metrics}: {path}; remove it, so that it is fetched anew")
+        raise UserError(f"damaged or other weights for {metrics}: {path}; remove it; it is then downloaded again")

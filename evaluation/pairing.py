@@ -112,7 +112,7 @@ def _indexed_borders(path: Path) -> dict[str, str]:
         with path.open(encoding="utf-8", newline="") as file:
             return {row["file"]: "any" if int(row["border"]) == 0 else "free" for row in csv.DictReader(file)}
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"not an index of masks with the columns file and border: {path}; mend or remove it") from None
+        raise UserError(f"not an index of masks with the columns file and border: {path}; fix or remove it") from None
 
 
 def make_pairs(images: Sequence[str], masks: Sequence[MaskFile], seed: int) -> list[EvaluationPair]:

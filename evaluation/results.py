@@ -43,7 +43,7 @@ class ResultsFolder:
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Lock the folder. Raises UserError if it is a file or another evaluation holds the lock."""
         if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--out: a file, where a folder is needed: {self.path}")
+            raise UserError(f"--out: must be a folder, but is a file: {self.path}")
         return locked(self.path)
 
     def open(self, pairs: str, settings: Mapping[str, Any], methods: Mapping[str, str]) -> list[str]:

@@ -101,7 +101,7 @@ def begin(out: ResultsFolder, images: Mapping[str, str], models: Mapping[str, Pa
     images: paths by their names in pairs.csv.
     """
     if Path(args.images).is_dir() and args.masks.is_dir() and args.masks.samefile(args.images):
-        raise UserError(f"--masks: {args.masks} is the folder of the images; name that of the masks")
+        raise UserError(f"--masks: {args.masks} is the folder of the images; name the folder of the masks")
     if args.pairs:
         pairs = as_listed(read_pairs(args.pairs), images, [path.name for path in list_images(args.masks)])
         unknown = [pair for pair in pairs if pair.image not in images]
@@ -115,7 +115,7 @@ def begin(out: ResultsFolder, images: Mapping[str, str], models: Mapping[str, Pa
         outside = sum(hole_bin(mask.ratio) is None for mask in masks)
         if outside:
             colour = "; are the holes another colour (--hole)?" if outside > len(masks) / 2 else ""
-            print(f"left out: {outside} of {len(masks)} masks, whose hole ratio is in no bin{colour}")
+            print(f"left out: {outside} of {len(masks)} masks, because their hole ratios are in no bin{colour}")
     identities = {
         **{name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in models.items()},
         **{name: version_of(name) for name in args.baseline},
@@ -124,7 +124,7 @@ def begin(out: ResultsFolder, images: Mapping[str, str], models: Mapping[str, Pa
     files += [str(args.masks / name) for name in dict.fromkeys(pair.mask for pair in pairs)]
     settings = {"size": args.size, "hole": args.hole, "files": digest(files)}
     for name in out.open(format_pairs(pairs), settings, identities):
-        print(f"{name}: its file or library has changed, so it is measured anew")
+        print(f"{name}: its file or library has changed, so it is measured again")
     print(f"{len(pairs)} pairs of {len({pair.image for pair in pairs})} images, {len(identities)} methods")
 
 
@@ -318,7 +318,7 @@ def show(
             )
 
     page = write_gallery(out.gallery, cases(), names, f"{out.path.name}: {len(pairs)} pairs")
-    print(f"tables: {out.summary_markdown}; rows: {out.results}; plots: {out.path}; to look at: {page}")
+    print(f"tables: {out.summary_markdown}; rows: {out.results}; plots: {out.path}; to view: {page}")
 
 
 def settings_of(args: argparse.Namespace, pairs: Sequence[EvaluationPair]) -> dict[str, str]:

@@ -77,7 +77,9 @@ def mix_with(net: PConvUNet, source: Path, other: Path, share: float) -> None:
     """
     ours, theirs = net.state_dict(), load_model(other).state_dict()
     if {key: t.shape for key, t in ours.items()} != {key: t.shape for key, t in theirs.items()}:
-        raise UserError(f"--mix: {other} and {source} hold networks of different architectures; no mean of them is one")
+        raise UserError(
+            f"--mix: {other} and {source} hold networks of different architectures, which can't be averaged"
+        )
     for key, tensor in ours.items():
         if tensor.is_floating_point():
             tensor.lerp_(theirs[key], share)
@@ -144,6 +146,6 @@ def to_program(net: PConvUNet, form: Callable[[PConvUNet], nn.Module] = Inpainte
 
 def _missing(error: ImportError) -> UserError:
     return UserError(
-        f"exporting needs torch 2.14, onnx and onnxscript, and {error.name} is missing;"
-        " `pip install -r requirements-export.txt` brings them"
+        f"exporting needs torch 2.14, onnx and onnxscript, but {error.name} is missing;"
+        " `pip install -r requirements-export.txt` installs them"
     )

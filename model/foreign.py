@@ -149,7 +149,7 @@ def _unwrapped(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return {key.removeprefix("module.").removeprefix("generator."): state_dict[key] for key in state_dict}
     chosen = sorted(prefix for prefix in prefixes if "ema" in prefix or len(prefixes) == 1)
     if len(chosen) != 1:
-        raise ValueError(f"it holds several networks, {', '.join(sorted(prefixes))}; save one of them alone")
+        raise ValueError(f"it holds several networks, {', '.join(sorted(prefixes))}; save only one of them")
     return {key.removeprefix(chosen[0]): state_dict[key] for key in state_dict if key.startswith(chosen[0])}
 
 

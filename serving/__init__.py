@@ -1,1 +1,1 @@
-"""The server behind the page: app.py starts it, the page itself is in app/."""
+"""The server behind the page in app/. app.py starts it."""

@@ -1,4 +1,4 @@
-"""What the page can ask for: open a photograph, read a mask, fill a hole, save."""
+"""The tasks that the page requests: open a photograph, read a mask, fill a hole, save."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ LONGEST_NAME = 255  # characters
 _LARGEST_PLACE = 2**20  # px
 MOST_EDITS = 500
 
-# A photograph may have twice as many pixels: Pillow warns from here on, and refuses from there on.
+# Pillow warns above this, and refuses images of more than twice as many pixels.
 _MANY_PIXELS = 60 * 10**6
 
-# What every browser shows as Photo.rgb() has it: Pillow's words for the format and the mode.
+# Formats and modes, in Pillow's terms, that every browser shows with the colours of Photo.rgb().
 _SHOWN_BY_BROWSERS = ("JPEG", "PNG", "WEBP"), ("L", "LA", "P", "RGB", "RGBA")
 
 
 class Desk:
-    """Each method answers one task: from the message's header and files to those of the answer.
+    """Handlers, one method per task: each maps a request's header and files to the answer's header and files.
 
-    Every task has the photograph's file first. UserError for what the user can mend, MalformedMessage for what the
-    page never sends.
+    The first file of a request is always the photograph. Handlers raise UserError for what the user can fix, and
+    MalformedMessage for requests that the page never sends.
     """
 
     def __init__(self, models: Mapping[str, Path], device: str) -> None:
@@ -46,14 +46,14 @@ class Desk:
         self.formats = tuple(suffix for suffix in OUTPUT_FORMATS if suffix not in (".tiff", ".jpeg"))
 
     def open(self, header: Header, files: list[bytes]) -> Answer:
-        """The size as shown and, where a browser can't be trusted with the file, a PNG that it can show."""
+        """Return the size as shown and, if browsers may show the file differently or not at all, a PNG of it."""
         (data,) = _counted(files, 1)
         photo = read_photo(_name(header, "name"), data)
         height, width = photo.visible().shape
         return {"width": width, "height": height}, [] if _browsers_show(data, photo) else [_view(photo)]
 
     def mask(self, header: Header, files: list[bytes]) -> Answer:
-        """A mask file as its hole's bits, 1 = hole, each row padded to whole bytes."""
+        """Return the hole of a mask file as bits, 1 = hole, each row padded to full bytes."""
         data, mask = _counted(files, 2)
         hole = _one_of(header, "hole", ("black", "white"))
         valid = read_checked_mask(_name(header, "mask"), hole, mask)
@@ -62,7 +62,7 @@ class Desk:
         return {}, [np.packbits(valid == 0, axis=1).tobytes()]
 
     def fill(self, header: Header, files: list[bytes]) -> Answer:
-        """Files: the photograph, the mask (holes black), earlier edits. The answer is one more edit."""
+        """Fill the hole. Files: the photograph, the mask (holes black), earlier edits. Returns one more edit."""
         fill = self.methods[_one_of(header, "method", tuple(self.methods))]
         photo, rest = _edited(header, files, 2)
         name, mask_name = _name(header, "name"), _name(header, "mask")
@@ -76,7 +76,7 @@ class Desk:
         return {"left": left, "top": top, "hole": hole_ratio(valid)}, [edit]
 
     def save(self, header: Header, files: list[bytes]) -> Answer:
-        """Files: the photograph, edits. The answer is the file that predict.py writes."""
+        """Encode the edited photograph. Files: the photograph, edits. Returns the file that predict.py would write."""
         suffix = _one_of(header, "format", self.formats)
         photo, _ = _edited(header, files, 1)
         output = Path(_name(header, "name").stem + "_inpainted" + suffix)
@@ -89,7 +89,10 @@ class Desk:
 
 
 def _edited(header: Header, files: Sequence[bytes], others: Literal[1, 2]) -> tuple[Photo, Sequence[bytes]]:
-    """The photograph after the edits, and the files between the two."""
+    """Return the photograph with all edits applied, and the files between photograph and edits.
+
+    others: number of files before the edits, including the photograph.
+    """
     places = header.get("places")
     if not isinstance(places, list) or len(places) > MOST_EDITS or not all(map(_is_place, places)):
         raise MalformedMessage(f"places must be a list of at most {MOST_EDITS} [left, top]")
@@ -113,7 +116,7 @@ def _counted(files: Sequence[bytes], count: int) -> Sequence[bytes]:
 
 
 def _name(header: Header, key: str) -> Path:
-    """The name of a file, for messages alone: nothing of this name is ever opened."""
+    """Return a file's name, made printable. It is used only in messages and never opened."""
     name = header.get(key)
     if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
         raise MalformedMessage(f"{key} must be a text of 1 to {LONGEST_NAME} characters")
@@ -135,7 +138,7 @@ def _browsers_show(data: bytes, photo: Photo) -> bool:
 
 
 def _view(photo: Photo) -> bytes:
-    """The photograph upright and with 8 bits, as PNG."""
+    """Encode the upright photograph as PNG with 8 bits per channel."""
     pixels = photo.shown()
     if pixels.dtype == np.uint16:
         pixels = (pixels >> 8).astype(np.uint8)

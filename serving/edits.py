@@ -1,7 +1,8 @@
-"""What a fill changed of a photograph, as a small file: the page keeps these and sends them back.
+"""Edits: small files that hold what a fill changed.
 
-So the server keeps nothing. The file is an image of the hole's box with an alpha channel: opaque in the hole, where it
-holds the new pixels in the photograph's depth, transparent elsewhere. A browser can draw it over the photograph.
+The page keeps them and sends them back, so the server is stateless. An edit is a PNG of the hole's bounding box with an
+alpha channel: opaque in the hole, with the new pixels in the photograph's bit depth, and transparent elsewhere. A
+browser can draw it over the photograph.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from utils.errors import UserError
 
 
 def edit_of(photo: Photo, valid: np.ndarray) -> tuple[bytes, int, int]:
-    """The edit that makes `photo` from what it was before its hole was filled, and its left and top in px.
+    """Return the edit that holds the filled hole of `photo`, and the left and top of its box in px.
 
-    valid: the mask (H,W), 0 = hole, of the photograph as shown; it has a hole.
+    valid: mask (H,W), 1 = valid, 0 = hole, of the photograph as shown. It must have a hole.
     """
     rows, columns = np.nonzero((valid == 0).any(1))[0], np.nonzero((valid == 0).any(0))[0]
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
@@ -31,7 +32,10 @@ def edit_of(photo: Photo, valid: np.ndarray) -> tuple[bytes, int, int]:
 
 
 def apply_edits(photo: Photo, edits: Sequence[bytes], places: Sequence[tuple[int, int]]) -> Photo:
-    """The photograph after these edits, in order. places: left and top of each, px. UserError where one can't fit."""
+    """Return the photograph with the edits applied in order; `photo` itself is unchanged.
+
+    places: left and top of each edit in px. Raises UserError if an edit does not fit the photograph.
+    """
     if not edits:
         return photo
     edited = replace(photo, pixels=photo.pixels.copy())

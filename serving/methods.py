@@ -1,4 +1,4 @@
-"""The methods that the page offers: networks and the classical ones."""
+"""The methods that the page offers: networks and classical methods."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from utils.arguments import DEFAULT_WEIGHTS
 from utils.errors import UserError
 from utils.processes import pick_device
 
-# Pixels around a hole that a classical method may look at; the mean colour is of the whole picture.
+# Pixels around a hole's bounding box that a classical method reads. The mean colour reads the full photograph.
 _MARGIN = {"telea": 8, "navier-stokes": 8, "biharmonic": 8}
 
 
 def load_methods(models: Mapping[str, Path], device: str) -> dict[str, Fill]:
-    """Every method by its name: the networks first, the shipped one where none is named. UserError as load_model."""
+    """Return all methods by name, networks first. Without `models` the network is the shipped one.
+
+    Raises UserError if a file cannot be used, or if a network has the name of a classical method.
+    """
     methods: dict[str, Fill] = {}
     for name, path in (models or {DEFAULT_WEIGHTS.stem: DEFAULT_WEIGHTS}).items():
         methods[name] = functools.partial(fill_by_network, load_for_prediction(path, pick_device(device)), None)
@@ -35,7 +38,10 @@ def load_methods(models: Mapping[str, Path], device: str) -> dict[str, Fill]:
 def _near_the_hole(
     fill: baselines.Fill, margin: int | None, photo: Photo, mask: np.ndarray, to_fill: np.ndarray
 ) -> Iterator[tuple[Place, np.ndarray]]:
-    """`fill` of the hole's box and a margin; of the whole picture without a margin, or with nothing valid there."""
+    """A `Fill` that passes only the hole's bounding box and `margin` px around it to a classical method.
+
+    Passes the full photograph if margin is None or the box has no valid pixel.
+    """
     place = WHOLE
     if margin is not None:
         rows, columns = np.nonzero((mask == 0).any(1))[0], np.nonzero((mask == 0).any(0))[0]

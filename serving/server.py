@@ -1,4 +1,4 @@
-"""The web server of the page: who may ask, how much at a time, and the process that does the work."""
+"""The web server of the page: access checks, limits, and the queue of the worker process."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from utils.errors import UserError
 PAGE = Path(__file__).resolve().parent.parent / "app"
 
 LARGEST_BODY = 256 * 2**20  # bytes: a photograph, its mask and earlier fills
-AT_A_TIME = 2  # requests whose bodies are in memory: one is worked on, one is read meanwhile
-MOST_WAITING = 40  # requests; further ones are sent away
-PATIENCE = 20.0  # seconds without a byte of a body until the client is given up
+AT_A_TIME = 2  # requests with bodies in memory: one is processed while the next is read
+MOST_WAITING = 40  # requests; more are refused
+PATIENCE = 20.0  # seconds without a byte of the body before the request times out
 MEDIA_TYPE = "application/octet-stream"
 
 HEADERS = {
@@ -46,10 +46,10 @@ HEADERS = {
 
 
 class Worker:
-    """The process of serving.worker, and the queue before it."""
+    """The process of serving.worker, with a queue of requests."""
 
     def __init__(self, settings: Settings) -> None:
-        """Start the process and wait for it. UserError where a model can't be used."""
+        """Start the process and wait until it is ready. Raises UserError if a model cannot be used."""
         self._settings = settings
         self._turn = asyncio.Lock()
         self._starting: asyncio.Future[Any] | None = None
@@ -70,7 +70,7 @@ class Worker:
         return offers
 
     async def ask(self, request: bytes) -> bytes:
-        """The answer to a message, when its turn comes. Whoever cancels this while it is worked on ends the work."""
+        """Queue a request and return the answer. Cancelling this during the processing kills the process."""
         async with self._turn:
             finished = True
             try:
@@ -86,23 +86,23 @@ class Worker:
                 return pack({"error": "the process that fills was ended; was memory short? Try a smaller picture"})
             finally:
                 if not finished:
-                    self._process.kill()  # the threads above then meet the end of the connection
+                    self._process.kill()  # this also ends the threads that use the connection
                     self._start_another()
 
     async def _ready(self) -> None:
-        """Wait for the process, a new one where it has ended. UserError where it can't start."""
+        """Wait until the process is ready; start a new one if it has ended. Raises UserError if it cannot start."""
         if self._starting is None and not self._process.is_alive():
             self._start_another()
         if self._starting is not None:
             try:
-                await asyncio.shield(self._starting)  # whoever is cancelled here leaves it to the next
+                await asyncio.shield(self._starting)  # cancelling this request does not stop the start
             finally:
                 if self._starting.done():
                     self._starting = None
 
     def _start_another(self) -> None:
         self._starting = asyncio.ensure_future(asyncio.to_thread(self._start))
-        # Who asks next is told of an error; where nobody does, asyncio must not complain of it.
+        # The next request reports an error. If there is none, asyncio must not log the error as never retrieved.
         self._starting.add_done_callback(lambda starting: starting.cancelled() or starting.exception())
 
     def stop(self) -> None:
@@ -111,7 +111,7 @@ class Worker:
 
 
 def serve(server: Starlette, listening: socket.socket) -> None:
-    """Answer what comes to a listening socket, until Ctrl-C."""
+    """Serve requests on a listening socket until Ctrl-C."""
     config = uvicorn.Config(
         server, log_level="warning", lifespan="off", ws="none", timeout_graceful_shutdown=1, server_header=False
     )
@@ -119,7 +119,7 @@ def serve(server: Starlette, listening: socket.socket) -> None:
 
 
 def make_server(worker: Worker, hosts: Callable[[str], bool]) -> Starlette:
-    """The web application. hosts: whether a Host header, without its port, is one of ours."""
+    """Return the web application. hosts: returns whether a Host header, without its port, names this server."""
     room = asyncio.Semaphore(AT_A_TIME)
     waiting = 0
 
@@ -160,11 +160,11 @@ def make_server(worker: Worker, hosts: Callable[[str], bool]) -> Starlette:
 
 
 class TooLarge(Exception):
-    """A body over LARGEST_BODY."""
+    """The body has more than LARGEST_BODY bytes."""
 
 
 async def read_body(request: Request) -> bytes:
-    """The body. TooLarge, TimeoutError after PATIENCE without a byte, ClientDisconnect."""
+    """Read the body. Raises TooLarge, ClientDisconnect, or TimeoutError after PATIENCE seconds without a byte."""
     declared = request.headers.get("content-length", "0")
     if not declared.isdecimal() or int(declared[:20]) > LARGEST_BODY:
         raise TooLarge
@@ -183,7 +183,7 @@ async def read_body(request: Request) -> bytes:
 
 
 async def _unless_it_leaves(request: Request, answering: Any) -> Response:
-    """The answer, unless the client goes away meanwhile: then the work is cancelled. ClientDisconnect."""
+    """Return the answer. If the client disconnects first, cancel the work and raise ClientDisconnect."""
     answer = asyncio.ensure_future(answering)
     left = asyncio.ensure_future(_until_it_leaves(request))
     try:
@@ -202,10 +202,10 @@ async def _until_it_leaves(request: Request) -> None:
 
 
 class Guard:
-    """Refuses what other sites' pages send here, and tells browsers what this page may do.
+    """Middleware that refuses requests from other sites' pages, and adds security headers to each answer.
 
-    A foreign Host means that a name of somebody else leads to this machine (DNS rebinding); a foreign Origin, that a
-    page of somebody else posts to it.
+    An unknown Host means that another domain resolves to this machine (DNS rebinding). An unknown Origin means that
+    another site's page sent the request.
     """
 
     def __init__(self, app: ASGIApp, hosts: Callable[[str], bool]) -> None:
@@ -239,7 +239,7 @@ class Guard:
 
 
 def host_name(host: str) -> str:
-    """A Host header without its port, in lower case; empty where it is none."""
+    """Return a Host header in lower case without its port, or an empty string if it is not valid."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -247,10 +247,10 @@ def host_name(host: str) -> str:
 
 
 def our_hosts(listening: str) -> Callable[[str], bool]:
-    """Which names this server answers to, by the address that it listens on.
+    """Return a function that tells whether a host name is one of this server's, given the address it listens on.
 
-    On loopback: localhost and its addresses. Elsewhere also every address, for nobody can rebind an address, the name
-    that was listened on and this machine's.
+    On loopback: localhost and its addresses. Otherwise also `listening`, this machine's name, and every IP address,
+    because DNS rebinding needs a name.
     """
     names = {"localhost", "127.0.0.1", "::1", listening.lower()}
     if not is_loopback(listening):

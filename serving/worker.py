@@ -1,7 +1,7 @@
-"""The process that reads, fills and writes photographs for the server, one after another.
+"""The worker process, which reads, fills and encodes photographs for the server, one request at a time.
 
-It is a process of its own so that a fill can be cancelled, and so that one that runs out of memory does not take the
-server with it. Photographs are in memory alone: nothing is written to disk.
+A separate process can be killed to cancel a fill, and the server survives if it runs out of memory. Photographs stay in
+memory; nothing is written to disk.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from utils.startup import import_torch
 
 @dataclass(frozen=True)
 class Settings:
-    """models: checkpoints by the names that the page shows."""
+    """Settings of the worker. models: checkpoints by the names that the page shows."""
 
     models: Mapping[str, Path]
     device: str = "auto"
 
 
 def work(connection: Connection, settings: Settings) -> None:
-    """Answer messages until the other end is closed. The first message goes out: the methods, or an error."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle; it closes the connection
+    """Answer requests until the connection is closed. First sends one message: the methods and formats, or an error."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server handles Ctrl-C and stops this process
     try:
         desk = _desk(settings)
     except UserError as error:
@@ -49,12 +49,12 @@ def work(connection: Connection, settings: Settings) -> None:
 
 
 def answer(desk: Any, request: bytes) -> bytes:
-    """The message that answers a message. What goes wrong becomes its `error`, one line."""
+    """Return the answer to a request. If the task fails, its key `error` holds one line."""
     began = time.perf_counter()
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they are for programmers; what is said becomes notes on the page
+            warnings.simplefilter("ignore")  # they are for programmers; lines on stderr become notes
             header, parts = unpack(request)
             result, files = _task(desk, header)(header, parts)
     except UserError as error:
@@ -66,7 +66,7 @@ def answer(desk: Any, request: bytes) -> bytes:
     except Exception:
         traceback.print_exc()
         return pack({"error": "an unforeseen error; the terminal of app.py shows it"})
-    # Of what was said on stderr progress bars are left out, which the page has its own of.
+    # The page shows what was written to stderr, except progress bars: it has its own.
     notes = [line for line in said.getvalue().splitlines() if line.strip() and "%|" not in line]
     return pack({**result, "notes": notes, "seconds": time.perf_counter() - began}, files)
 
@@ -83,9 +83,9 @@ def _task(desk: Any, header: Mapping[str, Any]) -> Callable[[Mapping[str, Any], 
 
 
 def _desk(settings: Settings) -> Any:
-    """A Desk, whose module imports torch and so takes its time."""
+    """Create the Desk. Its module imports torch, which takes seconds, so it is imported here."""
     import_torch()
     from serving.desk import Desk
 
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system's, which outlives a process that is killed
+    tqdm.set_lock(threading.RLock())  # tqdm's default is a system semaphore, which leaks when the process is killed
     return Desk(settings.models, settings.device)

@@ -40,7 +40,7 @@ export async function readMask(photo, file, colour) {
   if (width !== photo.width || height !== photo.height) {
     throw new FillError(
       `mask ${file.name} is ${width}×${height} px and image ${photo.name} is ${photo.width}×${photo.height} px;` +
-        " they must be of one size",
+        " they must have the same size",
     );
   }
   const pixels = pixelsOf(bitmap);
@@ -51,7 +51,7 @@ export async function readMask(photo, file, colour) {
     holes[i] = grey > 127 ? 1 - black : black;
   }
   if (!holes.includes(1) || !holes.includes(0)) {
-    throw new FillError(`mask ${file.name} has ${holes[0] ? "nothing but" : "no"} hole of ${colour}; try the other colour`);
+    throw new FillError(`mask ${file.name} ${holes[0] ? "is all hole" : "has no hole"} (holes are ${colour}); try the other colour`);
   }
   return { holes, notes: [] };
 }
@@ -84,7 +84,7 @@ export async function fill(photo, edits, mask, method, signal) {
     }
   }
   const edit = { left: hole.left, top: hole.top, pixels: box, bitmap: await createImageBitmap(box) };
-  const notes = threads > 1 ? [] : ["One thread: this host does not isolate the page, so other cores rest."];
+  const notes = threads > 1 ? [] : ["One thread: this host does not isolate the page, so it can use only one core."];
   return { edit, seconds, notes };
 }
 

@@ -50,7 +50,7 @@ def test_another_projects_file_becomes_ours(tmp_path, capsys, project):
     assert run(path, out) == 0
     said = capsys.readouterr()
     assert f"{path}: weights of " in said.err
-    assert said.out == f"{out}: our weights file, 2 levels, 3 base channels, from {path}\n"
+    assert said.out == f"{out}: weights file of this project, 2 levels, 3 base channels, from {path}\n"
     assert torch.equal(load_model(out)(*inputs()), load_model(path)(*inputs()))
     assert path.read_bytes() == before
     assert [entry.name for entry in out.parent.iterdir()] == [out.name]
@@ -115,7 +115,7 @@ def test_the_input_is_never_overwritten(tmp_path, capsys, published, way):
     elif way == "hard link":
         os.link(source, out)
     before = source.read_bytes()
-    assert "would be lost" in fails(capsys, source, out)
+    assert "would be overwritten" in fails(capsys, source, out)
     assert source.read_bytes() == before
 
 
@@ -129,7 +129,7 @@ def test_another_form_is_refused_before_anything_is_read(tmp_path, capsys, name)
 def test_mistakes_are_named(tmp_path, capsys, published):
     assert "no such file" in fails(capsys, tmp_path / "none.pth", tmp_path / "net.safetensors")
     (tmp_path / "folder.safetensors").mkdir()
-    assert "a folder" in fails(capsys, published, tmp_path / "folder.safetensors")
+    assert "folder" in fails(capsys, published, tmp_path / "folder.safetensors")
     (tmp_path / "text.pth").write_text("text")
     assert "text.pth" in fails(capsys, tmp_path / "text.pth", tmp_path / "new" / "net.safetensors")
     assert not (tmp_path / "new").exists()

@@ -230,7 +230,7 @@ def test_a_histogram_replaces_nothing_but_a_histogram(tmp_path, capsys):
     photograph = save_picture(tmp_path / "photo.png")
     before = photograph.read_bytes()
     assert run(masks, "--stats", tmp_path / "masks", "--out", photograph) == 1
-    assert "no histogram of masks.py" in capsys.readouterr().err
+    assert "not a histogram by masks.py" in capsys.readouterr().err
     assert photograph.read_bytes() == before
     for _ in range(2):
         assert run(masks, "--stats", tmp_path / "masks", "--out", tmp_path / "new.png") == 0

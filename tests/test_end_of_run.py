@@ -49,7 +49,7 @@ def test_without_the_best_the_last_is_taken_and_told(folder, tmp_path, capsys):
     run.best.unlink()
     run.best.write_bytes(b"")
     run_main("--resume", run.path)
-    assert "the last network is taken instead of the best" in capsys.readouterr().err
+    assert "the last network is exported instead of the best" in capsys.readouterr().err
     assert same(load_file(run.weights), load_checkpoint(run.last)["model"])
 
 
@@ -81,7 +81,7 @@ def test_statistics_that_are_not_finite_are_not_written(folder, tmp_path, capsys
 def test_a_run_says_how_long_it_will_take(folder, tmp_path, capsys):
     more = (f"phases.0.steps={FORECAST_AT + 5}", "phases.1.steps=0", "train.save_every=100", "train.eval_every=100")
     run_main(*arguments(folder, tmp_path / "run", *more))
-    assert capsys.readouterr().out.count("s a step: the 5 steps to come take about ") == 1
+    assert capsys.readouterr().out.count("the remaining 5 steps take about ") == 1
 
 
 @pytest.mark.parametrize(

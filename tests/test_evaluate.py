@@ -421,7 +421,7 @@ def test_a_mistake_is_one_line(folder, tmp_path, capsys, more, words):
 def test_masks_of_the_other_colour(folder, tmp_path, capsys):
     """Six of the eight masks then have over 60 % hole. If all have, nothing is left to evaluate."""
     assert run(*arguments(folder, tmp_path / "out", "--baseline", "mean", "--hole", "white")) == 0
-    said = "left out: 6 of 8 masks, whose hole ratio is in no bin; are the holes another colour"
+    said = "left out: 6 of 8 masks, because their hole ratios are in no bin; are the holes another colour"
     assert said in capsys.readouterr().out
     (tmp_path / "masks").mkdir()
     write_mask(tmp_path / "masks" / "a.png", rectangle(8, 8))

@@ -296,8 +296,8 @@ def test_no_room_for_logs_costs_a_warning_each(folder, straight, tmp_path):
     assert code == 0, text
     warnings = [line[line.index("warning: ") :] for line in text.splitlines() if "warning: " in line]
     assert warnings == [
-        f"warning: metrics.jsonl can't be written, the run goes on: File too large: {run.metrics}",
-        f"warning: samples can't be written, the run goes on: Is a directory: {run.samples / 'step_00000004.png'}",
+        f"warning: metrics.jsonl can't be written; the run continues: File too large: {run.metrics}",
+        f"warning: samples can't be written; the run continues: Is a directory: {run.samples / 'step_00000004.png'}",
     ]
     lines = run.metrics.read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines][:2] == [0, 3]  # only complete lines
@@ -481,7 +481,7 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_taken(straight, tmp_path
     newest, next_newest = run.checkpoints / "step_00000008.pt", run.checkpoints / "step_00000007.pt"
     for path in (run.last, newest):
         (line,) = [line for line in error.splitlines() if "warning: " in line and str(path) in line]
-        assert f"going on from {next_newest}, step 7" in line
+        assert f"resuming from {next_newest}, step 7" in line
     assert not Path("made_by_a_checkpoint").exists()
     assert run.weights.read_bytes() == straight.weights.read_bytes()
     assert records(run) == records(straight)
@@ -494,7 +494,7 @@ def test_no_whole_checkpoint(straight, tmp_path, capsys):
     for path in run.checkpoints.iterdir():
         path.write_bytes(b"")
     line = fails(capsys, "--resume", run.path)
-    assert "no checkpoint is whole" in line
+    assert "no checkpoint is intact" in line
     assert all(name in line for name in ("last.pt", "step_00000001.pt", "step_00000000.pt"))
     assert run.metrics.read_text() == before
 

@@ -101,7 +101,7 @@ def test_an_untrained_network(options, expected):
         ({"pretrained": False, "weights": "w.pt"}, "contradict each other.*got w.pt"),
         ({"pretrained": False, "depth": 0}, "depth and base_channels must be at least 1, got 0"),
         ({"weights": "none.pt"}, "no such file: none.pt"),
-        ({"weights": ""}, "a folder, where a file is needed"),
+        ({"weights": ""}, "is a folder"),
     ],
 )
 def test_arguments_that_contradict_each_other(options, message):

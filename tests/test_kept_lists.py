@@ -53,9 +53,7 @@ def test_what_comes_changes_nothing(world, capsys, change):
     change(folder)
     capsys.readouterr()
     run_main("--resume", run.path)
-    assert (
-        capsys.readouterr().err.count("has changed since this run began; the run goes on with its own list of 4") == 1
-    )
+    assert capsys.readouterr().err.count("has changed since this run began; the run keeps its list of 4") == 1
     assert lists(run) == before
     assert same_weights(run, straight)
     assert load_checkpoint(run.last)["best"] == load_checkpoint(straight.last)["best"]
@@ -85,7 +83,7 @@ def test_what_is_missing_is_told_and_nothing_is_overwritten(world, capsys, key, 
     before = contents(run.path)
     line = fails(capsys, "--resume", run.path)
     assert line.startswith(f"error: {key}: ")
-    assert "missing, as " in line
+    assert "are missing" in line
     assert "--rescan" in line
     assert contents(run.path) == before
 
@@ -96,7 +94,7 @@ def test_an_image_that_is_missing_is_told_and_replaced(world, capsys):
     (folder / "images/2.png").unlink()
     capsys.readouterr()
     run_main("--resume", run.path)
-    told = f"data.train: 1 of the run's 4 images are missing, as {folder / 'images/2.png'}; others stand in for them"
+    told = f"data.train: 1 of the run's 4 images are missing, such as {folder / 'images/2.png'}; others replace them"
     assert told in capsys.readouterr().err
     assert lists(run) == before
 
@@ -118,7 +116,8 @@ def test_another_source_needs_a_rescan(world, tmp_path, capsys, key):
     rename(other / "0.png", "9.png")
     before = contents(run.path)
     line = fails(capsys, "--resume", run.path, f"{key}={other}")
-    assert line.startswith(f"error: {key}: {other} is not where the run's")
+    assert line.startswith(f"error: {key}: ")
+    assert f"not from {other}; to change that, add --rescan" in line
     assert contents(run.path) == before
     run_main("--resume", run.path, f"{key}={other}", "--rescan")
     assert lists(run) != lists(straight)
@@ -148,7 +147,7 @@ def test_a_list_that_is_damaged_is_not_replaced(world, capsys):
         whole = path.read_bytes()
         path.write_bytes(whole[:-3])
         before = contents(run.path)
-        assert "--rescan lists the" in fails(capsys, "--resume", run.path)
+        assert "again with --rescan" in fails(capsys, "--resume", run.path)
         assert contents(run.path) == before
         path.write_bytes(whole)
     run_main("--resume", run.path)
@@ -161,6 +160,6 @@ def test_a_run_of_before_it_kept_masks_lists_them_and_says_so(world, capsys):
     run.val_masks.unlink()
     capsys.readouterr()
     run_main("--resume", run.path)
-    assert capsys.readouterr().err.count("the run has no list of its own") == 2
+    assert capsys.readouterr().err.count("is missing") == 2
     assert same_weights(run, straight)
     assert load_checkpoint(run.last)["best"] == load_checkpoint(straight.last)["best"]

@@ -187,7 +187,7 @@ def test_masks_without_a_hole_are_counted(tmp_path, capsys):
     assert masks.main(["--stats", str(tmp_path / "masks"), "--out", str(tmp_path / "s.png")]) == 0
     assert "without a hole: 1 (25.0%)" in capsys.readouterr().out
     assert main.main(run_config(tmp_path, "black")) == 0
-    assert "1 of 4 masks that were looked at" in capsys.readouterr().err
+    assert "1 of the 4 masks checked" in capsys.readouterr().err
 
 
 # --- grow --------------------------------------------------------------------------------------------------------

@@ -346,19 +346,19 @@ def test_mistakes_are_one_clear_line(tmp_path, monkeypatch, capsys, arguments, w
 def test_a_file_in_place_of_a_folder(tmp_path, capsys):
     (tmp_path / "train").write_text("mine")
     assert fill(tmp_path) == 1
-    assert "a file, where masks need a folder" in capsys.readouterr().err
+    assert "must be a folder, but is a file" in capsys.readouterr().err
     assert contents(tmp_path) == {"train": b"mine"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--per-bin", "3"], "--per-bin goes with --benchmark"),
-        (["--size", "64"], "--size goes with --benchmark"),
-        (["--out", "a.png"], "--out goes with --stats"),
+        (["--per-bin", "3"], "--per-bin needs --benchmark"),
+        (["--size", "64"], "--size needs --benchmark"),
+        (["--out", "a.png"], "--out needs --stats"),
         (["--benchmark", "x"], "--benchmark needs --per-bin"),
         (["--benchmark", "x", "--stats", "y"], "not allowed with"),
-        (["--stats", "x", "--force"], "--force does not go with --stats"),
+        (["--stats", "x", "--force"], "--force cannot be combined with --stats"),
         (["--benchmark", "x", "--per-bin", "0"], "'0' must be a whole number, at least 1"),
         (["--benchmark", "x", "--per-bin", "1", "--size", "9"], "'9' must be a whole number, at least 32"),
         (["--processes", "none"], "'none' must be a whole number"),

@@ -121,14 +121,14 @@ def worker_error(text):
 SHORTAGES = {
     "memory of a CPU": (
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you"),
-        "memory is short",
+        "not enough memory",
     ),
-    "memory of a GPU": (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "memory is short"),
-    "memory of Python": (MemoryError(), "memory is short"),
-    "memory of the system": (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "memory is short"),
+    "memory of a GPU": (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "not enough memory"),
+    "memory of Python": (MemoryError(), "not enough memory"),
+    "memory of the system": (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "not enough memory"),
     "memory of numpy": (
         MemoryError("Unable to allocate 1.00 TiB for an array with shape (1099511627776,) and data type uint8"),
-        "memory is short",
+        "not enough memory",
     ),
     "shared memory of torch": (
         RuntimeError("unable to write to file </torch_123_456_0>: No space left on device (28)"),

@@ -231,7 +231,7 @@ def test_a_photograph_and_its_mask_may_share_a_folder_with_earlier_results(tmp_p
     first = (tmp_path / "one" / "beach_inpainted.png").read_bytes()
     # A folder with a photograph, its mask and its result.
     code, _, err = run("--image", "one", "--mask", "one", "--output", "out")
-    assert (code, err.splitlines()[0]) == (0, "left out: 1 earlier results, as one/beach_inpainted.png")
+    assert (code, err.splitlines()[0]) == (0, "left out: 1 earlier results, such as one/beach_inpainted.png")
     assert contents(tmp_path / "out") == {tmp_path / "out" / "beach.png": first}
     # A photograph whose own name ends in _inpainted is treated as any other.
     save(tmp_path / "two" / "sea_inpainted.png", IMAGE)

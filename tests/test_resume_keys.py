@@ -168,7 +168,10 @@ def test_momentum_can_be_switched_on(folder, tmp_path):
         ("phases.0.steps=3", "phases.0.steps: 3 would change nothing: the steps of phases.0 are done"),
         ("phases.0.lr=1", "phases.0.lr: 1.0 would change nothing"),
         ("phases.0.batch_size=4", "phases.0.batch_size: 4 must stay 2"),
-        ("phases.1.batch_size=4", "end phases.1 at phases.1.steps=2 and give a phase behind it another `batch_size`"),
+        (
+            "phases.1.batch_size=4",
+            "end phases.1 at phases.1.steps=2 and add a phase with another `batch_size` after it",
+        ),
         ("train.batch_size=4", "train.batch_size: 4 must stay 2"),
         ("phases.1.steps=1", "phases.1.steps: 1 are fewer than the 2 that are done"),
         ("phases.1.settle_batches=2", "phases.1.settle_batches: 2 would change nothing"),

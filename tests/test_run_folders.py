@@ -72,7 +72,7 @@ def test_a_checkpoint_of_wrong_values_is_named_and_the_next_one_taken(straight, 
     shutil.copy(run.last, run.checkpoints / "step_00000008.pt")
     run_main("--resume", run.path)
     error = capsys.readouterr().err
-    assert f"going on from {run.checkpoints / 'step_00000007.pt'}, step 7" in error
+    assert f"resuming from {run.checkpoints / 'step_00000007.pt'}, step 7" in error
     assert f"{run.last}: " in error or f"{run.last} " in error
     assert same_weights(run, straight)
 
@@ -162,7 +162,7 @@ def test_no_room_for_the_first_checkpoint(folder, straight, tmp_path, capsys, mo
         patch.setattr(training.run_folder, "save_checkpoint", full)
         line = fails(capsys, *arguments(folder, run.path))
     assert "No space left on device" in line
-    assert "start the run again by the same command" in line
+    assert "start the run again with the same command" in line
     run_main(*arguments(folder, run.path))
     assert same_weights(run, straight)
 

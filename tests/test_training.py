@@ -270,7 +270,7 @@ def test_a_used_run_folder_is_refused(folder, straight, capsys):
 
 def test_photographs_that_are_trained_on_and_held_out_are_told_of(folder, tmp_path, capsys):
     few = ("phases.0.steps=1", "phases.1.steps=0")
-    told = "the held-out figures are of pictures that are trained on"
+    told = "the held-out metrics are measured on training pictures"
     run_main(*arguments(folder, tmp_path / "a", *few))
     assert told in capsys.readouterr().err
     shutil.copytree(folder / "images", tmp_path / "others")

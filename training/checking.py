@@ -60,9 +60,9 @@ def _faults(checkpoint: dict[str, Any], config: Config, net: PConvUNet) -> Itera
 
 def _faults_of_average(average: Any, weights: dict[str, Tensor]) -> Iterator[str]:
     if not isinstance(average, dict) or average.keys() != weights.keys():
-        yield "ema has other names than model"
+        yield "ema and model have different names"
     elif not all(isinstance(value, Tensor) and value.shape == weights[name].shape for name, value in average.items()):
-        yield "ema has other shapes than model"
+        yield "ema and model have different shapes"
     elif not all_finite(average.values()):
         yield "a weight of ema is not finite"
 
@@ -73,16 +73,16 @@ def _faults_of_optimizer(optimizer: Any, kind: str, weights: list[Tensor]) -> It
         return
     groups = optimizer.get("param_groups")
     if not isinstance(groups, list) or len(groups) != 1 or not isinstance(groups[0], dict):
-        yield "optimizer has other groups than one"
+        yield "optimizer does not have exactly one parameter group"
         return
     if groups[0].get("params") != list(range(len(weights))):
-        yield "optimizer is of other weights"
+        yield "optimizer belongs to other weights"
         return
     for number, moments in optimizer["state"].items():
         if number not in groups[0]["params"] or not isinstance(moments, dict):
-            yield "optimizer is of other weights"
+            yield "optimizer belongs to other weights"
         elif not _fits(moments, kind, weights[number]):
-            yield f"what the optimizer keeps of weight {number} does not fit {kind}"
+            yield f"the optimizer's state of weight {number} does not fit {kind}"
 
 
 def _fits(moments: dict[str, Any], kind: str, weight: Tensor) -> bool:

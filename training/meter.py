@@ -18,9 +18,9 @@ _DAY = 24 * 3600  # seconds
 def forecast(seconds: float, steps: int, device: str) -> str:
     """Return a text: the time of `steps` steps of `seconds` each, with advice if a CPU needs more than a day."""
     left = seconds * steps
-    text = f"{seconds:.2g} s a step: the {steps} steps to come take about {_duration(left)}, evaluations not counted"
+    text = f"{seconds:.2g} s per step: the remaining {steps} steps take about {_duration(left)}, without evaluations"
     if device == "cpu" and left > _DAY:
-        text += "; for a CPU and some thousand photographs there is configs/photos.yml, and fewer `steps` take less"
+        text += "; configs/photos.yml suits a CPU and a few thousand photographs, and fewer `steps` take less time"
     return text
 
 

@@ -14,16 +14,16 @@ from utils.errors import UserError
 # When a changed value takes effect.
 AT_ONCE = "at once"  # even if all steps are done
 IN_STEPS_TO_COME = "in the steps to come"
-WITH_RESCAN = "with --rescan, which lists images and masks anew"  # data/kept_lists.py refuses the change without it
+WITH_RESCAN = "with --rescan, which lists images and masks again"  # data/kept_lists.py refuses the change without it
 
 # Why a value cannot change.
 _WEIGHTS = "the weights are made for it"
-_ORDER = "the weights and the order of the images are functions of it"
+_ORDER = "the weights and the order of the images depend on it"
 _SAME_PAIRS = "best.pt is the best on the same held-out pairs, which depend on it"
 _OF_MASKS_PY = (
-    "masks.py alone reads it: make masks with it in a folder, then --resume with masks.train_dir and --rescan"
+    "only masks.py reads it: make masks with it in another folder, then --resume with masks.train_dir and --rescan"
 )
-_MOMENTS = "the optimizer's moments belong to it"
+_MOMENTS = "the optimizer's moments depend on it"
 
 # One of the three constants above, or the reason why the value cannot change.
 RESUMABLE = {
@@ -80,7 +80,7 @@ def check_changes(before: Config, now: Config, step: int) -> None:
     if not faults:
         return
     if len(faults) > 1:
-        faults.insert(0, f"{len(faults)} values can't change when a run goes on:")
+        faults.insert(0, f"{len(faults)} values can't change when a run resumes:")
     raise UserError("--resume: " + "\n  ".join(faults))
 
 
@@ -103,7 +103,7 @@ def _faults_of_keys(before: Config, now: Config, step: int) -> Iterator[str]:
         if when not in (AT_ONCE, IN_STEPS_TO_COME, WITH_RESCAN):
             yield f"{key}: {value} must stay {old[key]}: {when}"
         elif when == IN_STEPS_TO_COME and all_done:
-            yield f"{key}: takes effect in steps to come, and all {step} are done; give a phase more `steps` as well"
+            yield f"{key}: would take effect in later steps, but all {step} are done; give a phase more `steps` as well"
 
 
 def _faults_of_phases(before: Config, now: Config, step: int) -> Iterator[str]:
@@ -114,7 +114,7 @@ def _faults_of_phases(before: Config, now: Config, step: int) -> Iterator[str]:
             return  # this phase and the later ones have not begun
         path, last = f"phases.{number}", first + old.steps
         if number >= len(now.phases):
-            yield f"{path}: is missing, and {min(step, last) - first} of its steps are done"
+            yield f"{path}: is missing, but {min(step, last) - first} of its steps are done"
             return
         new = now.phases[number]
         over, done = last < step, min(step - first, old.steps)
@@ -122,8 +122,8 @@ def _faults_of_phases(before: Config, now: Config, step: int) -> Iterator[str]:
         if size != old_size:
             key = f"{path}.batch_size" if new.batch_size or old.batch_size else "train.batch_size"
             yield (
-                f"{key}: {size} must stay {old_size} in a phase that has begun, for it says which samples were seen;"
-                f" end {path} at {path}.steps={done} and give a phase behind it another `batch_size`"
+                f"{key}: {size} must stay {old_size} in a phase that has begun: it determines which samples were used;"
+                f" end {path} at {path}.steps={done} and add a phase with another `batch_size` after it"
             )
         yield from _faults_of_fields(path, old, new, over, done)
         first = last

@@ -81,19 +81,19 @@ class RunFolder:
     def check_new(self) -> None:
         """Raise UserError if the folder cannot hold a new run."""
         if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"run.dir: a file, where the folder of the run is to be: {self.path}")
+            raise UserError(f"run.dir: must be a folder, but is a file: {self.path}; name another")
         inside = self.path.rglob("*") if self.path.is_dir() else iter(())
         if any(not _UNBEGUN.fullmatch(path.relative_to(self.path).as_posix()) for path in inside):
             raise UserError(
-                f"run.dir: {self.path} is not empty; `python main.py --resume {self.path}` goes on with that run,"
-                " or give this one another run.dir"
+                f"run.dir: {self.path} is not empty; to resume its run: `python main.py --resume {self.path}`;"
+                " for a new run set another run.dir"
             )
 
     def check_resumable(self) -> None:
         """Raise UserError if the folder holds no run to resume."""
         for path in (self.path, self.config, self.checkpoints):
             if not path.exists():
-                raise UserError(f"--resume {self.path}: nothing to go on from: {path} does not exist")
+                raise UserError(f"--resume {self.path}: no run to resume: {path} does not exist")
 
     def lock(self) -> None:
         """Lock the folder until `close` or the end of this process. Raises UserError if another process holds it."""
@@ -130,7 +130,7 @@ class RunFolder:
             pass
         raise UserError(
             f"{self.path} is no longer the folder that this run has locked: it was moved, removed or replaced."
-            " Nothing more is written; `python main.py --resume` goes on where it lies now"
+            " Nothing more is written; if it was moved, resume with `python main.py --resume` and its new path"
         )
 
     def begun_by_launcher(self) -> bool:
@@ -222,7 +222,7 @@ class RunFolder:
             if name not in self._failed_logs:
                 self._failed_logs.add(name)
                 reason = f"{error.strerror or error}: {error.filename or self.path}"
-                self.warn(f"{name} can't be written, the run goes on: {reason}")
+                self.warn(f"{name} can't be written; the run continues: {reason}")
 
     def warn(self, message: str) -> None:
         """Print a warning to stderr without breaking the progress bar."""
@@ -250,9 +250,9 @@ class RunFolder:
             for other in (path, self.last) if best else (self.last,):
                 write_atomically(other, lambda temporary: _link_or_copy(first, temporary))
         except OSError as error:
-            how = f"the older ones are as they were: make room, then `python main.py --resume {self.path}`"
+            how = f"older ones are intact: free disk space, then `python main.py --resume {self.path}`"
             if not self.config.exists():
-                how = "nothing is lost: make room, then start the run again by the same command"
+                how = "nothing is lost: free disk space, then start the run again with the same command"
             raise UserError(
                 f"the checkpoint of step {step} can't be written: {error.strerror or error}: {error.filename}; {how}"
             ) from None
@@ -276,9 +276,9 @@ class RunFolder:
                 damaged.append(str(error))
                 continue
             for message in damaged if self._lock else ():
-                self.warn(f"{message}; going on from {path}, step {checkpoint['step']}")
+                self.warn(f"{message}; resuming from {path}, step {checkpoint['step']}")
             return checkpoint, path
-        raise UserError(f"--resume {self.chosen or self.path}: no checkpoint is whole: {'; '.join(damaged)}")
+        raise UserError(f"--resume {self.chosen or self.path}: no checkpoint is intact: {'; '.join(damaged)}")
 
     def best_is_of(self, step: int) -> bool:
         """Return whether best.pt exists and is from this step or an earlier one."""

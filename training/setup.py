@@ -109,7 +109,7 @@ def open_data(config: Config, schedule: Schedule, run: RunFolder, begun: bool, r
     train_masks, val_pairs = lists.train_masks, validation_pairs(config, lists.val_images, lists.val_masks)
     train, val = (os.path.realpath(path) for path in (config.data.train, config.data.val))
     if rank == 0 and val == train and os.path.exists(val):  # `sample` is not a path
-        print("data.val is data.train: the held-out figures are of pictures that are trained on", file=sys.stderr)
+        print("data.val is data.train: the held-out metrics are measured on training pictures", file=sys.stderr)
     from_rank_0(lambda: look_at_some_masks("masks.train_dir", train_masks, config.masks.hole))
     from_rank_0(lambda: look_at_some_masks("masks.val_dir", val_pairs.masks, config.masks.hole))
     pairs = validation_batches(val_pairs, config, rank, world_size)
@@ -132,8 +132,8 @@ def _lists(config: Config, run: RunFolder, begun: bool, rescan: bool) -> Lists:
     lost = [path for path, _ in map(pairs.paths, range(len(pairs))) if begun and not os.path.isfile(path)]
     if lost:
         raise UserError(
-            f"data.val: {len(lost)} of the held-out pictures are missing, as {lost[0]}. Put them back, or"
-            " --rescan lists the images anew"
+            f"data.val: {len(lost)} of the held-out pictures are missing, such as {lost[0]}. Put them back, or"
+            " list the images again with --rescan"
         )
     return lists
 
@@ -267,7 +267,7 @@ def reports_failures() -> Iterator[None]:
     except BackendCompilerFailed as error:
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise UserError(
-            f"train.compile: torch can't compile the network ({reason}). It needs a C++ compiler, as g++;"
+            f"train.compile: torch can't compile the network ({reason}). It needs a C++ compiler, such as g++;"
             " install one, or set train.compile=none"
         ) from None
 
@@ -280,7 +280,7 @@ def end_run(config: Config, schedule: Schedule, run: RunFolder, state: TrainStat
     rank, _ = rank_and_world_size()
     if state.step < schedule.total_steps:
         if rank == 0:
-            print(f"stopped at step {state.step} and saved. To go on: python main.py --resume {run.path}")
+            print(f"stopped at step {state.step} and saved. To resume: python main.py --resume {run.path}")
         wait_for_all()  # torchrun ends all processes once one ends with this code
         return 128 + stopped_by  # the shell's convention for a process ended by a signal
     if rank == 0:
@@ -301,5 +301,5 @@ def _trained(config: Config, run: RunFolder, state: TrainState) -> tuple[int, di
             words = f"the best of the run: held-out L1 {best['best']:.3f} % (train.export: best)"
             return best["step"], best.get("ema", best["model"]), words
         except UserError as error:
-            run.warn(f"{error}; the last network is taken instead of the best")
+            run.warn(f"{error}; the last network is exported instead of the best")
     return state.step, state.eval_net.state_dict(), "the last of the run (train.export: last)"

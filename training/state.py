@@ -122,7 +122,7 @@ class TrainState:
         if self.scaler.get_scale() < SMALLEST_SCALE:
             raise UserError(
                 f"step {self.step}: the gradients overflow float16 even with the loss scaled by"
-                f" {self.scaler.get_scale():g}, so nothing is learnt; the last checkpoint is {run.last}."
+                f" {self.scaler.get_scale():g}, so the network no longer learns; the last checkpoint is {run.last}."
                 " Set train.amp to bf16 or none"
             )
 

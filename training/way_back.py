@@ -27,12 +27,14 @@ def way_back(run: RunFolder, phase: Phase, step: int) -> str:
         change += f" phases.{phase.number}.end_lr={lr / 10:g}"
     path = newest_healthy(run, step)
     if path:
-        return f"The newest checkpoint from before is {path}: `python main.py --resume {path} {change}` goes on there"
+        return (
+            f"The newest checkpoint before that is {path}. To resume there: `python main.py --resume {path} {change}`"
+        )
     number = 2
     while Path(f"{run.path}_{number}").exists():
         number += 1
     begin = f"`python main.py --config {run.config} run.dir={run.path}_{number} {change}`"
-    return f"No checkpoint of the run is from before it exploded: {begin} begins anew"
+    return f"No checkpoint of the run is from before the loss exploded. To start again: {begin}"
 
 
 def newest_healthy(run: RunFolder, step: int) -> Path | None:

@@ -33,10 +33,14 @@ def add_hole(parser: argparse.ArgumentParser) -> None:
         "--hole",
         choices=("black", "white"),
         default="black",
-        help="colour of the holes in the masks (black); of a mask with alpha, black is its transparent side",
+        help="colour of the holes in the masks (default: black); in a mask with alpha, black means transparent",
     )
     options.add_argument(
-        "--hole-colour", type=colour, dest="hole", metavar="#RRGGBB", help="another colour of the holes, as '#ff0000'"
+        "--hole-colour",
+        type=colour,
+        dest="hole",
+        metavar="#RRGGBB",
+        help="another colour of the holes, such as '#ff0000'",
     )
 
 

@@ -85,7 +85,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     checkpoint = _load(Path(path))
     missing = [key for key in CHECKPOINT_KEYS if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
-        raise UserError(f"not a training checkpoint: {path}: without {', '.join(missing)}")
+        raise UserError(f"not a training checkpoint: {path}: it lacks {', '.join(missing)}")
     if not _are_named_tensors(checkpoint["model"]) or not isinstance(checkpoint["step"], int):
         raise UserError(f"not a training checkpoint of this project: {path}")
     return checkpoint
@@ -172,13 +172,13 @@ def _load(path: Path, mapped: bool = False) -> Any:
     mapped: map the file into memory, so that only the tensors that are used are read.
     """
     if not path.is_file():
-        raise UserError(f"no such file: {path}" if not path.is_dir() else f"a folder, where a file is needed: {path}")
-    refused = f"damaged, or no file of tensors that can be loaded safely: {path}"
+        raise UserError(f"no such file: {path}" if not path.is_dir() else f"must be a file, but is a folder: {path}")
+    refused = f"damaged, or not a file of tensors that can be loaded safely: {path}"
     try:
         if path.suffix == ".safetensors":
             return _load_safetensors(path)
         if not _is_as_written(path):
-            raise UserError(f"damaged: {path} (its checksum is another)")
+            raise UserError(f"damaged: {path} (its checksum does not match)")
         return _load_torch(path, mapped and zipfile.is_zipfile(path))  # torch can't map its older format
     except UserError:
         raise

@@ -37,7 +37,7 @@ _SHORTAGES = (
     ),
     (
         r"MemoryError|[Oo]ut of memory|[Nn]ot enough memory|[Cc]an(no|')t allocate memory",
-        "memory is short: smaller pictures or batches need less, in training also train.accumulate=2",
+        "not enough memory: use smaller pictures or batches, or in training set train.accumulate=2",
     ),
 )
 

@@ -28,7 +28,7 @@ def parse_yaml(text: str, source: str) -> Any:
     except RecursionError:
         raise UserError(f"{source}: not valid YAML: nested too deeply") from None
     except ValueError:  # int() limits the number of digits
-        raise UserError(f"{source}: not valid YAML: a number of thousands of digits") from None
+        raise UserError(f"{source}: not valid YAML: a number with thousands of digits") from None
 
 
 def format_yaml(tree: dict[str, Any]) -> str:
@@ -40,7 +40,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
         if getattr(event, "tag", None):
-            raise _fault(f"the tag {event.tag!r} means nothing here", event)
+            raise _fault(f"the tag {event.tag!r} is not supported", event)
         return super().compose_node(parent, index)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -48,7 +48,7 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                raise _fault(f"the key {key.value!r} stands here twice", key)
+                raise _fault(f"the key {key.value!r} is given twice", key)
             seen.add(key.value)
             if not re.fullmatch(r"[\w-]+|<<", key.value):
                 raise _fault(f"the key {key.value!r} is not a name", key)

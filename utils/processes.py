@@ -54,7 +54,7 @@ def processes(longest_wait: timedelta) -> Iterator[tuple[int, int]]:
             dist.destroy_process_group()
 
 
-_UNSET = "torchrun sets WORLD_SIZE and what belongs to it; to start one process alone: unset WORLD_SIZE"
+_UNSET = "torchrun sets WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT; to start a single process: unset WORLD_SIZE"
 
 
 def _world_size_of_environment() -> int:
@@ -65,7 +65,7 @@ def _world_size_of_environment() -> int:
         return 1
     if not all(values):
         lacking = ", ".join(name for name, value in zip(names, values, strict=True) if not value)
-        raise UserError(f"WORLD_SIZE is {world_size}, but without {lacking}. {_UNSET}")
+        raise UserError(f"WORLD_SIZE is {world_size}, but {lacking} missing. {_UNSET}")
     if not all(value.isdecimal() and len(value) < 10 for value in (world_size, rank, port)):
         raise UserError(f"WORLD_SIZE, RANK and MASTER_PORT must be numbers: {world_size}, {rank}, {port}. {_UNSET}")
     if int(rank) >= int(world_size):
