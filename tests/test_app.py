@@ -578,4 +578,4 @@ def test_listening_to_others_is_warned_of(capsys, monkeypatch, weights, host, wa
     monkeypatch.setattr(server, "Worker", lambda settings: StubWorker(None))
     monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
     assert script.main(["--no-browser", "--host", host, "--port", "0", "--model", str(weights)]) == 0
-    assert ("lets everybody" in capsys.readouterr().err) == warned
+    assert ("lets everyone" in capsys.readouterr().err) == warned

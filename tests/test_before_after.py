@@ -34,7 +34,7 @@ def test_photograph_with_hole_repaired_and_as_it_was_stand_side_by_side(tmp_path
 def test_mistakes_are_one_line(tmp_path, capsys):
     small, large = save(tmp_path / "s.png", np.zeros((4, 4, 3))), save(tmp_path / "l.png", np.zeros((5, 4, 3)))
     mask = save(tmp_path / "m.png", np.eye(4) * 255)
-    for arguments, words in ((["a", "b"], "usage"), ([small, mask, large, str(tmp_path / "out.png")], "one size")):
+    for arguments, words in ((["a", "b"], "usage"), ([small, mask, large, str(tmp_path / "out.png")], "same size")):
         assert before_after.main(arguments) == 1
         error = capsys.readouterr().err
         assert error.startswith("error: ")

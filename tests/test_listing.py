@@ -299,10 +299,10 @@ def test_another_source_needs_a_rescan(photos, kept):
 
 def test_a_missing_disk_is_told(photos, kept):
     shutil.rmtree(photos)
-    with pytest.raises(UserError, match=r"data\.train: 3 of the run's 3 images are missing, as "):
+    with pytest.raises(UserError, match=r"data\.train: 3 of the run's 3 images are missing, such as "):
         of_run(photos, kept)
     photos.mkdir()  # an empty mount point
-    with pytest.raises(UserError, match=r"data\.train: 3 of the run's 3 images are missing, as "):
+    with pytest.raises(UserError, match=r"data\.train: 3 of the run's 3 images are missing, such as "):
         of_run(photos, kept)
 
 

@@ -159,13 +159,13 @@ def run_config(tmp_path, hole, *overrides):
 @pytest.mark.parametrize(
     ("pixels", "hole", "code", "message"),
     [
-        (np.where(HOLE, 1, 0), "white", 1, "none of 1 masks"),
-        (np.full(HOLE.shape, 255), "black", 1, "none of 1 masks"),
+        (np.where(HOLE, 1, 0), "white", 1, "none of the 1 masks"),
+        (np.full(HOLE.shape, 255), "black", 1, "none of the 1 masks"),
         (255 - BLACK_AND_WHITE, "white", 0, ""),
-        (with_alpha(PHOTOGRAPH, TRANSPARENT), "black", 0, "alpha is the mask, transparent parts are the hole"),
-        (with_alpha(255, OPAQUE), "white", 0, "alpha is the mask, opaque parts are the hole"),
+        (with_alpha(PHOTOGRAPH, TRANSPARENT), "black", 0, "alpha is the mask: transparent parts are the hole"),
+        (with_alpha(255, OPAQUE), "white", 0, "alpha is the mask: opaque parts are the hole"),
         (painted(RED, PHOTOGRAPH), "#ff0000", 0, ""),
-        (PHOTOGRAPH, "#ff0000", 1, "none of 1 masks"),
+        (PHOTOGRAPH, "#ff0000", 1, "none of the 1 masks"),
     ],
     ids=["0 and 1", "all valid", "white hole", "transparent hole", "opaque hole", "red hole", "nothing red"],
 )

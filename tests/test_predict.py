@@ -450,7 +450,7 @@ def test_mask_for_the_stored_pixels_of_a_turned_image(tmp_path, run):
     assert err.count("\n") == 1
     assert "is 15×20 px" in err
     assert "is 20×15 px" in err
-    assert "the mask fits the stored pixels, which EXIF orientation 6 turns" in err
+    assert "the mask fits the stored pixels, which EXIF orientation 6 rotates" in err
 
 
 @pytest.mark.parametrize("option", ["image", "mask", "model"])

@@ -177,7 +177,7 @@ def test_momentum_can_be_switched_on(folder, tmp_path):
         ("phases.1.settle_batches=2", "phases.1.settle_batches: 2 would change nothing"),
         ("phases.1.warmup=2", "phases.1.warmup: 2 would change nothing"),
         ("phases.1.end_lr=1e-6", "phases.1.end_lr: 1e-06 would change nothing: phases.1.schedule is constant"),
-        ("phases=[{steps: 4, lr: 2e-4}]", "phases.1: is missing, and 2 of its steps are done"),
+        ("phases=[{steps: 4, lr: 2e-4}]", "phases.1: is missing, but 2 of its steps are done"),
     ],
 )
 def test_steps_that_are_done_can_not_change(straight, tmp_path, capsys, change, rule):
