@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check_output(source: Path, output: Path) -> None:
     """Raise UserError if the output's suffix is unknown, or if it would overwrite a folder or the input."""
     if output.suffix not in FORMS:
-        raise UserError(f"OUT must end in {', '.join(FORMS)}, which selects the format: {output}")
+        raise UserError(f"OUT must end in {' or '.join(FORMS)}, which selects the format: {output}")
     if output.is_dir():
         raise UserError(f"OUT is an existing folder: {output}; name a file")
     if output.exists() and source.exists() and os.path.samefile(source, output):

@@ -173,7 +173,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=path_argument,
         required=True,
         metavar="MASK",
-        help="its mask, or a folder of masks with the images' names, or these plus _mask (beach.jpg: beach_mask.png)",
+        help="its mask, also one for all images; or a folder of masks named like the images, or like beach_mask.png",
     )
     parser.add_argument(
         "--model",

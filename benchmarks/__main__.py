@@ -20,7 +20,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 def main() -> int:
-    if len(sys.argv) > 2:
+    if len(sys.argv) > 2 or sys.argv[1:2] in (["-h"], ["--help"]):
         sys.exit(__doc__)
     out = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/benchmarks.md")
     lines = HEAD.splitlines()

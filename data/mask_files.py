@@ -103,7 +103,7 @@ def read_mask(path: str | Path, hole: str, data: bytes | None = None) -> ReadMas
     if between > _MOST_BETWEEN and len(levels) > 2:
         what = "its alpha channel" if alpha is not None else "it"
         raise UserError(
-            f"{path} is no mask: {100 * between:.0f} % of {what} is neither black nor white, and at most"
+            f"{path} is not a mask: {100 * between:.0f} % of {what} is neither black nor white, and at most"
             f" {100 * _MOST_BETWEEN:.0f} % may be. Export the mask from the editor as a separate PNG, black and white"
             " without soft edges, or the photograph with the hole made transparent; for a hole painted in one colour"
             " use --hole-colour '#rrggbb'"

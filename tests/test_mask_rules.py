@@ -136,7 +136,7 @@ def test_what_is_no_mask_is_refused_by_all(tmp_path, weights, capsys, name):
             which = ["--hole", hole] if script in (predict, evaluate) else [f"masks.hole={hole}"]
             assert script.main([str(item) for item in (*arguments, *which)]) == 1
             err = capsys.readouterr().err
-            assert "m.png is no mask" in err, script
+            assert "m.png is not a mask" in err, script
             assert "Export the mask" in err
             assert "add --hole" not in err
 

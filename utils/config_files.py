@@ -215,7 +215,7 @@ def _fault(item: Any) -> tuple[tuple[str], str]:
     for theirs, ours in _WORDS.items():
         rule = re.sub(theirs, ours, rule)
     if item["type"] == "extra_forbidden":
-        rule = "is a key" if path in _OLDER else f"is an unknown key; {_nearest(path)}"
+        return (path,), "is a key" if path in _OLDER else f"unknown key; {_nearest(path)}"
     return (path,), f"{_shown(item['input'])} {rule}"
 
 
