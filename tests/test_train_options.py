@@ -241,7 +241,7 @@ def test_without_a_compiler_the_user_is_told_in_one_line(folder, tmp_path):
     assert "Traceback" not in done.stderr
     line = done.stderr.strip().splitlines()[-1]
     assert line.startswith("error: train.compile: torch can't compile the network (")
-    assert "It needs a C++ compiler, as g++; install one, or set train.compile=none" in line
+    assert "It needs a C++ compiler, such as g++; install one, or set train.compile=none" in line
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
