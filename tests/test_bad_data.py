@@ -422,7 +422,7 @@ def children_of(pid):
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the children of a process are read in /proc")
 def test_a_killed_data_worker_ends_the_run_with_a_line_and_resume_equals_a_straight_run(folder, tmp_path):
     straight, run = RunFolder(tmp_path / "straight"), RunFolder(tmp_path / "run")
-    more = ("phases.0.steps=40", "train.eval_every=1000", "data.workers=2", "train.save_every=3")
+    more = ("phases.0.steps=120", "train.eval_every=1000", "data.workers=2", "train.save_every=3")
     run_main(*arguments(folder, straight.path, *more))
     started = Started(run, *arguments(folder, run.path, *more))
     started.wait_for((run.checkpoints / "step_00000003.pt").exists)
