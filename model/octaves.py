@@ -132,8 +132,8 @@ def deeper_than(valid: Tensor, radius: float) -> Tensor:
     """
     deep = torch.zeros_like(valid)
     hole = tight_box(~valid, Box(*(Span(0, length) for length in valid.shape)))
-    if hole is None or not math.isfinite(radius) or not valid.any():
-        return deep
+    if hole is None or not radius < math.hypot(*valid.shape) or not valid.any():
+        return deep  # no pixel is farther than the diagonal from a True, and the padding below grows with the radius
     # An octagon is a square, dilated along both diagonals.
     straight, diagonal = round((math.sqrt(2) - 1) * radius), round((1 - math.sqrt(0.5)) * radius)
     margin = straight + 2 * diagonal

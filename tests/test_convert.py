@@ -129,7 +129,7 @@ def test_another_form_is_refused_before_anything_is_read(tmp_path, capsys, name)
 def test_mistakes_are_named(tmp_path, capsys, published):
     assert "no such file" in fails(capsys, tmp_path / "none.pth", tmp_path / "net.safetensors")
     (tmp_path / "folder.safetensors").mkdir()
-    assert "folder" in fails(capsys, published, tmp_path / "folder.safetensors")
+    assert "OUT is an existing folder" in fails(capsys, published, tmp_path / "folder.safetensors")
     (tmp_path / "text.pth").write_text("text")
     assert "text.pth" in fails(capsys, tmp_path / "text.pth", tmp_path / "new" / "net.safetensors")
     assert not (tmp_path / "new").exists()

@@ -83,7 +83,7 @@ def test_what_is_missing_is_told_and_nothing_is_overwritten(world, capsys, key, 
     before = contents(run.path)
     line = fails(capsys, "--resume", run.path)
     assert line.startswith(f"error: {key}: ")
-    assert "are missing" in line
+    assert "are missing, such as " in line
     assert "--rescan" in line
     assert contents(run.path) == before
 
@@ -160,6 +160,6 @@ def test_a_run_of_before_it_kept_masks_lists_them_and_says_so(world, capsys):
     run.val_masks.unlink()
     capsys.readouterr()
     run_main("--resume", run.path)
-    assert capsys.readouterr().err.count("is missing") == 2
+    assert capsys.readouterr().err.count("a new one is made") == 2
     assert same_weights(run, straight)
     assert load_checkpoint(run.last)["best"] == load_checkpoint(straight.last)["best"]

@@ -252,7 +252,7 @@ def test_a_run_of_an_older_version_goes_on(folder, tmp_path, capsys):
     capsys.readouterr()
     run_main("--resume", run.path)
     error = capsys.readouterr().err
-    assert "without model.base, which is newer than the run; it goes on with none, as before" in error
+    assert "without model.base, which is newer than the run; it continues with none, as before" in error
     assert same_weights(run, straight)
     assert load_config(run.config, resume=True).phases == load_config(straight.config, resume=True).phases
 

@@ -260,12 +260,12 @@ def fails(capsys, *arguments):
 def test_mistakes(tmp_path, capsys, monkeypatch):
     assert "no such file" in fails(capsys, "--model", tmp_path / "none.pt")
     (tmp_path / "letter.txt").write_text("keep me")
-    assert "name another folder" in fails(capsys, "--out", tmp_path)
+    assert "is neither empty nor a page" in fails(capsys, "--out", tmp_path)
     assert "must be a folder" in fails(capsys, "--out", tmp_path / "letter.txt")
     assert list(tmp_path.iterdir()) == [tmp_path / "letter.txt"]
     monkeypatch.setattr(build_site, "LIBRARY", Path("nowhere"))
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert "install Node.js" in fails(capsys, "--out", tmp_path / "site")
+    assert "npm, which fetches onnxruntime-web, is missing" in fails(capsys, "--out", tmp_path / "site")
 
 
 def test_the_library_is_pinned():

@@ -64,7 +64,7 @@ def load_config(path: str | Path = DEFAULT_CONFIG, overrides: Sequence[str] = ()
     if resume:
         for name, value in _newer(own).items():
             layers.insert(0, (source, _nested(name, value)))
-            meaning = f"which is newer than the run; it goes on with {value}, as before"
+            meaning = f"which is newer than the run; it continues with {value}, as before"
             print(f"{source}: without {name}, {meaning}", file=sys.stderr)
     elif os.path.realpath(path) != str(DEFAULT_CONFIG):
         layers.insert(0, (str(DEFAULT_CONFIG), _read_file(DEFAULT_CONFIG)))
@@ -104,7 +104,9 @@ def save_config(config: Config, path: str | Path) -> None:
 def _read_file(path: str | Path) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:  # missing, a folder, not UTF-8, a name that no file can have
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file in UTF-8, as a config must be") from None
+    except (OSError, ValueError) as error:  # missing, a folder, a name that no file can have
         raise UserError(f"{path}: can't be read as a config: {getattr(error, 'strerror', None) or error}") from None
     tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
@@ -117,7 +119,7 @@ def _tree_of(override: str) -> dict[str, Any]:
     name, equals, text = override.partition("=")
     name = name.strip()
     if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", name):
-        raise UserError(f"{_shown(override)} must have the form section.key=value, as train.batch_size=4")
+        raise UserError(f"{_shown(override)} must have the form section.key=value, such as train.batch_size=4")
     return _nested(name, text if TYPES.get(name) is str else parse_yaml(text, f"{name}={_shown(text)}"))
 
 
