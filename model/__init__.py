@@ -3,7 +3,7 @@
 from model.inpainting import inpaint, predict_whole
 from model.layer import PartialConv2d
 from model.loading import load_for_prediction, load_model, network_of
-from model.network import PConvUNet, settle_encoder_batch_norm
+from model.network import PConvUNet, settle_encoder_batch_norm, with_base_in_decoder
 from model.sync_batch_norm import synchronise_batch_norm
 from model.vgg import VGG16Features
 from utils.arguments import DEFAULT_WEIGHTS
@@ -20,4 +20,5 @@ __all__ = [
     "predict_whole",
     "settle_encoder_batch_norm",
     "synchronise_batch_norm",
+    "with_base_in_decoder",
 ]

@@ -47,9 +47,10 @@ class Filler:
             below = self._levels_below() if self.net.base != "none" and self.parts else None
             for part in self.parts:
                 image, mask = self._cut(part.window)
-                values = unet_within(self.net, image, mask, part)
-                if below is not None:
-                    values = values + self._base(image, mask, part, *below)
+                base = None if below is None else self._base(image, mask, part.window, *below)
+                values = unet_within(self.net, image, mask, part, base)
+                if base is not None:
+                    values = values + base[part.box.relative_to(part.window)]
                 if not values.isfinite().all():
                     raise UserError(
                         "the network's output is not finite: its training diverged or its file is damaged; use another"
@@ -64,16 +65,16 @@ class Filler:
         image, mask = self.read(inside), self.valid[inside.slices][None, None]
         return F.pad(image.to(weight), padding), F.pad(mask.to(weight), padding)
 
-    def _base(self, image: Tensor, mask: Tensor, part: Part, below: Tensor, place: Box) -> Tensor:
-        """Return the base at part.box. below, place: the filled level after the window's levels, and its box.
+    def _base(self, image: Tensor, mask: Tensor, window: Box, below: Tensor, place: Box) -> Tensor:
+        """Return the base in a window. below, place: the filled level after the window's levels, and its box.
 
-        The window suffices: over its first `depth` levels the base reads no further than the decoder.
+        It is that of the full image where the decoder reads it: over its first `depth` levels the base reads no further
+        than the decoder. Nearer to the window's edge it may differ.
         """
         depth = self.net.depth
-        window = Box(*(Span(span.start >> depth, span.stop >> depth) for span in part.window))
+        coarse = Box(*(Span(span.start >> depth, span.stop >> depth) for span in window))
         *finer, _ = pull(image, mask, depth)
-        filled = push(finer, below[window.relative_to(place)])
-        return filled[part.box.relative_to(part.window)].to(image)
+        return push(finer, below[coarse.relative_to(place)]).to(image)
 
     def _levels_below(self) -> tuple[Tensor, Box]:
         """Return the base's filled level at 1/2**depth of the image's size, and the box of that level that it covers.

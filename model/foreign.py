@@ -105,9 +105,11 @@ class ForeignUNet(PConvUNet):
                 block.bn = None
                 block.conv.bias = nn.Parameter(torch.zeros(block.conv.out_channels))
 
-    def unet(self, image: Tensor, mask: Tensor, crops: Sequence[Crop] | None = None) -> Tensor:
+    def unet(
+        self, image: Tensor, mask: Tensor, base: Tensor | None = None, crops: Sequence[Crop] | None = None
+    ) -> Tensor:
         """Overrides PConvUNet. Image and result are on the scale of [0,1]; only the layers use normalised values."""
-        return super().unet((image - self.mean) / self.std, mask, crops) * self.std + self.mean
+        return super().unet((image - self.mean) / self.std, mask, base, crops) * self.std + self.mean
 
 
 def network_for(state_dict: Mapping[str, Tensor]) -> PConvUNet:

@@ -125,11 +125,15 @@ class UpPartialConv2d(PartialConv2d):
     """The decoder's layer: 3×3 partial convolution of ×2 upsampled features and skip features of that size.
 
     Parameters, arguments and results match PartialConv2d. `forward_upsampled` takes features before upsampling.
+    base_channels: how many of the skip features' channels, the last ones, are valid everywhere.
     """
 
-    def __init__(self, up_channels: int, skip_channels: int, out_channels: int, bias: bool = True) -> None:
+    def __init__(
+        self, up_channels: int, skip_channels: int, out_channels: int, bias: bool = True, base_channels: int = 0
+    ) -> None:
         super().__init__(up_channels + skip_channels, out_channels, 3, padding=1, bias=bias)
         self.part_channels = [up_channels, skip_channels]
+        self.base_channels = base_channels
         self.fixed_up: FixedUpConvolution | None = None
 
     def forward_upsampled(self, x: Tensor, mask: Tensor, skip: Tensor, skip_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,7 +147,8 @@ class UpPartialConv2d(PartialConv2d):
     def valid_upsampled(self, mask: Tensor, skip_mask: Tensor) -> Tensor:
         """Return the number of valid channels at each pixel, (N,1,2H,2W). Arguments: see forward_upsampled."""
         up_channels, skip_channels = self.part_channels
-        return upsample(mask) * up_channels + skip_mask * skip_channels
+        valid = upsample(mask) * up_channels + skip_mask * (skip_channels - self.base_channels)
+        return valid + self.base_channels if self.base_channels else valid
 
     def convolved_upsampled(self, x: Tensor, skip: Tensor) -> Tensor:
         """Return Wᵀ of the concat, (N,C',2H,2W). Arguments: see forward_upsampled."""

@@ -19,8 +19,8 @@ from model.layer import PartialConv2d, UpPartialConv2d, counted
 # The encoder's first kernels; every other kernel of the network is 3×3.
 ENCODER_KERNELS = (7, 5, 5)
 LEAK = 0.2
-# What the U-Net's output is added to: nothing, as in the paper, or the fill of model/base.py.
-BASES = ("none", "push_pull")
+# What the U-Net's output is added to: nothing, as in the paper, or the fill of model/base.py, which the decoder may read.
+BASES = ("none", "push_pull", "push_pull_decoder")
 BASE_KEY = "push_pull_base"
 
 
@@ -94,7 +94,8 @@ class PConvUNet(nn.Module):
     with those of the encoder at that size; the last level joins the image itself.
 
     base: `none` is the paper's network, whose U-Net predicts the image. With `push_pull` the U-Net predicts a residual
-    to `push_pull(image, mask)`. Its last layer starts at zero, so the untrained network returns the base.
+    to `push_pull(image, mask)`. Its last layer starts at zero, so the untrained network returns the base. With
+    `push_pull_decoder`, each decoder level also reads the base, reduced to its size: three more channels, all valid.
 
     Raises ValueError unless depth and base_channels are at least 1 and base is one of BASES.
     """
@@ -108,6 +109,8 @@ class PConvUNet(nn.Module):
         self.depth = depth
         self.base_channels = base_channels
         self.base = base
+        self.decoder_reads_base = base == "push_pull_decoder"
+        extra = 3 if self.decoder_reads_base else 0
         widths = [3, *encoder_channels(depth, base_channels)]  # channels of the image, PConv1, PConv2, …
         kernels = [*ENCODER_KERNELS, *[3] * depth][:depth]
         # The first encoder level and the last decoder level have a bias instead of batch norm.
@@ -121,7 +124,7 @@ class PConvUNet(nn.Module):
         )
         self.decoder = nn.ModuleList(
             DecoderBlock(
-                UpPartialConv2d(widths[i + 1], widths[i], widths[i], bias=i == 0),
+                UpPartialConv2d(widths[i + 1], widths[i] + extra, widths[i], bias=i == 0, base_channels=extra),
                 batch_norm=i > 0,
                 slope=LEAK if i > 0 else None,
             )
@@ -133,7 +136,7 @@ class PConvUNet(nn.Module):
         self.register_buffer("hole_radius", torch.zeros(()))
         self.checkpoint_activations = False
         self._encoder_batch_norm_frozen = False
-        if base == "push_pull":
+        if base != "none":
             last = self.decoder[-1]
             assert isinstance(last, DecoderBlock)
             # The buffer only marks in the state_dict that the weights need the base.
@@ -147,12 +150,17 @@ class PConvUNet(nn.Module):
         Raises ValueError unless height and width are multiples of 2**depth and the shapes fit.
         """
         self._check(image, mask)
-        residual = self.unet(image, mask)
-        return residual if self.base == "none" else push_pull(image, mask) + residual
+        if self.base == "none":
+            return self.unet(image, mask)
+        base = push_pull(image, mask)
+        return base + self.unet(image, mask, base)
 
-    def unet(self, image: Tensor, mask: Tensor, crops: Sequence[Crop] | None = None) -> Tensor:
-        """Return the output of the U-Net, without the base: (N,3,H,W). Arguments as in forward, unchecked.
+    def unet(
+        self, image: Tensor, mask: Tensor, base: Tensor | None = None, crops: Sequence[Crop] | None = None
+    ) -> Tensor:
+        """Return the output of the U-Net, to which the base is still to be added: (N,3,H,W).
 
+        image, mask: as in forward, unchecked. base: (N,3,H,W), needed if the decoder reads it.
         crops: one per level, the rows and columns that the decoder keeps at that level, so that it computes only part
         of the image.
         """
@@ -160,7 +168,11 @@ class PConvUNet(nn.Module):
         x = image.masked_fill(mask == 0, 0)  # not a product: 0 · NaN is NaN
         skips = []
         for level, block in enumerate(self.encoder):
-            skips.append(x if crops is None else _cut(x, crops[level].skip))
+            skip = x
+            if base is not None and self.decoder_reads_base:
+                base = base.to(x) if level == 0 else F.avg_pool2d(base, 2)
+                skip = torch.cat([x, base], 1)
+            skips.append(skip if crops is None else _cut(skip, crops[level].skip))
             x = self._run(block, *next(ratios_and_masks), x)
         for level, block in zip(reversed(range(self.depth)), self.decoder, strict=True):
             x = x if crops is None else _cut(x, crops[level].features)
@@ -258,8 +270,30 @@ def architecture_of(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(first, Tensor) or first.ndim != 4:
         raise ValueError("no tensor 'encoder.0.conv.weight'")
     depth = len({key.split(".")[1] for key in state_dict if key.startswith("encoder.")})
-    base = "push_pull" if BASE_KEY in state_dict else "none"
+    base = "none"
+    if BASE_KEY in state_dict:
+        below, joined = (state_dict.get(f"{name}.conv.weight") for name in (f"encoder.{depth - 1}", "decoder.0"))
+        reads = below is not None and joined is not None and joined.shape[1] > sum(below.shape[:2])
+        base = "push_pull_decoder" if reads else "push_pull"
     return {"depth": depth, "base_channels": first.shape[0], "base": base}
+
+
+@torch.no_grad()
+def with_base_in_decoder(net: PConvUNet) -> PConvUNet:
+    """Return a network of base `push_pull_decoder` that continues one of base `push_pull`: its new weights are 0.
+
+    Outputs differ slightly, because the base counts as valid in sum(M).
+    """
+    grown = PConvUNet(net.depth, net.base_channels, "push_pull_decoder").train(net.training)
+    state = net.state_dict()
+    for key, tensor in grown.state_dict().items():
+        known = state[key]
+        if known.shape == tensor.shape:
+            tensor.copy_(known)
+        else:  # a decoder's kernel: the base's channels come last
+            tensor.zero_()
+            tensor[:, : known.shape[1]] = known
+    return grown
 
 
 @contextlib.contextmanager

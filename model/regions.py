@@ -123,13 +123,13 @@ def part_of(net: PConvUNet, box: Box, size: tuple[int, int]) -> Part:
     return Part(box, Box(rows, columns))
 
 
-def unet_within(net: PConvUNet, image: Tensor, mask: Tensor, part: Part) -> Tensor:
-    """Return net.unet of an image only at part.box: (N,3,h,w). image, mask: the content of part.window."""
+def unet_within(net: PConvUNet, image: Tensor, mask: Tensor, part: Part, base: Tensor | None = None) -> Tensor:
+    """Return net.unet of an image only at part.box: (N,3,h,w). image, mask, base: the content of part.window."""
     spans = [_crops_of(net, *axis) for axis in zip(part.box, part.window, strict=True)]
     crops = [
         Crop((down[0], across[0]), (down[1], across[1])) for down, across in zip(spans[0][0], spans[1][0], strict=True)
     ]
-    return net.unet(image, mask, crops)[..., spans[0][1], spans[1][1]]
+    return net.unet(image, mask, base, crops)[..., spans[0][1], spans[1][1]]
 
 
 def _crops_of(net: PConvUNet, span: Span, window: Span) -> tuple[list[tuple[slice, slice]], slice]:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from model import PConvUNet, network_of
+from training.muon import is_hidden_kernel
 from utils.config import Config
 from utils.config_files import config_of_run
 from utils.errors import UserError
 
 # The state that an optimizer keeps per weight.
-_MOMENTS = {"Adam": {"step", "exp_avg", "exp_avg_sq"}, "SGD": {"momentum_buffer"}}
-_MOMENTS["AdamW"] = _MOMENTS["Adam"]
+_OF_ADAM, _OF_SGD = {"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"}
 
 
 def check_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
@@ -86,13 +86,14 @@ def _faults_of_optimizer(optimizer: Any, kind: str, weights: list[Tensor]) -> It
 
 
 def _fits(moments: dict[str, Any], kind: str, weight: Tensor) -> bool:
+    names = _OF_SGD if kind == "SGD" or (kind == "Muon" and is_hidden_kernel(weight)) else _OF_ADAM
     if kind == "SGD":
         moments = {name: value for name, value in moments.items() if value is not None}  # momentum 0 saves None
-    elif moments.keys() != _MOMENTS[kind]:
+    elif moments.keys() != names:
         return False
     for name, value in moments.items():
         shape = torch.Size() if name == "step" else weight.shape
-        if name not in _MOMENTS[kind] or not isinstance(value, Tensor) or value.shape != shape:
+        if name not in names or not isinstance(value, Tensor) or value.shape != shape:
             return False
         if value.layout != torch.strided or not value.is_floating_point() or not all_finite([value]):
             return False

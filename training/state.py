@@ -13,8 +13,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from data.schedule import Schedule
 from loss import TERMS
-from model import PConvUNet, load_model, network_of, synchronise_batch_norm
+from model import PConvUNet, load_model, network_of, synchronise_batch_norm, with_base_in_decoder
 from training.checking import all_finite
+from training.muon import Muon
 from training.run_folder import RunFolder
 from training.way_back import way_back
 from utils.config import Config
@@ -199,6 +200,8 @@ def make_optimizer(config: Config, net: PConvUNet) -> torch.optim.Optimizer:
             for weight in net.parameters():
                 sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight, requires_grad=False)
         return sgd
+    if optim.name == "Muon":
+        return Muon(net.parameters(), lr, optim.momentum, optim.weight_decay)
     kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[optim.name]
     return kind(net.parameters(), lr, betas=(optim.momentum, 0.999), **options)
 
@@ -217,12 +220,15 @@ def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:
 def make_network(config: Config, checkpoint: dict[str, Any] | None, source: str | Path | None) -> PConvUNet:
     """Return the configured network, with the weights of `checkpoint`, or of the file `source`, or new ones.
 
-    A file of another project keeps its behaviour. Raises UserError if its architecture differs from the config.
+    A file of another project keeps its behaviour. A network of base `push_pull` can continue as one of
+    `push_pull_decoder`. Raises UserError if its architecture differs from the config.
     """
     wanted = config.model.model_dump()
     if checkpoint is None and source is None:
         return PConvUNet(**wanted)
     net = network_of(checkpoint["model"], source) if checkpoint else load_model(source)  # type: ignore[arg-type]
+    if checkpoint is None and (net.base, wanted["base"]) == ("push_pull", "push_pull_decoder"):
+        net = with_base_in_decoder(net)
     for name, value in wanted.items():
         if getattr(net, name) != value:
             raise UserError(

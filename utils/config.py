@@ -144,8 +144,8 @@ class ModelConfig(Section):
     """levels: 7 for 256x256, 8 for the paper's 512x512 (its appendix, table of the network)"""
     base_channels: Annotated[Whole, Field(ge=1, le=1024)]
     """channels of the first level; doubled per level up to 8 times as many (paper: 64)"""
-    base: Literal["none", "push_pull"]
-    """base that the U-Net's output is added to: none (paper) | push_pull (a smooth fill without weights)"""
+    base: Literal["none", "push_pull", "push_pull_decoder"]
+    """what the U-Net's output is added to: none (paper) | push_pull (smooth fill) | push_pull_decoder (the decoder reads it, too)"""
 
 
 class LossWeights(Section):
@@ -177,12 +177,12 @@ class LossConfig(Section):
 
 
 class OptimConfig(Section):
-    name: Literal["Adam", "AdamW", "SGD"]
-    """Adam | AdamW | SGD (paper: Adam, §4.2)"""
+    name: Literal["Adam", "AdamW", "Muon", "SGD"]
+    """Adam | AdamW | Muon (AdamW, but orthogonalised momentum for kernels) | SGD (paper: Adam, §4.2)"""
     momentum: Share
-    """momentum of SGD, first beta of Adam"""
+    """momentum of SGD and Muon, first beta of Adam and AdamW"""
     weight_decay: NotNegative
-    """L2 penalty (Adam, SGD) or decoupled decay (AdamW), per step and learning rate"""
+    """L2 penalty (Adam, SGD) or decoupled decay (AdamW, Muon), per step and learning rate"""
 
 
 class TrainConfig(Section):
