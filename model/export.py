@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from utils.checkpoint import save_weights
 from utils.errors import UserError
 from utils.files import write_atomically
 
+INPUTS = ("image", "mask")
 DESCRIPTION = (
     "Image inpainting with partial convolutions. image: float32 (N,3,H,W), RGB in [0,1]; mask: float32 (N,1,H,W), "
     "1 = valid, 0 = hole; composite: (N,3,H,W) in [0,1], valid pixels as in image. Any N, H and W."
@@ -89,12 +90,13 @@ def export_onnx(
     net: PConvUNet,
     path: Path,
     form: Callable[[PConvUNet], nn.Module] = Inpainter,
+    inputs: Sequence[str] = INPUTS,
     output: str = "composite",
     description: str = DESCRIPTION,
 ) -> None:
     """Write the network as one ONNX file, weights included, opset 20. Raises UserError if a package is missing.
 
-    form: see to_program. output: name of the ONNX output.
+    form, inputs: see to_program. output: name of the ONNX output.
     """
     try:
         import onnxscript  # noqa: F401, torch.onnx needs it, and it needs onnx
@@ -102,9 +104,10 @@ def export_onnx(
         raise _missing(error) from None
 
     onnx_program = torch.onnx.export(
-        to_program(net, form),
+        to_program(net, form, inputs),
         dynamo=True,
-        dynamic_shapes={"image": {0: "batch", 2: "height", 3: "width"}, "mask": None},  # axis names, also for the mask
+        # Names of the axes; the other inputs share them.
+        dynamic_shapes={**dict.fromkeys(inputs), "image": {0: "batch", 2: "height", 3: "width"}},
         output_names=[output],
         opset_version=20,
         verbose=False,
@@ -122,10 +125,13 @@ def export_program(net: PConvUNet, path: Path) -> None:
     write_atomically(path, lambda temporary: temporary.write_bytes(file.getbuffer()))
 
 
-def to_program(net: PConvUNet, form: Callable[[PConvUNet], nn.Module] = Inpainter) -> ExportedProgram:
+def to_program(
+    net: PConvUNet, form: Callable[[PConvUNet], nn.Module] = Inpainter, inputs: Sequence[str] = INPUTS
+) -> ExportedProgram:
     """Trace the network for all sizes, in float32 on the CPU. The network itself stays unchanged.
 
-    form: builds, from a copy of the network, a module that takes image and mask. Raises UserError if torch is too old.
+    form: builds, from a copy of the network, a module that takes `inputs`: all (N,3,H,W) but the mask, (N,1,H,W).
+    Raises UserError if torch is too old.
     """
     try:
         from torch.fx.experimental.dynamic_spec import ParamsSpec, ShapesSpec, ShapeVar, TensorSpec
@@ -134,8 +140,9 @@ def to_program(net: PConvUNet, form: Callable[[PConvUNet], nn.Module] = Inpainte
 
     folded = copy.deepcopy(net).cpu().float().folded().to(memory_format=torch.contiguous_format)
     n, h, w = (ShapeVar(name, min=1) for name in ("batch", "height", "width"))
-    sizes = ParamsSpec({"image": TensorSpec([n, 3, h, w]), "mask": TensorSpec([n, 1, h, w])})
-    example = torch.zeros(2, 3, 5, 7), torch.ones(2, 1, 5, 7)
+    channels = {name: 1 if name == "mask" else 3 for name in inputs}
+    sizes = ParamsSpec({name: TensorSpec([n, count, h, w]) for name, count in channels.items()})
+    example = tuple(torch.ones(2, count, 5, 7) for count in channels.values())
     with torch.no_grad():
         program = torch.export.export(form(folded).eval(), example, dynamic_shapes=ShapesSpec(params=sizes))
     program = program.run_decompositions({})  # removes unused symbols, which cause warnings on load

@@ -57,12 +57,17 @@ def predict_padded(model: PConvUNet, image: Tensor, mask: Tensor) -> Tensor:
     Padding has mask 0, so it is a hole, like the padding of the layers.
     """
     height, width = image.shape[-2:]
-    multiple = 2**model.depth
+    return model(*padded(2**model.depth, image, mask))[..., :height, :width]
+
+
+def padded(multiple: int, *tensors: Tensor) -> list[Tensor]:
+    """Pad tensors (N,C,H,W) with zeros, at the bottom and right, to multiples of `multiple`."""
+    height, width = tensors[0].shape[-2:]
     # This form lets an exporter, for which sizes are symbols, infer that the padded sizes are multiples.
     padded_height = (height + multiple - 1) // multiple * multiple
     padded_width = (width + multiple - 1) // multiple * multiple
     padding = (0, padded_width - width, 0, padded_height - height)
-    return model(F.pad(image, padding), F.pad(mask, padding))[..., :height, :width]
+    return [F.pad(tensor, padding) for tensor in tensors]
 
 
 def _check(image: Tensor, mask: Tensor) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from model.export import export_onnx
-from model.inpainting import predict_padded
+from model.export import INPUTS, export_onnx
+from model.inpainting import padded
 from model.loading import load_model
 from model.network import PConvUNet
 from model.regions import reach
@@ -23,7 +23,8 @@ _SMALL = 1024
 NETWORK, FACTS = "network.onnx", "network.json"
 DESCRIPTION = (
     "The U-Net of an image inpainting network. image: float32 (N,3,H,W), RGB in [0,1]; mask: float32 (N,1,H,W), "
-    "1 = valid, 0 = hole; prediction: (N,3,H,W), to be added to the base where the network has one. Any N, H and W."
+    "1 = valid, 0 = hole; base: (N,3,H,W), if the network reads it; prediction: (N,3,H,W), to be added to the base where "
+    "the network has one. Any N, H and W."
 )
 
 
@@ -33,10 +34,11 @@ class WithoutBase(nn.Module):
     def __init__(self, net: PConvUNet) -> None:
         super().__init__()
         self.net = net
-        self.net.base = "none"
 
-    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        return predict_padded(self.net, image, mask)
+    def forward(self, image: Tensor, mask: Tensor, base: Tensor | None = None) -> Tensor:
+        height, width = image.shape[-2:]
+        tensors = (image, mask) if base is None else (image, mask, base)
+        return self.net.unet(*padded(2**self.net.depth, *tensors))[..., :height, :width]
 
 
 def write_network(weights: Path | None, folder: Path) -> None:
@@ -45,7 +47,8 @@ def write_network(weights: Path | None, folder: Path) -> None:
     net = load_model(path)
     with tempfile.TemporaryDirectory() as temporary:
         exported = Path(temporary) / NETWORK
-        export_onnx(net, exported, WithoutBase, "prediction", DESCRIPTION)
+        inputs = (*INPUTS, "base") if net.decoder_reads_base else INPUTS
+        export_onnx(net, exported, WithoutBase, inputs, "prediction", DESCRIPTION)
         halve_weights(exported, folder / NETWORK)
     facts = {"name": path.stem, "file": NETWORK, **facts_of(net)}
     (folder / FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")

@@ -25,6 +25,14 @@ async function unpacked(url) {
   return new Response(stream).arrayBuffer();
 }
 
+/** RGB values pixel by pixel as three planes. */
+function planesOf(values) {
+  const size = values.length / 3;
+  const planes = new Float32Array(values.length);
+  for (let i = 0; i < size; i++) for (let c = 0; c < 3; c++) planes[c * size + i] = values[3 * i + c];
+  return planes;
+}
+
 /**
  * From a picture { width, height, pixels, valid }, the `region` of it that is to be filled and the network's facts, to
  * { filled, seconds, threads }. pixels, and filled of the region: RGBA; valid: 0 or 1. The region begins and ends at a
@@ -38,13 +46,13 @@ self.onmessage = async ({ data: { picture, region, facts } }) => {
     const level = levelOf(picture, region);
     const base = facts.base === "none" ? null : baseOf(picture, region, facts.multiple);
     const size = level.valid.length;
-    const image = new Float32Array(3 * size);
-    for (let i = 0; i < size; i++) for (let c = 0; c < 3; c++) image[c * size + i] = level.values[3 * i + c];
     const shape = [level.height, level.width];
-    const { prediction } = await network.run({
-      image: new ort.Tensor("float32", image, [1, 3, ...shape]),
+    const inputs = {
+      image: new ort.Tensor("float32", planesOf(level.values), [1, 3, ...shape]),
       mask: new ort.Tensor("float32", Float32Array.from(level.valid), [1, 1, ...shape]),
-    });
+    };
+    if (facts.base === "push_pull_decoder") inputs.base = new ort.Tensor("float32", planesOf(base), [1, 3, ...shape]);
+    const { prediction } = await network.run(inputs);
     const filled = new Uint8ClampedArray(4 * size); // it rounds
     for (let i = 0; i < size; i++) {
       for (let c = 0; c < 3; c++) filled[4 * i + c] = 255 * (prediction.data[c * size + i] + (base ? base[3 * i + c] : 0));

@@ -68,7 +68,12 @@ MUTATIONS = [
     Mutation("model/network.py", "a=1 if slope is None else slope", "a=1", NETWORK),
     Mutation("model/network.py", "scale * bn.running_mean", "bn.running_mean", NETWORK),
     Mutation("model/network.py", "nn.init.zeros_(last.conv.weight)", "pass", "test_base.py"),
-    Mutation("model/network.py", '"push_pull" if BASE_KEY in state_dict', '"none" if BASE_KEY in state_dict', "test_base.py"),
+    Mutation("model/network.py", "if BASE_KEY in state_dict", "if False", "test_base.py"),
+    Mutation("model/network.py", "joined.shape[1] > sum", "joined.shape[1] < sum", "test_base.py"),
+    Mutation("model/network.py", "F.avg_pool2d(base, 2)", "base[..., ::2, ::2]", "test_base.py"),
+    Mutation("model/network.py", "torch.cat([x, base], 1)", "torch.cat([base, x], 1)", "test_base.py"),
+    Mutation("model/layer.py", "valid + self.base_channels if", "valid if", "test_base.py"),
+    Mutation("model/filler.py", "values + base[", "values + 0 * base[", "test_regions.py"),
     # --- base
     Mutation("model/base.py", "count.clamp(min=1)", "4", "test_base.py"),
     Mutation("model/base.py", "(count > 0)", "(count > 1)", "test_base.py"),

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 import hubconf
 from model import PConvUNet, inpaint, load_for_prediction, load_model
 from model.base import push_pull
-from model.network import architecture_of
+from model.network import architecture_of, with_base_in_decoder
 from utils.checkpoint import save_weights
 
 NAN, INF = float("nan"), float("inf")
@@ -123,27 +123,32 @@ def test_double_stays_double_and_half_becomes_float():
 # --- networks ------------------------------------------------------------------------------------------------------
 
 
-def trained_a_little(depth=2, base_channels=3):
+BASES = ["push_pull", "push_pull_decoder"]
+
+
+def trained_a_little(base="push_pull", depth=2, base_channels=3):
     torch.manual_seed(0)
-    net = PConvUNet(depth, base_channels, base="push_pull")
+    net = PConvUNet(depth, base_channels, base)
     torch.nn.init.normal_(net.decoder[-1].conv.weight, std=0.1)
     net(*pair(16, 16, n=4))
     return net.eval()
 
 
+@pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("training", [True, False])
-def test_an_untrained_network_returns_its_base(training):
-    net = PConvUNet(3, 4, base="push_pull").train(training)
+def test_an_untrained_network_returns_its_base(training, base):
+    net = PConvUNet(3, 4, base).train(training)
     image, mask = pair(16, 24, n=2)
     image = image.masked_fill(mask == 0, NAN)
     assert torch.equal(net(image, mask), push_pull(image, mask))
 
 
-def test_the_output_is_base_and_u_net_added_and_both_get_no_junk():
-    net = trained_a_little()
+@pytest.mark.parametrize("base", BASES)
+def test_the_output_is_base_and_u_net_added_and_both_get_no_junk(base):
+    net = trained_a_little(base)
     image, mask = pair(16, 24, n=2)
     output = net(image, mask)
-    assert torch.equal(output, push_pull(image, mask) + net.unet(image, mask))
+    assert torch.equal(output, push_pull(image, mask) + net.unet(image, mask, push_pull(image, mask)))
     assert (output - push_pull(image, mask)).abs().max() > 1e-2
     assert torch.equal(net(image.masked_fill(mask == 0, INF), mask), output)
 
@@ -155,10 +160,54 @@ def test_the_last_layer_learns_from_its_start_at_0():
     assert net.decoder[-1].conv.weight.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("base", ["none", "push_pull"])
-def test_a_state_dict_tells_the_base(base):
-    net = PConvUNet(2, 3, base=base)
-    assert architecture_of(net.state_dict()) == {"depth": 2, "base_channels": 3, "base": base}
+def test_a_decoder_that_reads_the_base_by_hand():
+    """One level, all hole but a corner: its window holds the U-Net's features, the image and three channels of base."""
+    net = PConvUNet(1, 2, "push_pull_decoder").double().eval()
+    kernel = net.decoder[0].conv
+    assert kernel.weight.shape == (3, 2 + 3 + 3, 3, 3)
+    kernel.weight.data.zero_()
+    kernel.weight.data[:, 5 + 1, 1, 1] = 1  # the base's green, at the pixel itself
+    image, mask = pair(16, 16)
+    image, mask = image.double(), torch.zeros(1, 1, 16, 16).double()
+    mask[..., :2, :2] = 1
+    base = push_pull(image, mask)
+    # The encoder's 7×7 kernel reaches 3 px: features are valid in the first 3×3 of 8×8, which become 6×6 px.
+    features, valid = torch.zeros(16, 16), torch.zeros(16, 16)
+    features[:6, :6], valid[:2, :2] = 1, 1
+    around = torch.nn.functional.avg_pool2d((2 * features + 3 * valid + 3).view(1, 1, 16, 16), 3, 1, 1) * 9
+    wanted = base[:, 1:2] * (8 * 9 / around.double())
+    torch.testing.assert_close(net(image, mask), base + wanted.expand(1, 3, -1, -1))
+
+
+def test_each_level_of_the_decoder_reads_the_base_at_its_size():
+    net = trained_a_little("push_pull_decoder", depth=3)
+    image, mask = pair(16, 24)
+    base = push_pull(image, mask)
+    for level, block in enumerate(reversed(net.decoder)):
+        seen = []
+        original = block.conv.convolved_upsampled
+        block.conv.convolved_upsampled = lambda x, skip, call=original, seen=seen: seen.append(skip) or call(x, skip)
+        net(image, mask)
+        means = base.unflatten(2, (-1, 2**level)).unflatten(4, (-1, 2**level)).mean((3, 5))
+        torch.testing.assert_close(seen[0][:, -3:], means)
+
+
+def test_a_network_goes_on_with_the_base_in_its_decoder():
+    net = trained_a_little()
+    grown = with_base_in_decoder(net)
+    assert grown.base == "push_pull_decoder"
+    assert not grown.training
+    image, mask = pair(16, 24)
+    mask[:] = 1  # nothing is hole, so the ratios are the same; the new weights are 0
+    torch.testing.assert_close(grown(image, mask), net(image, mask))
+    assert (net(image, mask) - image).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("base", ["none", *BASES])
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_a_state_dict_tells_the_base(base, depth):
+    net = PConvUNet(depth, 3, base=base)
+    assert architecture_of(net.state_dict()) == {"depth": depth, "base_channels": 3, "base": base}
 
 
 def test_another_base_is_refused():
@@ -166,10 +215,11 @@ def test_another_base_is_refused():
         PConvUNet(2, 3, base="pushpull")
 
 
+@pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-def test_files_carry_the_base(tmp_path, suffix, half):
-    net = trained_a_little()
+def test_files_carry_the_base(tmp_path, suffix, half, base):
+    net = trained_a_little(base)
     state = {key: tensor.half() if half else tensor for key, tensor in net.state_dict().items()}
     path = tmp_path / f"net{suffix}"
     save_weights(path, state) if suffix == ".safetensors" else torch.save({"model": state}, path)
@@ -177,14 +227,15 @@ def test_files_carry_the_base(tmp_path, suffix, half):
     expected = net(image, mask)
     for load in (load_model, load_for_prediction, lambda path: hubconf.pconv_unet(path)):
         loaded = load(path)
-        assert loaded.base == "push_pull"
+        assert loaded.base == base
         torch.testing.assert_close(loaded(image, mask), expected, rtol=0, atol=2e-2 if half else 1e-5)
     if suffix == ".safetensors":
-        assert architecture_of(load_file(path))["base"] == "push_pull"
+        assert architecture_of(load_file(path))["base"] == base
 
 
-def test_any_size_is_filled_and_valid_pixels_stay():
-    net = trained_a_little().folded()
+@pytest.mark.parametrize("base", BASES)
+def test_any_size_is_filled_and_valid_pixels_stay(base):
+    net = trained_a_little(base).folded()
     for height, width in ((1, 1), (5, 7), (17, 30)):
         image, mask = pair(height, width, 0.4)
         result = inpaint(net, image.masked_fill(mask == 0, NAN), mask)

@@ -70,7 +70,7 @@ def test_the_largest_radius():
 # --- results -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("base", ["none", "push_pull"])
+@pytest.mark.parametrize("base", ["none", "push_pull", "push_pull_decoder"])
 def test_holes_that_the_network_knows_are_filled_in_a_single_pass(base):
     image, mask = picture()
     single = inpaint(network(base), image, mask)

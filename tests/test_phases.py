@@ -140,11 +140,11 @@ def test_vgg_is_called_in_the_phases_that_need_it(folder, tmp_path, monkeypatch)
 
 # --- non-finite steps ----------------------------------------------------------------------------------------------
 
-OPTIMIZERS = [(name, fused) for name in ("Adam", "AdamW", "SGD") for fused in ("true", "false")]
+OPTIMIZERS = [(name, fused) for name in ("Adam", "AdamW", "Muon", "SGD") for fused in ("true", "false")]
 
 
 def state_of(*overrides):
-    config = load_config(overrides=["model.depth=2", "model.base_channels=3", "train.ema_decay=0.5", *overrides])
+    config = load_config(overrides=["model.depth=2", "model.base_channels=4", "train.ema_decay=0.5", *overrides])
     torch.manual_seed(0)
     return TrainState(config, make_network(config, None, None), CPU)
 

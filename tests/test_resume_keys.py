@@ -144,7 +144,7 @@ def test_what_is_written_takes_effect(straight, others, tmp_path, key, effect):
     assert effect(run)
 
 
-@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "Muon"])
 @pytest.mark.parametrize("change", ["optim.momentum=0.3", "optim.momentum=0", "optim.weight_decay=0.5"])
 def test_options_of_other_optimizers_take_effect(folder, tmp_path, name, change):
     straight = RunFolder(tmp_path / "straight")

@@ -157,7 +157,7 @@ def optimizer_of(name):
 
 
 @pytest.mark.parametrize("option", ["channels_last", "fused"])
-@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "Muon", "SGD"])
 def test_memory_layout_and_fused_steps_change_rounding_alone(trained, tmp_path, option, name):
     """The same holds for an option changed in the middle of a run or of fine-tuning."""
     runs = {value: trained(*optimizer_of(name), f"train.{option}={value}") for value in ("true", "false")}

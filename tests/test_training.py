@@ -371,7 +371,7 @@ def test_fine_tuning_alone_from_other_weights(folder, straight, tmp_path):
     assert [line["train/lr"] for line in records(run) if "train/lr" in line] == [5e-5] * 4
 
 
-@pytest.mark.parametrize("name", ["AdamW", "SGD"])
+@pytest.mark.parametrize("name", ["AdamW", "Muon", "SGD"])
 def test_other_optimizers_resume_exactly_too(folder, tmp_path, name):
     run = RunFolder(tmp_path / "run")
     more = (f"optim.name={name}", "optim.weight_decay=0.01", "phases.0.lr=1e-5", "train.eval_every=100")

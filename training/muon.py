@@ -32,19 +32,26 @@ class Muon(torch.optim.AdamW):
         """Overrides AdamW."""
         assert closure is None
         group = self.param_groups[0]
-        momentum = group["betas"][0]
-        for kernel in filter(is_hidden_kernel, group["params"]):
-            if kernel.grad is None:
-                continue
-            state = self.state[kernel]
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(kernel, requires_grad=False)
-            average = state["momentum_buffer"].lerp_(kernel.grad, 1 - momentum)
-            update = orthogonalised(kernel.grad.lerp(average, momentum).flatten(1))
-            kernel.mul_(1 - group["lr"] * group["weight_decay"])
-            kernel.sub_(group["lr"] * 0.2 * max(update.shape) ** 0.5 * update.reshape(kernel.shape))
+        kernels = [weight for weight in group["params"] if is_hidden_kernel(weight) and weight.grad is not None]
+        gradients = [kernel.grad for kernel in kernels]
+        for kernel, gradient in zip(kernels, gradients, strict=True):
+            self._update(kernel, gradient, **group)
             kernel.grad = None  # AdamW skips weights without a gradient
         super().step()
+        for kernel, gradient in zip(kernels, gradients, strict=True):
+            kernel.grad = gradient
+
+    def _update(
+        self, kernel: Tensor, gradient: Tensor, lr: float, betas: tuple[float, float], weight_decay: float, **_: Any
+    ) -> None:
+        state = self.state[kernel]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(kernel, requires_grad=False)
+        momentum = betas[0]
+        average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+        update = orthogonalised(gradient.lerp(average, momentum).flatten(1))
+        kernel.mul_(1 - lr * weight_decay)
+        kernel.sub_(lr * 0.2 * max(update.shape) ** 0.5 * update.reshape(kernel.shape))
 
 
 def is_hidden_kernel(weight: Tensor) -> bool:
