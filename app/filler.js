@@ -1,20 +1,20 @@
-// What fills: here the server that gave this page. site/filler.js has the same functions for a page without a server.
+// Filling by the server of this page. static/filler.js has the same functions for a page without a server.
 
 import { MEDIA_TYPE, pack, unpack } from "./message.js";
 import { maskFile } from "./png.js";
 
-const LONGEST_NAME = 255; // characters, as of serving/desk.py
+const LONGEST_NAME = 255; // characters; the limit of serving/desk.py
 
-/** A mistake that the user can mend, or a server that can't be reached: one line to show. */
+/** An error message of one line: a mistake that the user can correct, or a server that cannot be reached. */
 export class FillError extends Error {}
 
-/** { methods: [name], formats: [suffix], hint }: what the page can offer. */
+/** Return { methods: [name], formats: [suffix], hint }, the choices of the page. */
 export async function connect() {
   const response = await reach("methods", {});
   return { ...(await response.json()), hint: "Photographs go to your own machine’s app.py and are not stored." };
 }
 
-/** { file, name, width, height, bitmap } of a photograph: its size and picture as viewers show it. */
+/** Return { file, name, width, height, bitmap } of a photograph, oriented as viewers show it. */
 export async function openPhoto(file, signal) {
   const name = (file.name || "pasted.png").slice(-LONGEST_NAME);
   const { header, parts } = await ask({ task: "open", name }, [file], signal);
@@ -25,7 +25,7 @@ export async function openPhoto(file, signal) {
   return { file, name, width: header.width, height: header.height, bitmap, notes: header.notes };
 }
 
-/** { holes, notes } of a mask file: Uint8Array, 1 = hole. `colour` of its holes: "black" or "white". */
+/** Return { holes, notes } of a mask file. holes: Uint8Array, 1 = hole. colour: of the file's holes, "black" or "white". */
 export async function readMask(photo, file, colour, signal) {
   const request = { task: "mask", name: photo.name, mask: file.name.slice(-LONGEST_NAME), hole: colour };
   const { header, parts } = await ask(request, [photo.file, file], signal);
@@ -38,7 +38,7 @@ export async function readMask(photo, file, colour, signal) {
   return { holes, notes: header.notes };
 }
 
-/** One edit, { left, top, file, bitmap }: the filled hole, to be drawn over the photograph; and { seconds, notes }. */
+/** Return { edit, seconds, notes }. edit: { left, top, file, bitmap }, the filled hole, to draw over the photograph. */
 export async function fill(photo, edits, mask, method, signal) {
   const places = edits.map(({ left, top }) => [left, top]);
   const request = { task: "fill", name: photo.name, mask: "the painted hole", method, places };
@@ -48,7 +48,7 @@ export async function fill(photo, edits, mask, method, signal) {
   return { edit, seconds: header.seconds, notes: header.notes };
 }
 
-/** { name, blob, notes }: the file of the photograph after these edits. `format`: one of the formats, a suffix. */
+/** Return { name, blob, notes }, a file of the photograph after these edits. format: one of connect's formats. */
 export async function save(photo, edits, format, signal) {
   const request = { task: "save", name: photo.name, format, places: edits.map(({ left, top }) => [left, top]) };
   const { header, parts } = await ask(request, [photo.file, ...edits.map((edit) => edit.file)], signal);

@@ -1,4 +1,4 @@
-// Undo and redo. A step is { undo(), redo(), cost }: cost in bytes, so that memory stays bounded.
+// Undo and redo. A step is { undo(), redo(), cost }. cost: bytes; it bounds the memory of the history.
 
 const MOST_STEPS = 200;
 const MOST_BYTES = 400e6;
@@ -15,7 +15,7 @@ export class History {
     this.onChange(this);
   }
 
-  /** Remember a step that was just made. */
+  /** Add a step that has just been made. */
   add(step) {
     this.done.push(step);
     this.undone = [];

@@ -1,4 +1,4 @@
-// The page: what its buttons and keys do. The photograph is filled by ./filler.js, and only there.
+// The page's buttons and keys. Only ./filler.js fills photographs.
 
 import { FillError, connect, fill, openPhoto, readMask, save } from "./filler.js";
 import { History } from "./history.js";
@@ -7,17 +7,17 @@ import { Painter } from "./painter.js";
 import { maskFile } from "./png.js";
 import { View } from "./view.js";
 
-const LONG = 2000; // ms after which a progress bar is shown
-const STEP = 1.25; // of zoom and of the brush's size by a key
+const LONG = 2000; // ms until a progress bar appears
+const STEP = 1.25; // factor by which a key changes zoom or brush size
 
 const element = (id) => document.getElementById(id);
 const chosen = (name) => document.querySelector(`input[name="${name}"]:checked`).value;
 
 const page = {
-  photo: null, // what openPhoto gave
-  edits: [], // what fill gave, in order: each changes the picture further
+  photo: null, // result of openPhoto
+  edits: [], // results of fill, in order; each applies to the picture after the previous ones
   masks: [], // the mask of each edit
-  busy: null, // AbortController of what is under way
+  busy: null, // AbortController of the running task
   unsaved: false,
 };
 
@@ -74,7 +74,7 @@ async function runFill() {
   });
 }
 
-/** With nothing painted after a fill, that fill is taken back, so that another method fills the same hole. */
+/** If nothing was painted after the last fill, undo that fill, so that another method can fill the same hole. */
 function returnToLastHole() {
   if (!history.done.at(-1)?.isFill) return false;
   history.undo();
@@ -127,7 +127,7 @@ function addMaskStep(box, before, after) {
   history.add({ undo: () => exchange(before), redo: () => exchange(after), cost: before.length + after.length });
 }
 
-/** Change the whole mask so that it can be undone. */
+/** Change the whole mask, with undo. */
 function changeMask(change) {
   if (page.busy || !page.photo) return;
   const before = view.mask.holes.slice();
@@ -160,7 +160,7 @@ async function loadMask(file) {
   if (page.busy || !page.photo || !file) return;
   await during("Reading the mask …", async (signal) => {
     const { holes, notes } = await readMask(page.photo, file, element("hole").value, signal);
-    page.busy = null; // the mask may change again
+    page.busy = null; // from here on the mask may change
     changeMask((mask) => {
       mask.holes = holes;
     });
@@ -174,9 +174,9 @@ async function saveMask() {
   else showError("Nothing is painted yet: there is no mask to save.");
 }
 
-// --- what is said ------------------------------------------------------------------------------------------------
+// --- messages ------------------------------------------------------------------------------------------------
 
-/** Run a task that may take long: one at a time, with a progress bar, a way to cancel, and its errors on the page. */
+/** Run a task that may take long, one at a time. Shows a progress bar, allows cancelling, shows errors on the page. */
 async function during(what, task) {
   painter.abandon();
   page.busy = new AbortController();
@@ -217,7 +217,7 @@ function showError(line) {
   element("error").querySelector("span").textContent = line;
 }
 
-/** Which buttons can be pressed now. */
+/** Enable the buttons that can be used now. */
 function refresh() {
   const idle = page.photo !== null && page.busy === null;
   for (const id of ["fill", "save", "clear", "widen", "load-mask", "save-mask"]) element(id).disabled = !idle;
@@ -258,7 +258,7 @@ function step(direction) {
 }
 
 function resizeBrush(factor) {
-  const size = element("size"); // a range, so it keeps to its bounds
+  const size = element("size"); // a range input, which clamps its value
   const round = factor > 1 ? Math.ceil : Math.floor;
   size.value = round(Number(size.value) * factor);
 }

@@ -1,4 +1,4 @@
-// The hole, kept at the picture's resolution. A box is { left, top, right, bottom } in px, right and bottom excluded.
+// The hole, at the picture's resolution. A box is { left, top, right, bottom } in px; right and bottom are exclusive.
 
 export class Mask {
   /** holes: Uint8Array of width × height, row by row, 1 = hole. */
@@ -14,7 +14,7 @@ export class Mask {
 
   /** Set all pixels whose centre is within `radius` of the line from a to b, [x, y] each. Returns the box. */
   line([ax, ay], [bx, by], radius, value) {
-    radius = Math.max(radius, 0.75); // so that even the finest brush leaves a line
+    radius = Math.max(radius, 0.75); // even the finest brush draws a line without gaps
     const dx = bx - ax;
     const dy = by - ay;
     const length = Math.hypot(dx, dy);
@@ -23,14 +23,14 @@ export class Mask {
       const cy = y + 0.5;
       let low = Infinity;
       let high = -Infinity;
-      for (const [x, ey] of [[ax, ay], [bx, by]]) { // the round ends
+      for (const [x, ey] of [[ax, ay], [bx, by]]) { // the round ends of the line
         const half = radius ** 2 - (cy - ey) ** 2;
         if (half >= 0) {
           low = Math.min(low, x - Math.sqrt(half));
           high = Math.max(high, x + Math.sqrt(half));
         }
       }
-      if (length > 0) { // the band between them: |across| ≤ radius and 0 ≤ along ≤ length
+      if (length > 0) { // the band between the ends: |across| ≤ radius and 0 ≤ along ≤ length
         const across = between(dy, -(cy - ay) * dx - ax * dy, -radius * length, radius * length);
         const along = between(dx, (cy - ay) * dy - ax * dx, 0, length ** 2);
         const from = Math.max(across[0], along[0]);
@@ -64,7 +64,7 @@ export class Mask {
     return box;
   }
 
-  /** Grow the hole by all pixels within n px of it. */
+  /** Dilate the hole by n px. */
   widen(n) {
     const { width, height, holes } = this;
     const grown = holes.slice();
@@ -86,7 +86,7 @@ export class Mask {
     this.holes = grown;
   }
 
-  /** The rows and columns that a change touched: the smallest box where `before` differs, or null. */
+  /** Return the smallest box that contains all differences to `before`, or null. */
   changed(before) {
     const { width, height, holes } = this;
     let [left, top, right, bottom] = [width, height, 0, 0];
@@ -102,7 +102,7 @@ export class Mask {
     return right ? { left, top, right, bottom } : null;
   }
 
-  /** Exchange the pixels of a box with `pixels`, an array for the box alone. Returns what was there. */
+  /** Replace the pixels of a box with `pixels`, an array of the box's size. Returns the previous pixels. */
   exchange({ left, top, right, bottom }, pixels) {
     const before = cut(this.holes, this.width, { left, top, right, bottom });
     for (let y = top, i = 0; y < bottom; y++, i += right - left) {
@@ -128,7 +128,7 @@ export class Mask {
   }
 }
 
-/** The pixels of a box of an array that is `width` wide. */
+/** Return a box of an array whose rows have `width` pixels. */
 export function cut(pixels, width, { left, top, right, bottom }) {
   const part = new Uint8Array((right - left) * (bottom - top));
   for (let y = top, i = 0; y < bottom; y++, i += right - left) {
@@ -137,7 +137,7 @@ export function cut(pixels, width, { left, top, right, bottom }) {
   return part;
 }
 
-/** The interval of x where low ≤ slope · x + offset ≤ high. */
+/** Return the interval of x where low ≤ slope · x + offset ≤ high. */
 function between(slope, offset, low, high) {
   if (slope === 0) return low <= offset && offset <= high ? [-Infinity, Infinity] : [Infinity, -Infinity];
   const ends = [(low - offset) / slope, (high - offset) / slope];

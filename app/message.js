@@ -1,8 +1,8 @@
-// The one form of what page and server send each other; serving/message.py is the other end.
+// The format of all messages between page and server; serving/message.py is the other end.
 
 export const MEDIA_TYPE = "application/octet-stream";
 
-/** A Blob of a header and some Blobs or byte arrays. */
+/** Return a Blob of a header and parts, which are Blobs or byte arrays. */
 export function pack(header, parts) {
   const lengths = parts.map((part) => part.size ?? part.byteLength);
   const text = new TextEncoder().encode(JSON.stringify({ ...header, parts: lengths }));
@@ -11,7 +11,7 @@ export function pack(header, parts) {
   return new Blob([length, text, ...parts], { type: MEDIA_TYPE });
 }
 
-/** { header, parts } of an ArrayBuffer; parts are Blobs. */
+/** Return { header, parts } of an ArrayBuffer. parts: Blobs. */
 export function unpack(buffer) {
   const length = new DataView(buffer).getUint32(0);
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));

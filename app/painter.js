@@ -1,18 +1,18 @@
-// Pointers on the stage: strokes of mouse, pen and finger, moving and zooming.
+// Pointer input on the stage: strokes by mouse, pen and finger, panning and zooming.
 
 import { cut } from "./mask.js";
 
 export class Painter {
   /**
-   * `state()` is { tool, size, frozen }: the tool, the brush's diameter in screen px, whether painting must wait.
-   * `onPaint(step)` gets { box, before, after }, the pixels of a box of the mask before and after a stroke.
+   * state(): returns { tool, size, frozen }: the tool, the brush's diameter in screen px, and whether painting is disabled.
+   * onPaint(step): receives { box, before, after }, the mask's pixels in a box before and after a stroke.
    */
   constructor(view, state, onPaint) {
     this.view = view;
     this.stage = view.stage;
     this.state = state;
     this.onPaint = onPaint;
-    this.pointers = new Map(); // those that are down, by id: [x, y] on the screen
+    this.pointers = new Map(); // pressed pointers by id: [x, y] on the screen
     this.stroke = null;
     this.space = false;
     this.cursor = this.stage.querySelector("#cursor");
@@ -27,7 +27,7 @@ export class Painter {
     this.stage.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
   }
 
-  /** Give up a stroke that is not finished: the mask is as it was. */
+  /** Cancel the current stroke and restore the mask. */
   abandon() {
     if (!this.stroke) return;
     this.view.mask.holes.set(this.stroke.before);
@@ -42,11 +42,11 @@ export class Painter {
     try {
       this.stage.setPointerCapture(event.pointerId);
     } catch {
-      // A pointer that is gone already, or one that a script made up.
+      // The pointer is already gone, or a script created it.
     }
     this.pointers.set(event.pointerId, [event.clientX, event.clientY]);
     if (this.pointers.size > 1) {
-      this.abandon(); // the first finger was the beginning of a pinch
+      this.abandon(); // the first finger began a pinch, not a stroke
       return;
     }
     const { tool, frozen } = this.state();
@@ -127,7 +127,7 @@ export class Painter {
     this.band.setAttribute("d", `M${points.map(([px, py]) => `${px * zoom + x} ${py * zoom + y}`).join("L")}Z`);
   }
 
-  /** Two fingers: their middle moves the picture, their distance zooms it. */
+  /** Handle two fingers: their midpoint pans the picture, their distance zooms it. */
   #pinch(event, last) {
     const { left, top } = this.stage.getBoundingClientRect();
     const [other] = [...this.pointers].filter(([id]) => id !== event.pointerId).map(([, point]) => point);
@@ -152,11 +152,11 @@ export class Painter {
     event.preventDefault();
     const { left, top } = this.stage.getBoundingClientRect();
     const lines = event.deltaMode === WheelEvent.DOM_DELTA_LINE ? 16 : 1;
-    const factor = Math.exp(-event.deltaY * lines * (event.ctrlKey ? 0.01 : 0.0015)); // ctrl: a pinch on a touchpad
+    const factor = Math.exp(-event.deltaY * lines * (event.ctrlKey ? 0.01 : 0.0015)); // ctrlKey: a pinch on a touchpad
     this.view.zoomTo(this.view.zoom * factor, event.clientX - left, event.clientY - top);
   }
 
-  /** A ring as large as the brush, where a mouse or pen is. */
+  /** Draw a ring of the brush's size at the mouse or pen. */
   #showCursor(event) {
     const { tool, size, frozen } = this.state();
     const shown =

@@ -1,20 +1,20 @@
-// PNG files written here, as a canvas would not keep every pixel as it is.
+// PNG files are written here, because a canvas does not preserve every pixel value.
 
 const SIGNATURE = new Uint8Array([0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a]);
-// PNG's numbers for the kind of colour.
+// Colour types of the PNG specification.
 export const GREY = 0;
 export const RGB = 2;
 export const RGBA = 6;
-const UP = 2; // PNG's filter: a row less the one above
+const UP = 2; // PNG filter type: differences to the row above
 
 const CRC_TABLE = new Uint32Array(256).map((_, n) => {
   for (let bit = 0; bit < 8; bit++) n = n & 1 ? 0xedb88320 ^ (n >>> 1) : n >>> 1;
   return n;
 });
 
-/** A mask as a file of 1 bit a pixel: holes black, valid white. mask: { width, height, holes }. */
+/** Return a mask as a file of 1 bit per pixel, holes black. mask: { width, height, holes }. */
 export function maskFile({ width, height, holes }) {
-  const stride = 1 + Math.ceil(width / 8); // each row begins with its filter, 0 for none
+  const stride = 1 + Math.ceil(width / 8); // each row begins with its filter type; 0 = none
   const rows = new Uint8Array(stride * height);
   for (let y = 0, i = 0; y < height; y++) {
     const row = y * stride + 1;
@@ -23,7 +23,7 @@ export function maskFile({ width, height, holes }) {
   return pngFile(width, height, 1, GREY, rows);
 }
 
-/** Rows for pngFile of 8-bit pixels RGBA, with 3 or 4 of their channels. */
+/** Return 8-bit RGBA pixels as rows for pngFile, with 3 or 4 of their channels. */
 export function upFiltered(pixels, width, height, channels) {
   const stride = 1 + channels * width;
   const rows = new Uint8Array(stride * height);
@@ -37,7 +37,7 @@ export function upFiltered(pixels, width, height, channels) {
   return rows;
 }
 
-/** A PNG of rows that are filtered already. colour: PNG's number for the kind of colour. extra: [[name, bytes]]. */
+/** Return a PNG file of filtered rows. colour: its colour type. extra: further chunks, [[name, bytes]]. */
 export async function pngFile(width, height, bits, colour, rows, extra = []) {
   const header = new DataView(new ArrayBuffer(13));
   header.setUint32(0, width);

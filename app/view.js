@@ -1,7 +1,7 @@
-// What is on the screen: the picture, the red veil over the hole, zoom and comparison. Lengths are CSS px of the stage.
+// The display: picture, red overlay on the hole, zoom and comparison. Lengths are CSS px of the stage.
 
-const VEIL = 0x8c2828f0; // the red of the veil as putImageData wants it: alpha, blue, green, red
-const CLOSEST = 40; // screen px for a pixel
+const VEIL = 0x8c2828f0; // colour of the overlay in putImageData's order: alpha, blue, green, red
+const CLOSEST = 40; // largest zoom: screen px per image pixel
 
 export class View {
   constructor(stage, onZoom) {
@@ -9,8 +9,8 @@ export class View {
     this.onZoom = onZoom;
     this.picture = stage.querySelector("#picture").getContext("2d");
     this.veil = stage.querySelector("#veil").getContext("2d");
-    this.photo = null; // ImageBitmap, as it was
-    this.current = null; // canvas, as it is now
+    this.photo = null; // ImageBitmap, the original
+    this.current = null; // canvas, with all edits
     this.mask = null;
     this.compare = "off"; // "off" | "before" | "slider" | "side"
     this.split = 0.5;
@@ -23,7 +23,7 @@ export class View {
     this.fit();
   }
 
-  /** The place in the picture, px, of a pointer event. */
+  /** Return the position of a pointer event in the picture, px. */
   place({ clientX, clientY }) {
     const { left, top } = this.stage.getBoundingClientRect();
     return [(clientX - left - this.x) / this.zoom, (clientY - top - this.y) / this.zoom];
@@ -37,7 +37,7 @@ export class View {
     this.#center(width, height);
   }
 
-  /** Zoom to a factor; the point (x, y) of the stage, by default its middle, stays where it is. */
+  /** Set the zoom factor. The point (x, y) of the stage, by default its centre, stays fixed. */
   zoomTo(zoom, x = this.#paneWidth() / 2, y = this.stage.clientHeight / 2) {
     if (!this.current) return;
     const smallest = Math.min(0.02, this.stage.clientWidth / this.current.width / 2);
@@ -51,7 +51,7 @@ export class View {
 
   move(dx, dy) {
     if (!this.current) return;
-    const within = (value, size, room) => Math.min(Math.max(value, 40 - size), room - 40); // some of it stays in sight
+    const within = (value, size, room) => Math.min(Math.max(value, 40 - size), room - 40); // part of the picture stays visible
     this.x = within(this.x + dx, this.current.width * this.zoom, this.#paneWidth());
     this.y = within(this.y + dy, this.current.height * this.zoom, this.stage.clientHeight);
     if (dx || dy) this.fitted = false;
@@ -66,7 +66,7 @@ export class View {
     this.draw();
   }
 
-  /** Draw all, once a frame however often it is called. */
+  /** Request a redraw. Several calls cause one redraw per frame. */
   draw() {
     this.frame ??= requestAnimationFrame(() => {
       this.frame = null;
@@ -76,7 +76,7 @@ export class View {
     });
   }
 
-  /** Draw the veil anew, of a box of the picture alone if one is given. At the screen's resolution. */
+  /** Redraw the overlay at the screen's resolution, only within `box` if given. */
   drawVeil(box) {
     const { veil, mask, zoom, x, y, ratio } = this;
     const { width, height } = veil.canvas;
@@ -129,7 +129,7 @@ export class View {
     }
   }
 
-  /** A picture, moved by `offset`, between two x of the stage. */
+  /** Draw a picture, shifted by `offset`, between two x coordinates of the stage. */
   #drawPane(image, offset, from, to) {
     const { picture, zoom, ratio } = this;
     picture.save();
@@ -139,7 +139,7 @@ export class View {
     picture.clip();
     picture.translate(offset + this.x, this.y);
     const [width, height] = [image.width * zoom, image.height * zoom];
-    picture.fillStyle = this.squares; // seen where the picture is transparent
+    picture.fillStyle = this.squares; // visible where the picture is transparent
     picture.fillRect(0, 0, width, height);
     picture.imageSmoothingEnabled = zoom * ratio < 2;
     picture.imageSmoothingQuality = zoom * ratio < 0.6 ? "medium" : "low";

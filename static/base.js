@@ -1,9 +1,9 @@
-// The base of the network: what lies in holes, filled by a pyramid of masked means. model/base.py and model/filler.py
-// say the same in Python. A picture is { width, height, pixels, valid }, pixels RGBA, valid 1 where they count. A level
-// of the pyramid is { width, height, values, valid }, values RGB in [0,1], 0 where not valid. A box is { left, top,
-// right, bottom } in px, right and bottom excluded.
+// The network's base: holes filled by a pyramid of masked means, as in model/base.py and model/filler.py.
+// A picture is { width, height, pixels, valid }. pixels: RGBA; valid: 0 or 1. A level of the pyramid is { width, height,
+// values, valid }. values: RGB in [0,1], 0 where not valid. A box is { left, top, right, bottom } in px; right and
+// bottom are exclusive.
 
-/** The base of a `region` of a picture, RGB. The region begins and ends at a `multiple`, a power of two. */
+/** Return the base in a region of a picture, RGB. The region's sides are multiples of `multiple`, a power of two. */
 export function baseOf(picture, region, multiple) {
   const depth = Math.log2(multiple);
   const below = cut(filledLevel(picture, depth), {
@@ -16,8 +16,9 @@ export function baseOf(picture, region, multiple) {
 }
 
 /**
- * What the network has to see of a picture to fill `region` as it does with the whole. Its base sees farther than the
- * rest: by squares that double, until each of them holds a valid pixel. holdsValid(box): whether a box does.
+ * Return the box of a picture that the network must read to fill `region` as in the full picture. The base reads
+ * further than the U-Net: squares that double in size, until each contains a valid pixel. holdsValid(box): whether a
+ * box contains one.
  */
 export function surroundings({ width, height }, region, { multiple, base }, holdsValid) {
   let [left, top] = [region.left / multiple, region.top / multiple];
@@ -31,13 +32,13 @@ export function surroundings({ width, height }, region, { multiple, base }, hold
     };
     const whole = seen.right - seen.left === width && seen.bottom - seen.top === height;
     if (base === "none" || whole || squares(seen, step).every(holdsValid)) return seen;
-    // A level is interpolated from the one below, a pixel beyond on each side.
+    // Each level is interpolated from the next coarser one, with a margin of 1 px on each side.
     [left, top] = [Math.floor((left - 1) / 2), Math.floor((top - 1) / 2)];
     [right, bottom] = [Math.floor(right / 2) + 1, Math.floor(bottom / 2) + 1];
   }
 }
 
-/** A box of a picture as a level. Beyond the picture lies hole. */
+/** Return a box of a picture as a level. Outside of the picture everything is hole. */
 export function levelOf({ width, height, pixels, valid }, { left, top, right, bottom }) {
   const level = emptyLevel(right - left, bottom - top);
   for (let y = top; y < Math.min(bottom, height); y++) {
@@ -62,11 +63,11 @@ function squares({ left, top, right, bottom }, step) {
   return found;
 }
 
-/** The level 2**depth times as coarse as a picture, filled. */
+/** Return the filled level at 1/2**depth of the picture's size. */
 function filledLevel(picture, depth) {
   const rows = 2 ** depth;
   const coarse = emptyLevel(Math.ceil(picture.width / rows), Math.ceil(picture.height / rows));
-  for (let y = 0; y < coarse.height; y++) { // a row of it at a time: all of the picture would be large
+  for (let y = 0; y < coarse.height; y++) { // row by row: a level of the full picture would be large
     const strip = levelOf(picture, { left: 0, top: y * rows, right: picture.width, bottom: (y + 1) * rows });
     const row = pull(strip, depth).at(-1);
     coarse.values.set(row.values, 3 * y * coarse.width);
@@ -77,20 +78,20 @@ function filledLevel(picture, depth) {
   return push(pyramid.slice(0, -1), pyramid.at(-1));
 }
 
-/** The level and the `count` levels below it: a pixel is the mean of the valid ones of 2×2, valid where there is one. */
+/** Return the level and `count` coarser ones: each pixel is the mean of the valid ones of 2×2, valid if there are any. */
 function pull(level, count) {
   const pyramid = [level];
   while (pyramid.length <= count) pyramid.push(meansOf2x2(pyramid.at(-1)));
   return pyramid;
 }
 
-/** The first level of a pyramid, its holes filled. below: the filled level that comes after the pyramid's last. */
+/** Return the first level of a pyramid with its holes filled. below: the filled level after the pyramid's last one. */
 function push(pyramid, below) {
   for (const level of [...pyramid].reverse()) below = filledFrom(level, below);
   return below;
 }
 
-/** A box of a level. */
+/** Return a box of a level. */
 function cut(level, { left, top, right, bottom }) {
   const part = emptyLevel(right - left, bottom - top);
   for (let y = 0; y < part.height; y++) {
@@ -131,7 +132,7 @@ function meansOf2x2(level) {
   return below;
 }
 
-/** The level with its holes filled from the filled level below, which is interpolated bilinearly. */
+/** Return the level with its holes filled by bilinear interpolation from `below`, the next coarser level. */
 function filledFrom(level, below) {
   const { width, height, valid } = level;
   const values = level.values.slice();
@@ -151,7 +152,7 @@ function filledFrom(level, below) {
   return { ...level, values, valid: new Uint8Array(valid.length).fill(1) };
 }
 
-/** Which two pixels of the level below a pixel lies between: the nearer one, whose weight is 0.75, and the other. */
+/** Return the two pixels of the next coarser level around a pixel: the nearer one, of weight 0.75, and the other. */
 function neighbours(place, size) {
   const near = place >> 1;
   return [near, Math.min(Math.max(near + (place % 2 ? 1 : -1), 0), size - 1)];

@@ -1,16 +1,16 @@
-// What fills: here a network in this browser. Photographs never leave the machine. app/filler.js is the server's form.
+// Filling in the browser. Photographs never leave the machine. app/filler.js has the same functions with a server.
 
 import { surroundings } from "./base.js";
 import { RGB, RGBA, pngFile, upFiltered } from "./png.js";
 
-const MOST = 2 ** 22; // px that go through the network at once, about 2 GB
+const MOST = 2 ** 22; // px that the network processes at once, in about 2 GB
 
-/** A mistake that the user can mend: one line to show. */
+/** An error message of one line, about a mistake that the user can correct. */
 export class FillError extends Error {}
 
-let network; // what network.json says: { name, file, multiple, reach, base }
+let network; // content of network.json: { name, file, multiple, reach, base }
 
-/** { methods: [name], formats: [suffix], hint }: what the page can offer. */
+/** Return { methods: [name], formats: [suffix], hint }, the choices of the page. */
 export async function connect() {
   const response = await fetch("network.json");
   if (!response.ok) throw new FillError("network.json is missing beside this page; copy the whole of site/");
@@ -22,7 +22,7 @@ export async function connect() {
   };
 }
 
-/** { file, name, width, height, bitmap, pixels, notes } of a photograph as viewers show it. pixels: RGBA, row by row. */
+/** Return { file, name, width, height, bitmap, pixels, notes } of a photograph. pixels: RGBA, oriented as in viewers. */
 export async function openPhoto(file) {
   const name = file.name || "pasted.png";
   const bitmap = await decode(file, name);
@@ -33,7 +33,7 @@ export async function openPhoto(file) {
   return { file, name, width, height, bitmap, pixels, notes };
 }
 
-/** { holes, notes } of a mask file: Uint8Array, 1 = hole. `colour` of its holes: "black" or "white". */
+/** Return { holes, notes } of a mask file. holes: Uint8Array, 1 = hole. colour: of the file's holes, "black" or "white". */
 export async function readMask(photo, file, colour) {
   const bitmap = await decode(file, file.name);
   const { width, height } = bitmap;
@@ -56,7 +56,7 @@ export async function readMask(photo, file, colour) {
   return { holes, notes: [] };
 }
 
-/** One edit, { left, top, pixels, bitmap }: the filled hole, to be drawn over the photograph; and { seconds, notes }. */
+/** Return { edit, seconds, notes }. edit: { left, top, pixels, bitmap }, the filled hole, to draw over the photograph. */
 export async function fill(photo, edits, mask, method, signal) {
   const whole = { left: 0, top: 0, right: photo.width, bottom: photo.height };
   if (!holdsValid(photo, mask, whole)) {
@@ -88,7 +88,7 @@ export async function fill(photo, edits, mask, method, signal) {
   return { edit, seconds, notes };
 }
 
-/** { name, blob, notes }: a PNG of the photograph after these edits. */
+/** Return { name, blob, notes }, a PNG file of the photograph after these edits. */
 export async function save(photo, edits) {
   const { width, height } = photo;
   const pixels = photo.pixels.slice();
@@ -104,7 +104,7 @@ export async function save(photo, edits) {
 
 let worker = null;
 
-/** The worker's answer to a picture and a region of it. Aborting ends the worker: what it computes can't be stopped otherwise. */
+/** Let the worker fill a region of a picture. Aborting terminates the worker, as a running computation cannot be stopped. */
 function compute(picture, region, signal) {
   worker ??= new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
   const current = worker;
@@ -145,7 +145,7 @@ function hasAlpha(pixels) {
   return false;
 }
 
-/** The smallest box around the hole, { left, top, right, bottom }. */
+/** Return the smallest box around the hole, { left, top, right, bottom }. */
 function boxOf({ width, height, holes }) {
   let [left, top, right, bottom] = [width, height, 0, 0];
   for (let y = 0; y < height; y++) {
@@ -157,8 +157,8 @@ function boxOf({ width, height, holes }) {
   return { left, top, right, bottom };
 }
 
-/** What the network has to see: the hole's box and its reach, beginning where its strides do in the whole picture. It
- * ends at a multiple, too, so it may go beyond the picture. */
+/** Return the box that the U-Net must read: the hole and its receptive field, aligned with the strides of the full
+ * picture. It ends at a multiple, too, so it may extend beyond the picture. */
 function regionOf(hole, { width, height }) {
   const { multiple, reach } = network;
   const from = (value) => Math.floor(Math.max(0, value - reach) / multiple) * multiple;
@@ -166,7 +166,7 @@ function regionOf(hole, { width, height }) {
   return { left: from(hole.left), top: from(hole.top), right: to(hole.right, width), bottom: to(hole.bottom, height) };
 }
 
-/** Whether a box of the photograph holds a pixel to go by. */
+/** Return whether a box of the photograph contains a valid pixel. */
 function holdsValid(photo, mask, { left, top, right, bottom }) {
   for (let y = top; y < bottom; y++) {
     for (let x = left; x < right; x++) if (isValid(photo, mask, y * photo.width + x)) return true;
@@ -174,7 +174,7 @@ function holdsValid(photo, mask, { left, top, right, bottom }) {
   return false;
 }
 
-/** A box's pixels to go by, as 1. */
+/** Return which pixels of a box are valid, as 0 or 1. */
 function validOf(photo, mask, { left, top, right, bottom }) {
   const valid = new Uint8Array((right - left) * (bottom - top));
   for (let y = top, i = 0; y < bottom; y++) {
@@ -184,10 +184,10 @@ function validOf(photo, mask, { left, top, right, bottom }) {
 }
 
 function isValid(photo, mask, i) {
-  return !mask.holes[i] && photo.pixels[4 * i + 3] > 0; // colours that nobody sees are nothing to go by
+  return !mask.holes[i] && photo.pixels[4 * i + 3] > 0; // the colour of fully transparent pixels is meaningless
 }
 
-/** A box as it lies in another. */
+/** Return a box in the coordinates of another. */
 function moved({ left, top, right, bottom }, other) {
   return { left: left - other.left, top: top - other.top, right: right - other.left, bottom: bottom - other.top };
 }

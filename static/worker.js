@@ -1,4 +1,4 @@
-// The network, off the page's thread: onnxruntime's WebAssembly with SIMD, and threads where the page is isolated.
+// Runs the network outside of the page's thread: onnxruntime's WebAssembly with SIMD, and threads if the page is isolated.
 
 import { baseOf, levelOf } from "./base.js";
 import * as ort from "./ort/ort.wasm.min.mjs";
@@ -15,7 +15,7 @@ async function load(file) {
   return ort.InferenceSession.create(new URL(file, import.meta.url).href, { executionProviders: ["wasm"] });
 }
 
-/** The bytes of a .gz file, which some hosts unpack on the way. */
+/** Return the bytes of a .gz file, which some hosts already decompress. */
 async function unpacked(url) {
   const response = await fetch(url);
   if (!response.ok) throw new Error(`${url} is missing`);
@@ -25,7 +25,7 @@ async function unpacked(url) {
   return new Response(stream).arrayBuffer();
 }
 
-/** RGB values pixel by pixel as three planes. */
+/** Convert interleaved RGB values to three planes. */
 function planesOf(values) {
   const size = values.length / 3;
   const planes = new Float32Array(values.length);
@@ -34,9 +34,9 @@ function planesOf(values) {
 }
 
 /**
- * From a picture { width, height, pixels, valid }, the `region` of it that is to be filled and the network's facts, to
- * { filled, seconds, threads }. pixels, and filled of the region: RGBA; valid: 0 or 1. The region begins and ends at a
- * multiple of facts.multiple, and so may end beyond the picture.
+ * Receives a picture { width, height, pixels, valid }, the region to fill, and the network's facts. Answers with
+ * { filled, seconds, threads }. pixels, and filled of the region: RGBA; valid: 0 or 1. The region's sides are multiples
+ * of facts.multiple, so it may extend beyond the picture.
  */
 self.onmessage = async ({ data: { picture, region, facts } }) => {
   try {
@@ -53,7 +53,7 @@ self.onmessage = async ({ data: { picture, region, facts } }) => {
     };
     if (facts.base === "push_pull_decoder") inputs.base = new ort.Tensor("float32", planesOf(base), [1, 3, ...shape]);
     const { prediction } = await network.run(inputs);
-    const filled = new Uint8ClampedArray(4 * size); // it rounds
+    const filled = new Uint8ClampedArray(4 * size); // rounds and clamps
     for (let i = 0; i < size; i++) {
       for (let c = 0; c < 3; c++) filled[4 * i + c] = 255 * (prediction.data[c * size + i] + (base ? base[3 * i + c] : 0));
     }
