@@ -27,6 +27,10 @@ class Muon(torch.optim.AdamW):
     def __init__(self, weights: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
         super().__init__(weights, lr, betas=(momentum, 0.999), weight_decay=weight_decay)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Overrides AdamW, which expects its own state for every weight."""
+        torch.optim.Optimizer.__setstate__(self, state)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """Overrides AdamW."""
