@@ -90,7 +90,7 @@ def test_what_a_visitor_loads(site):
     assert {path.name for path in files} >= {"index.html", "network.onnx", "network.json", "worker.js"}
     facts = json.loads((site / "network.json").read_text())
     assert 0 < facts["multiple"] < facts["reach"]
-    assert facts["base"] == "push_pull"
+    assert facts["base"] == "push_pull_decoder"
     page = (site / "index.html").read_text(encoding="utf-8")
     assert "Content-Security-Policy" in page
     assert "http://" not in page
