@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from model.base import pull, push, push_pull
 from model.network import PConvUNet
-from model.regions import Box, Part, Span, largest_window, parts_of, unet_within
+from model.regions import Box, Span, largest_window, parts_of, unet_within
 from utils.errors import UserError
 
 # Returns a box of an image: float (1,3,h,w) in [0,1].

@@ -19,7 +19,7 @@ from model.layer import PartialConv2d, UpPartialConv2d, counted
 # The encoder's first kernels; every other kernel of the network is 3×3.
 ENCODER_KERNELS = (7, 5, 5)
 LEAK = 0.2
-# What the U-Net's output is added to: nothing, as in the paper, or the fill of model/base.py, which the decoder may read.
+# What the U-Net's output is added to: nothing, as in the paper, or the fill of model/base.py. The decoder may read it.
 BASES = ("none", "push_pull", "push_pull_decoder")
 BASE_KEY = "push_pull_base"
 
@@ -110,7 +110,7 @@ class PConvUNet(nn.Module):
         self.base_channels = base_channels
         self.base = base
         self.decoder_reads_base = base == "push_pull_decoder"
-        extra = 3 if self.decoder_reads_base else 0
+        of_base = 3 if self.decoder_reads_base else 0  # channels
         widths = [3, *encoder_channels(depth, base_channels)]  # channels of the image, PConv1, PConv2, …
         kernels = [*ENCODER_KERNELS, *[3] * depth][:depth]
         # The first encoder level and the last decoder level have a bias instead of batch norm.
@@ -124,7 +124,7 @@ class PConvUNet(nn.Module):
         )
         self.decoder = nn.ModuleList(
             DecoderBlock(
-                UpPartialConv2d(widths[i + 1], widths[i] + extra, widths[i], bias=i == 0, base_channels=extra),
+                UpPartialConv2d(widths[i + 1], widths[i] + of_base, widths[i], bias=i == 0, base_channels=of_base),
                 batch_norm=i > 0,
                 slope=LEAK if i > 0 else None,
             )

@@ -23,7 +23,7 @@ _SMALL = 1024
 NETWORK, FACTS = "network.onnx", "network.json"
 DESCRIPTION = (
     "The U-Net of an image inpainting network. image: float32 (N,3,H,W), RGB in [0,1]; mask: float32 (N,1,H,W), "
-    "1 = valid, 0 = hole; base: (N,3,H,W), if the network reads it; prediction: (N,3,H,W), to be added to the base where "
+    "1 = valid, 0 = hole; base: (N,3,H,W), if the network reads it; prediction: (N,3,H,W), to be added to the base if "
     "the network has one. Any N, H and W."
 )
 
@@ -37,8 +37,11 @@ class WithoutBase(nn.Module):
 
     def forward(self, image: Tensor, mask: Tensor, base: Tensor | None = None) -> Tensor:
         height, width = image.shape[-2:]
-        tensors = (image, mask) if base is None else (image, mask, base)
-        return self.net.unet(*padded(2**self.net.depth, *tensors))[..., :height, :width]
+        multiple = 2**self.net.depth
+        image, mask = padded(multiple, image, mask)
+        if base is not None:
+            (base,) = padded(multiple, base)
+        return self.net.unet(image, mask, base)[..., :height, :width]
 
 
 def write_network(weights: Path | None, folder: Path) -> None:

@@ -20,7 +20,7 @@ class Muon(torch.optim.AdamW):
     AdamW's (arXiv 2502.16982), so that one learning rate suits both. AdamW updates weights that are no matrices and, as
     Muon's author advises, the layers that read or predict an image.
 
-    `torch.optim.Muon` takes matrices only, and its iteration costs half of a step's time on a CPU.
+    `torch.optim.Muon` takes matrices only, and iterates on their large side, which takes several times as long.
     All weights are in one parameter group. A kernel's state is `momentum_buffer`; other weights have AdamW's.
     """
 

@@ -145,7 +145,7 @@ class ModelConfig(Section):
     base_channels: Annotated[Whole, Field(ge=1, le=1024)]
     """channels of the first level; doubled per level up to 8 times as many (paper: 64)"""
     base: Literal["none", "push_pull", "push_pull_decoder"]
-    """what the U-Net's output is added to: none (paper) | push_pull (smooth fill) | push_pull_decoder (the decoder reads it, too)"""
+    """added to the U-Net's output: none (paper) | push_pull (smooth fill) | push_pull_decoder (the decoder reads it)"""
 
 
 class LossWeights(Section):
@@ -199,7 +199,7 @@ class TrainConfig(Section):
     compile: Annotated[Literal["none", "default", "reduce-overhead"], BeforeValidator(_compile_mode)]
     """torch.compile mode: none | default | reduce-overhead (CUDA graphs); compiling takes minutes"""
     fused: bool
-    """use the optimizer's fused implementation: one pass over the weights"""
+    """use the fused implementation of the optimizer, except Muon: one pass over the weights"""
     ema_decay: Share
     """decay of a moving average of the weights, used for validation and prediction: 0.999, for example; 0 = none"""
     log_every: Positive
