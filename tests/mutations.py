@@ -56,7 +56,7 @@ MUTATIONS = [
     Mutation("model/layer.py", "updated_mask.to(y))", "ratio.to(y))", NETWORK),
     Mutation("model/layer.py", "part.masked_fill(m == 0, 0) for", "part * m for", NETWORK),
     Mutation("model/layer.py", "* (part.shape[1] // m.shape[1])", "* part.shape[1]", NETWORK),
-    Mutation("model/layer.py", "* up_channels + skip_mask * skip_channels", "* up_channels + skip_mask", NETWORK),
+    Mutation("model/layer.py", "* up_channels + skip_mask * (skip_channels - self.base_channels)", "* up_channels + skip_mask", NETWORK),
     Mutation("model/layer.py", "torch.promote_types(mask.dtype, torch.float32)", "mask.dtype", NETWORK),
     # --- network: the paper's table
     Mutation("model/network.py", "ENCODER_KERNELS = (7, 5, 5)", "ENCODER_KERNELS = (7, 5, 3)", NETWORK),
@@ -74,6 +74,12 @@ MUTATIONS = [
     Mutation("model/network.py", "torch.cat([x, base], 1)", "torch.cat([base, x], 1)", "test_base.py"),
     Mutation("model/layer.py", "valid + self.base_channels if", "valid if", "test_base.py"),
     Mutation("model/filler.py", "values + base[", "values + 0 * base[", "test_regions.py"),
+    # --- Muon
+    Mutation("training/muon.py", "gradient.lerp(average, momentum)", "average", "test_muon.py"),
+    Mutation("training/muon.py", "max(update.shape) ** 0.5", "update.shape[0] ** 0.5", "test_muon.py"),
+    Mutation("training/muon.py", "kernel.grad = None", "pass", "test_muon.py"),
+    Mutation("training/muon.py", "return orthogonalised(matrix.T).T", "return matrix", "test_muon.py"),
+    Mutation("training/muon.py", "torch.optim.Optimizer.__setstate__(self, state)", "super().__setstate__(state)", "test_training.py"),
     # --- base
     Mutation("model/base.py", "count.clamp(min=1)", "4", "test_base.py"),
     Mutation("model/base.py", "(count > 0)", "(count > 1)", "test_base.py"),
