@@ -365,6 +365,18 @@ def test_a_run_from_another_projects_weights_is_that_network(folder, tmp_path, p
         assert again.weights.read_bytes() == run.weights.read_bytes()
 
 
+def test_a_network_with_a_base_goes_on_with_the_base_in_its_decoder(folder, tmp_path):
+    first, second = RunFolder(tmp_path / "first"), RunFolder(tmp_path / "second")
+    run_main(*arguments(folder, first.path, "model.base=push_pull"))
+    run_main("--init-from", first.weights, *arguments(folder, second.path, "model.base=push_pull_decoder"))
+    before, start = load_model(first.weights), load_model(second.checkpoints / "step_00000000.pt")
+    assert start.base == "push_pull_decoder"
+    known = before.decoder[0].conv.weight
+    assert torch.equal(start.decoder[0].conv.weight[:, : known.shape[1]], known)
+    assert not start.decoder[0].conv.weight[:, known.shape[1] :].any()
+    assert load_model(second.weights).decoder[0].conv.weight[:, known.shape[1] :].any()
+
+
 def test_fine_tuning_alone_from_other_weights(folder, straight, tmp_path):
     run = RunFolder(tmp_path / "run")
     run_main("--init-from", straight.weights, *arguments(folder, run.path, "phases.0.steps=0"))

@@ -20,7 +20,7 @@ class Muon(torch.optim.AdamW):
     AdamW's (arXiv 2502.16982), so that one learning rate suits both. AdamW updates weights that are no matrices and, as
     Muon's author advises, the layers that read or predict an image.
 
-    `torch.optim.Muon` takes matrices only, and iterates on their large side, which takes several times as long.
+    `torch.optim.Muon` takes matrices only, and iterates on their large side.
     All weights are in one parameter group. A kernel's state is `momentum_buffer`; other weights have AdamW's.
     """
 
@@ -39,22 +39,20 @@ class Muon(torch.optim.AdamW):
         kernels = [weight for weight in group["params"] if is_hidden_kernel(weight) and weight.grad is not None]
         gradients = [kernel.grad for kernel in kernels]
         for kernel, gradient in zip(kernels, gradients, strict=True):
-            self._update(kernel, gradient, **group)
+            self._update(kernel, gradient, group)
             kernel.grad = None  # AdamW skips weights without a gradient
         super().step()
         for kernel, gradient in zip(kernels, gradients, strict=True):
             kernel.grad = gradient
 
-    def _update(
-        self, kernel: Tensor, gradient: Tensor, lr: float, betas: tuple[float, float], weight_decay: float, **_: Any
-    ) -> None:
+    def _update(self, kernel: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[kernel]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(kernel, requires_grad=False)
-        momentum = betas[0]
+        lr, momentum = group["lr"], group["betas"][0]
         average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
         update = orthogonalised(gradient.lerp(average, momentum).flatten(1))
-        kernel.mul_(1 - lr * weight_decay)
+        kernel.mul_(1 - lr * group["weight_decay"])
         kernel.sub_(lr * 0.2 * max(update.shape) ** 0.5 * update.reshape(kernel.shape))
 
 
