@@ -67,8 +67,15 @@ def push_pull(torch: Any, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """A pyramid of masked means, as in the config's model.base: push_pull."""
     from model.base import push_pull as fill
 
-    tensor = torch.from_numpy(image).permute(2, 0, 1)[None]  # (1,3,H,W)
-    return fill(tensor, torch.from_numpy(mask)[None, None])[0].permute(1, 2, 0).numpy()
+    return _by_torch(torch, image, mask, fill)
+
+
+@baseline("thin-plate", "torch", "torch")
+def thin_plate(torch: Any, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Push-pull, relaxed towards the biharmonic equation, as in the config's model.base: thin_plate."""
+    from model.base import thin_plate as fill
+
+    return _by_torch(torch, image, mask, fill)
 
 
 @baseline("mean", "NumPy", "numpy")
@@ -80,3 +87,10 @@ def mean_colour(np: Any, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def _opencv(cv2: Any, image: np.ndarray, mask: np.ndarray, method: int) -> np.ndarray:
     pixels = (image * 255).round().astype("uint8")  # OpenCV fills colour images only at 8 bits
     return cv2.inpaint(pixels, (mask == 0).astype("uint8"), _RADIUS, method).astype("float32") / 255
+
+
+def _by_torch(torch: Any, image: np.ndarray, mask: np.ndarray, fill: Callable[[Any, Any], Any]) -> np.ndarray:
+    """Return fill(image, mask) of tensors (1,3,H,W) and (1,1,H,W) as an array."""
+    tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
+    filled: np.ndarray = fill(tensor, torch.from_numpy(mask)[None, None])[0].permute(1, 2, 0).numpy()
+    return filled

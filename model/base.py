@@ -1,4 +1,4 @@
-"""Push-pull hole filling: a pyramid of masked means without learned weights, on which the network can build."""
+"""Hole filling without learned weights, on which the network can build: push-pull, and a thin plate near the rim."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from torch.nn import functional as F
 
 # Enough levels to reduce any image of up to 2**16 px per side to one pixel. Further levels would repeat that pixel.
 LEVELS = 16
+
+# Levels of the pyramid that thin_plate relaxes, finest first, and steps at each.
+PLATE_LEVELS = 3
+PLATE_STEPS = 8
 
 
 @torch.no_grad()
@@ -26,6 +30,24 @@ def push_pull(image: Tensor, mask: Tensor) -> Tensor:
         return push(finer, coarsest)
 
 
+@torch.no_grad()
+def thin_plate(image: Tensor, mask: Tensor, levels: int = PLATE_LEVELS) -> Tensor:
+    """Fill the holes of an image like push_pull, then continue gradients into them: Δ²u = 0, approximately.
+
+    At each of the finest `levels` levels, PLATE_STEPS steps towards the solution of the biharmonic equation, the shape
+    of a thin plate that is fixed at the valid pixels, follow the interpolation. They act near the rim of a hole; far
+    from it the fill stays that of push_pull, where a thin plate would overshoot. Arguments and result: see push_pull.
+    """
+    with torch.autocast(image.device.type, enabled=False):
+        *finer, (coarsest, _) = pull(image, mask)
+        return push(finer, coarsest, levels)
+
+
+def plate_reach(levels: int) -> int:
+    """Return how many px farther than push_pull thin_plate can read from its finest `levels` levels."""
+    return sum(2 * PLATE_STEPS << level for level in range(levels))
+
+
 def pull(image: Tensor, mask: Tensor, levels: int = LEVELS) -> list[tuple[Tensor, Tensor]]:
     """Return (image, mask) and up to `levels` coarser pairs, each ⌈H/2⌉×⌈W/2⌉. Stops at 1×1 px, except in an export."""
     dtype = torch.promote_types(image.dtype, torch.float32)
@@ -40,13 +62,67 @@ def pull(image: Tensor, mask: Tensor, levels: int = LEVELS) -> list[tuple[Tensor
     return pyramid
 
 
-def push(pyramid: list[tuple[Tensor, Tensor]], below: Tensor) -> Tensor:
-    """Return the first level of a pyramid with its holes filled. below: the filled level after the pyramid's last."""
-    for x, mask in reversed(pyramid):
+def push(pyramid: list[tuple[Tensor, Tensor]], below: Tensor, relaxed_levels: int = 0) -> Tensor:
+    """Return the first level of a pyramid with its holes filled. below: the filled level after the pyramid's last.
+
+    relaxed_levels: how many of the first levels are relaxed towards a thin plate.
+    """
+    for level, (x, mask) in reversed(list(enumerate(pyramid))):
         height, width = x.shape[-2:]
         finer = F.interpolate(below, scale_factor=2, mode="bilinear", align_corners=False)
         below = torch.where(mask > 0, x, finer[..., :height, :width])
+        if level < relaxed_levels:
+            below = relaxed(below, mask == 0)
     return below
+
+
+def relaxed(u: Tensor, hole: Tensor) -> Tensor:
+    """Return u (N,C,H,W) after PLATE_STEPS Chebyshev steps towards Δ²u = 0 in the holes, bool (N,1,H,W)."""
+    if torch.compiler.is_compiling():
+        return _chebyshev_steps(u, hole)
+    rows, columns = (hole.any(dim).flatten(0, 1).any(0).nonzero() for dim in (3, 2))  # that contain holes
+    if len(rows) == 0:
+        return u
+    # Only the holes change, and Δ² reads pixels up to 2 px away.
+    down, across = (slice(max(0, int(found[0]) - 2), int(found[-1]) + 3) for found in (rows, columns))
+    box = (..., down, across)
+    u = u.clone()
+    u[box] = _chebyshev_steps(u[box], hole[box])
+    return u
+
+
+def _chebyshev_steps(u: Tensor, hole: Tensor) -> Tensor:
+    direction = torch.zeros_like(u)
+    for length, memory in CHEBYSHEV_STEPS:
+        direction = memory * direction - hole * _laplacian(_laplacian(u))
+        u = u + length * direction
+    return u
+
+
+def _laplacian(u: Tensor) -> Tensor:
+    """Return the sum of the four neighbours' differences from each pixel of u (N,C,H,W); none beyond the edge."""
+    padded = F.pad(u, (1, 1, 1, 1), mode="replicate")
+    across = padded[..., 1:-1, :-2] + padded[..., 1:-1, 2:]
+    return across + padded[..., :-2, 1:-1] + padded[..., 2:, 1:-1] - 4 * u
+
+
+def _chebyshev(count: int, largest: float, smallest: float) -> list[tuple[float, float]]:
+    """Return (length, memory) of `count` steps of the Chebyshev iteration (Saad, Iterative Methods, algorithm 12.1).
+
+    largest, smallest: ends of the range of eigenvalues in which it reduces the residual.
+    """
+    centre, half = (largest + smallest) / 2, (largest - smallest) / 2
+    length, memory, steps = 1 / centre, 0.0, []
+    for number in range(count):
+        if number:
+            memory = (half * length) ** 2 / (2 if number == 1 else 4)
+            length = 1 / (centre - memory / length)
+        steps.append((length, memory))
+    return steps
+
+
+# 64 is the largest eigenvalue of Δ². Below a 50th of it, errors are so smooth that a coarser level has reduced them.
+CHEBYSHEV_STEPS = _chebyshev(PLATE_STEPS, 64, 64 / 50)
 
 
 def _sums_of_2x2(x: Tensor) -> Tensor:

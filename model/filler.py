@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.base import pull, push, push_pull
+from model.base import plate_reach, pull, push, push_pull
 from model.network import PConvUNet
 from model.regions import Box, Span, largest_window, parts_of, unet_within
 from utils.errors import UserError
@@ -72,9 +72,33 @@ class Filler:
         than the decoder. Nearer to the window's edge it may differ.
         """
         depth = self.net.depth
-        coarse = Box(*(Span(span.start >> depth, span.stop >> depth) for span in window))
-        *finer, _ = pull(image, mask, depth)
-        return push(finer, below[coarse.relative_to(place)]).to(image)
+        wider = self._wider(window)
+        coarse = Box(*(Span(span.start >> depth, span.stop >> depth) for span in wider))
+        *finer, _ = pull(*((image, mask) if wider == window else self._cut(wider)), depth)
+        base = push(finer, below[coarse.relative_to(place)], self.net.plate_levels)
+        return base[window.relative_to(wider)].to(image)
+
+    def _wider(self, window: Box) -> Box:
+        """Return the window, extended by what the base's relaxed levels read around it.
+
+        They read through holes only, so a window stays as it is if none is near its edge, where the base may differ.
+        """
+        reach, step = plate_reach(self.net.plate_levels), 2**self.net.depth
+        inner = Box(
+            *(
+                Span(start + step * (start > 0), max(start + step, stop - step * (stop < length)))
+                for (start, stop), length in zip(window, self.size, strict=True)
+            )
+        )
+        holes = [box.pixels - int(self.valid[box.slices].sum()) for box in (window, inner)]  # px, with the padding
+        if not reach or holes[0] == holes[1]:
+            return window
+        return Box(
+            *(
+                Span(start - reach, stop + reach).aligned(step).within(length)
+                for (start, stop), length in zip(window, self.size, strict=True)
+            )
+        )
 
     def _levels_below(self) -> tuple[Tensor, Box]:
         """Return the base's filled level at 1/2**depth of the image's size, and the box of that level that it covers.
@@ -82,7 +106,7 @@ class Filler:
         How far the base reads depends on the holes: until each px of a coarser level contains a valid one.
         """
         multiple = 2**self.net.depth
-        windows = [window for _, window in self.parts]
+        windows = [self._wider(window) for _, window in self.parts]
         needed = Box(
             *(
                 Span(min(span.start for span in spans) // multiple, max(span.stop for span in spans) // multiple)

@@ -13,15 +13,14 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # base class of BatchNorm2d and SyncBatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from model.base import push_pull
+from model.base import PLATE_LEVELS, thin_plate
 from model.layer import PartialConv2d, UpPartialConv2d, counted
 
 # The encoder's first kernels; every other kernel of the network is 3×3.
 ENCODER_KERNELS = (7, 5, 5)
 LEAK = 0.2
 # What the U-Net's output is added to: nothing, as in the paper, or the fill of model/base.py. The decoder may read it.
-BASES = ("none", "push_pull", "push_pull_decoder")
-BASE_KEY = "push_pull_base"
+BASES = ("none", "push_pull", "thin_plate")
 
 
 def encoder_channels(depth: int, base_channels: int) -> list[int]:
@@ -95,7 +94,8 @@ class PConvUNet(nn.Module):
 
     base: `none` is the paper's network, whose U-Net predicts the image. With `push_pull` the U-Net predicts a residual
     to `push_pull(image, mask)`. Its last layer starts at zero, so the untrained network returns the base. With
-    `push_pull_decoder`, each decoder level also reads the base, reduced to its size: three more channels, all valid.
+    `thin_plate` the base is `thin_plate(image, mask)`, and each decoder level also reads it, reduced to its size: three
+    more channels, all valid.
 
     Raises ValueError unless depth and base_channels are at least 1 and base is one of BASES.
     """
@@ -109,7 +109,8 @@ class PConvUNet(nn.Module):
         self.depth = depth
         self.base_channels = base_channels
         self.base = base
-        self.decoder_reads_base = base == "push_pull_decoder"
+        self.decoder_reads_base = base == "thin_plate"
+        self.plate_levels = min(PLATE_LEVELS, depth) if base == "thin_plate" else 0  # relaxed levels of the base
         of_base = 3 if self.decoder_reads_base else 0  # channels
         widths = [3, *encoder_channels(depth, base_channels)]  # channels of the image, PConv1, PConv2, …
         kernels = [*ENCODER_KERNELS, *[3] * depth][:depth]
@@ -140,7 +141,7 @@ class PConvUNet(nn.Module):
             last = self.decoder[-1]
             assert isinstance(last, DecoderBlock)
             # The buffer only marks in the state_dict that the weights need the base.
-            self.register_buffer(BASE_KEY, torch.ones(()))
+            self.register_buffer(f"{base}_base", torch.ones(()))
             nn.init.zeros_(last.conv.weight)
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
@@ -152,7 +153,7 @@ class PConvUNet(nn.Module):
         self._check(image, mask)
         if self.base == "none":
             return self.unet(image, mask)
-        base = push_pull(image, mask)
+        base = thin_plate(image, mask, self.plate_levels)  # without such levels it is push_pull
         return base + self.unet(image, mask, base)
 
     def unet(
@@ -270,24 +271,20 @@ def architecture_of(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(first, Tensor) or first.ndim != 4:
         raise ValueError("no tensor 'encoder.0.conv.weight'")
     depth = len({key.split(".")[1] for key in state_dict if key.startswith("encoder.")})
-    base = "none"
-    if BASE_KEY in state_dict:
-        below, joined = (state_dict.get(f"{name}.conv.weight") for name in (f"encoder.{depth - 1}", "decoder.0"))
-        reads = below is not None and joined is not None and joined.shape[1] > sum(below.shape[:2])
-        base = "push_pull_decoder" if reads else "push_pull"
+    base = next((base for base in BASES if f"{base}_base" in state_dict), "none")
     return {"depth": depth, "base_channels": first.shape[0], "base": base}
 
 
 @torch.no_grad()
 def with_base_in_decoder(net: PConvUNet) -> PConvUNet:
-    """Return a network of base `push_pull_decoder` that continues one of base `push_pull`: its new weights are 0.
+    """Return a network of base `thin_plate` that continues one of base `push_pull`: its new weights are 0.
 
-    Outputs differ slightly, because the base counts as valid in sum(M).
+    Outputs differ a little: the base is smoother, and counts as valid in sum(M).
     """
-    grown = PConvUNet(net.depth, net.base_channels, "push_pull_decoder").train(net.training)
+    grown = PConvUNet(net.depth, net.base_channels, "thin_plate").train(net.training)
     state = net.state_dict()
     for key, tensor in grown.state_dict().items():
-        known = state[key]
+        known = state.get(key, tensor)  # the base's marker is new
         if known.shape == tensor.shape:
             tensor.copy_(known)
         else:  # a decoder's kernel: the base's channels come last

@@ -1,8 +1,8 @@
-"""Fill holes larger than those in training: on a reduced image first, then octave by octave.
+"""Fill deep holes on a reduced image first, then octave by octave.
 
-A network fills well only as far from the rim of a hole as its training masks reached. Deeper pixels are filled on the
-image at half size, where the same hole is half as deep, by the same rule. Enlarged again they count as valid. A ring
-along the rim remains, and the network has context on both sides of it.
+A network fills best near the rim of a hole. Pixels deeper than a radius are filled on the image at half size, where the
+same hole is half as deep, by the same rule. Enlarged again they count as valid. A ring along the rim remains, and the
+network has context on both sides of it.
 """
 
 from __future__ import annotations
@@ -96,12 +96,11 @@ class OctaveFiller:
 def trusted_radius(net: PConvUNet, valid: Tensor, scale: float | None) -> float:
     """Return the radius for OctaveFiller, px. valid: bool (H,W). scale: see inpaint; ValueError if below 1.
 
-    Holes no deeper than in training are filled in a single pass. For deeper ones the radius is half the training
-    radius, which was better than all of it where both were tried: the network fills best near the rim.
+    By default it is a quarter of the radius of the holes in training, if the weights record that: a network fills best
+    near the rim. docs/ablations.md compares other fractions.
     """
     if scale is None:
-        known = float(net.hole_radius)
-        return known / 2 if known and deeper_than(valid, known).any() else math.inf
+        return float(net.hole_radius) / 4 or math.inf
     if not scale >= 1:
         raise ValueError(f"scale must be at least 1, got {scale:g}")
     return math.inf if scale == 1 else max(1.0, largest_radius(valid) / scale)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
+from model.base import CHEBYSHEV_STEPS, plate_reach
 from model.export import INPUTS, export_onnx
 from model.inpainting import padded
 from model.loading import load_model
@@ -57,9 +59,14 @@ def write_network(weights: Path | None, folder: Path) -> None:
     (folder / FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
 
-def facts_of(net: PConvUNet) -> dict[str, int | str]:
-    """Return how the page cuts out a window: its corner at a `multiple`, `reach` px around the hole; and the base."""
-    return {"multiple": 2**net.depth, "reach": reach(net), "base": net.base}
+def facts_of(net: PConvUNet) -> dict[str, Any]:
+    """Return how the page cuts out a window: its corner at a `multiple`, `reach` px around the hole; and the base.
+
+    plate: the relaxed levels of a base that the decoder reads; None without.
+    """
+    levels = net.plate_levels
+    plate = {"levels": levels, "steps": CHEBYSHEV_STEPS, "reach": plate_reach(levels)} if levels else None
+    return {"multiple": 2**net.depth, "reach": reach(net), "base": net.base, "plate": plate}
 
 
 def halve_weights(source: Path, target: Path) -> None:

@@ -1,28 +1,41 @@
-// The network's base: holes filled by a pyramid of masked means, as in model/base.py and model/filler.py.
+// The network's base: holes filled by a pyramid of masked means, of which the finest levels may be relaxed towards a
+// thin plate, as in model/base.py and model/filler.py.
 // A picture is { width, height, pixels, valid }. pixels: RGBA; valid: 0 or 1. A level of the pyramid is { width, height,
 // values, valid }. values: RGB in [0,1], 0 where not valid. A box is { left, top, right, bottom } in px; right and
 // bottom are exclusive.
 
-/** Return the base in a region of a picture, RGB. The region's sides are multiples of `multiple`, a power of two. */
-export function baseOf(picture, region, multiple) {
+/**
+ * Return the base in a region of a picture, RGB. The region's sides are multiples of facts.multiple, a power of two.
+ * facts.plate: { levels, steps, reach } of the relaxed levels, or null.
+ */
+export function baseOf(picture, region, { multiple, plate }) {
   const depth = Math.log2(multiple);
+  const size = { width: aligned(picture.width, multiple), height: aligned(picture.height, multiple) };
+  const wider = plate ? extended(region, aligned(plate.reach, multiple), size) : region;
   const below = cut(filledLevel(picture, depth), {
-    left: region.left / multiple,
-    top: region.top / multiple,
-    right: region.right / multiple,
-    bottom: region.bottom / multiple,
+    left: wider.left / multiple,
+    top: wider.top / multiple,
+    right: wider.right / multiple,
+    bottom: wider.bottom / multiple,
   });
-  return push(pull(levelOf(picture, region), depth - 1), below).values;
+  const filled = push(pull(levelOf(picture, wider), depth - 1), below, plate);
+  const inside = { left: region.left - wider.left, top: region.top - wider.top };
+  return cut(filled, {
+    ...inside,
+    right: inside.left + region.right - region.left,
+    bottom: inside.top + region.bottom - region.top,
+  }).values;
 }
 
 /**
  * Return the box of a picture that the network must read to fill `region` as in the full picture. The base reads
- * further than the U-Net: squares that double in size, until each contains a valid pixel. holdsValid(box): whether a
- * box contains one.
+ * further than the U-Net: what its relaxed levels need, then squares that double in size, until each contains a valid
+ * pixel. holdsValid(box): whether a box contains one.
  */
-export function surroundings({ width, height }, region, { multiple, base }, holdsValid) {
-  let [left, top] = [region.left / multiple, region.top / multiple];
-  let [right, bottom] = [Math.ceil(region.right / multiple), Math.ceil(region.bottom / multiple)];
+export function surroundings({ width, height }, region, { multiple, base, plate }, holdsValid) {
+  const wider = plate ? extended(region, aligned(plate.reach, multiple), { width, height }) : region;
+  let [left, top] = [wider.left / multiple, wider.top / multiple];
+  let [right, bottom] = [Math.ceil(wider.right / multiple), Math.ceil(wider.bottom / multiple)];
   for (let step = multiple; ; step *= 2) {
     const seen = {
       left: Math.max(0, left * step),
@@ -51,6 +64,21 @@ export function levelOf({ width, height, pixels, valid }, { left, top, right, bo
     }
   }
   return level;
+}
+
+/** Return the smallest multiple that is at least a length. */
+function aligned(length, multiple) {
+  return Math.ceil(length / multiple) * multiple;
+}
+
+/** Return a box, extended by `margin` px on each side where the picture goes on. */
+function extended({ left, top, right, bottom }, margin, { width, height }) {
+  return {
+    left: Math.max(0, left - margin),
+    top: Math.max(0, top - margin),
+    right: Math.max(right, Math.min(width, right + margin)),
+    bottom: Math.max(bottom, Math.min(height, bottom + margin)),
+  };
 }
 
 function squares({ left, top, right, bottom }, step) {
@@ -86,9 +114,56 @@ function pull(level, count) {
 }
 
 /** Return the first level of a pyramid with its holes filled. below: the filled level after the pyramid's last one. */
-function push(pyramid, below) {
-  for (const level of [...pyramid].reverse()) below = filledFrom(level, below);
+function push(pyramid, below, plate = null) {
+  for (const [number, level] of [...pyramid.entries()].reverse()) {
+    below = filledFrom(level, below);
+    if (number < (plate?.levels ?? 0)) relax(below, level.valid, plate.steps);
+  }
   return below;
+}
+
+/** Change the holes of a filled level by Chebyshev steps [length, memory] towards a thin plate, as in model/base.py. */
+function relax({ width, height, values }, valid, steps) {
+  const [curvature, direction] = [new Float32Array(values.length), new Float32Array(values.length)];
+  const needed = nearHoles(width, height, valid);
+  for (const [length, memory] of steps) {
+    forEachPixel(width, height, needed, (i, around) => {
+      for (let c = 0; c < 3; c++) curvature[i + c] = laplacian(values, i + c, around, c);
+    });
+    forEachPixel(width, height, valid.map((known) => 1 - known), (i, around) => {
+      for (let c = 0; c < 3; c++) direction[i + c] = memory * direction[i + c] - laplacian(curvature, i + c, around, c);
+    });
+    for (let i = 0; i < values.length; i++) values[i] += length * direction[i];
+  }
+}
+
+/** Call use(place, around) for each chosen pixel: where its red is, and that of its four neighbours within the level. */
+function forEachPixel(width, height, chosen, use) {
+  const around = new Int32Array(4);
+  for (let y = 0, i = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, i++) {
+      if (!chosen[i]) continue;
+      around[0] = 3 * (x > 0 ? i - 1 : i);
+      around[1] = 3 * (x < width - 1 ? i + 1 : i);
+      around[2] = 3 * (y > 0 ? i - width : i);
+      around[3] = 3 * (y < height - 1 ? i + width : i);
+      use(3 * i, around);
+    }
+  }
+}
+
+function laplacian(values, place, around, c) {
+  return values[around[0] + c] + values[around[1] + c] + values[around[2] + c] + values[around[3] + c] - 4 * values[place];
+}
+
+/** Return which pixels are holes or beside one, as 0 or 1. */
+function nearHoles(width, height, valid) {
+  const near = new Uint8Array(valid.length);
+  forEachPixel(width, height, valid.map((known) => 1 - known), (i, around) => {
+    near[i / 3] = 1;
+    for (const other of around) near[other / 3] = 1;
+  });
+  return near;
 }
 
 /** Return a box of a level. */

@@ -8,7 +8,7 @@ const MOST = 2 ** 22; // px that the network processes at once, in about 2 GB
 /** An error message of one line, about a mistake that the user can correct. */
 export class FillError extends Error {}
 
-let network; // content of network.json: { name, file, multiple, reach, base }
+let network; // content of network.json: { name, file, multiple, reach, base, plate }
 
 /** Return { methods: [name], formats: [suffix], hint }, the choices of the page. */
 export async function connect() {

@@ -44,14 +44,14 @@ self.onmessage = async ({ data: { picture, region, facts } }) => {
     const network = await session;
     const began = performance.now();
     const level = levelOf(picture, region);
-    const base = facts.base === "none" ? null : baseOf(picture, region, facts.multiple);
+    const base = facts.base === "none" ? null : baseOf(picture, region, facts);
     const size = level.valid.length;
     const shape = [level.height, level.width];
     const inputs = {
       image: new ort.Tensor("float32", planesOf(level.values), [1, 3, ...shape]),
       mask: new ort.Tensor("float32", Float32Array.from(level.valid), [1, 1, ...shape]),
     };
-    if (facts.base === "push_pull_decoder") inputs.base = new ort.Tensor("float32", planesOf(base), [1, 3, ...shape]);
+    if (facts.plate) inputs.base = new ort.Tensor("float32", planesOf(base), [1, 3, ...shape]);
     const { prediction } = await network.run(inputs);
     const filled = new Uint8ClampedArray(4 * size); // rounds and clamps
     for (let i = 0; i < size; i++) {

@@ -1,5 +1,6 @@
-"""The network's base, push_pull: hand-computed values, invariants of a fill, networks that use it."""
+"""The network's base, push_pull or thin_plate: hand-computed values, invariants of a fill, networks that use it."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +9,7 @@ from safetensors.torch import load_file
 
 import hubconf
 from model import PConvUNet, inpaint, load_for_prediction, load_model
-from model.base import push_pull
+from model.base import CHEBYSHEV_STEPS, PLATE_STEPS, plate_reach, pull, push, push_pull, relaxed, thin_plate
 from model.network import architecture_of, with_base_in_decoder
 from utils.checkpoint import save_weights
 
@@ -64,38 +65,39 @@ def test_a_quarter_that_is_all_hole_by_hand():
     width=st.integers(1, 3) | st.integers(1, 70),
     share=st.floats(0, 1),
     seed=st.integers(0, 99),
+    fill=st.sampled_from([push_pull, thin_plate]),
 )
-def test_what_any_fill_keeps(height, width, share, seed):
+def test_what_any_fill_keeps(height, width, share, seed, fill):
     image, mask = pair(height, width, share, seed)
-    filled = push_pull(image, mask)
+    filled = fill(image, mask)
     valid = mask.expand_as(image) == 1
     assert filled.shape == image.shape
     assert torch.equal(filled[valid], image[valid])
     for junk in (NAN, INF, -INF, 1e30):
-        assert torch.equal(push_pull(image.masked_fill(mask == 0, junk), mask), filled)
-    for channel in range(3):  # means of means stay within the range of the valid values
+        assert torch.equal(fill(image.masked_fill(mask == 0, junk), mask), filled)
+    for channel in range(3 if fill is push_pull else 0):  # means of means stay within the range of the valid values
         values = image[:, channel][mask[:, 0] == 1]
         assert values.min() - 1e-6 <= filled[:, channel].min()
         assert filled[:, channel].max() <= values.max() + 1e-6
     constant = torch.full_like(image, 0.3)
-    torch.testing.assert_close(push_pull(constant, mask), constant, rtol=0, atol=1e-6)
+    torch.testing.assert_close(fill(constant, mask), constant, rtol=0, atol=1e-5)
 
 
-def test_without_a_valid_pixel_all_is_0_and_no_other_picture_of_the_batch_changes():
+@pytest.mark.parametrize("fill", [push_pull, thin_plate])
+def test_without_a_valid_pixel_all_is_0_and_no_other_picture_of_the_batch_changes(fill):
     image, mask = pair(20, 33, n=3)
     mask[1] = 0
     image = image.masked_fill(mask == 0, NAN)
-    filled = push_pull(image, mask)
+    filled = fill(image, mask)
     assert not filled[1].any()
     for number in (0, 2):
-        assert torch.equal(
-            filled[number : number + 1], push_pull(image[number : number + 1], mask[number : number + 1])
-        )
+        assert torch.equal(filled[number : number + 1], fill(image[number : number + 1], mask[number : number + 1]))
 
 
-def test_an_image_of_no_hole_comes_back():
+@pytest.mark.parametrize("fill", [push_pull, thin_plate])
+def test_an_image_of_no_hole_comes_back(fill):
     image, mask = pair(31, 18, share=1.1)
-    assert torch.equal(push_pull(image, mask), image)
+    assert torch.equal(fill(image, mask), image)
 
 
 @pytest.mark.parametrize(("down", "right"), [(1, 0), (0, 5), (7, 3), (32, 64)])
@@ -120,10 +122,96 @@ def test_double_stays_double_and_half_becomes_float():
             assert push_pull(image.to(dtype), mask.to(dtype)).dtype == torch.float32
 
 
+# --- the thin plate ------------------------------------------------------------------------------------------------
+
+
+def biharmonic(image, mask):
+    """Solve Δ²u = 0 in the holes of one channel (H,W) directly. Pixels beyond the edge equal the nearest one inside."""
+    height, width = image.shape
+    number = np.arange(height * width).reshape(height, width)
+    laplacian = np.zeros((height * width, height * width))
+    for y in range(height):
+        for x in range(width):
+            for v, u in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+                if 0 <= v < height and 0 <= u < width:
+                    laplacian[number[y, x], number[v, u]] += 1
+                    laplacian[number[y, x], number[y, x]] -= 1
+    plate, hole = laplacian @ laplacian, mask.ravel() == 0
+    solution = image.ravel().copy()
+    solution[hole] = np.linalg.solve(plate[hole][:, hole], -plate[hole][:, ~hole] @ solution[~hole])
+    return solution.reshape(height, width)
+
+
+def test_a_thin_hole_becomes_the_thin_plate():
+    y, x = torch.meshgrid(torch.linspace(0, 3, 24), torch.linspace(0, 4, 20), indexing="ij")
+    image = (torch.sin(y) * torch.cos(x) / 2 + 0.5).double().expand(1, 3, 24, 20)
+    mask = torch.ones(1, 1, 24, 20).double()
+    mask[..., 10:13, 3:] = 0  # up to the edge
+    mask[..., 2:5, 5:7] = 0
+    plate = torch.from_numpy(biharmonic(image[0, 0].numpy(), mask[0, 0].numpy()))
+    distances = [(fill(image, mask)[0, 0] - plate).abs().max().item() for fill in (push_pull, thin_plate)]
+    assert distances[0] > 0.03
+    assert distances[1] < 0.2 * distances[0], distances
+
+
+def test_a_slope_continues_into_a_wide_hole():
+    image = torch.linspace(0, 1, 64).expand(1, 3, 64, 64)
+    mask = torch.ones(1, 1, 64, 64)
+    mask[..., 20:44, 20:44] = 0
+    errors = [(fill(image, mask) - image).abs().mean().item() for fill in (push_pull, thin_plate)]
+    assert errors[1] < 0.2 * errors[0]
+
+
+def test_steps_are_the_chebyshev_iteration():
+    """For one eigenvalue λ the error after n steps is T_n((c − λ)/d) / T_n(c/d), with centre c and half-width d."""
+    centre, half = (64 + 64 / 50) / 2, (64 - 64 / 50) / 2
+    chebyshev = np.polynomial.Chebyshev.basis(PLATE_STEPS)
+    for value in (0.0, 0.5, 1.28, 10, 40, 64):
+        error, direction = 1.0, 0.0
+        for length, memory in CHEBYSHEV_STEPS:
+            direction = memory * direction - value * error
+            error += length * direction
+        assert error == pytest.approx(chebyshev((centre - value) / half) / chebyshev(centre / half))
+
+
+def test_only_the_part_around_the_holes_is_computed(monkeypatch):
+    image, mask = pair(40, 50, n=2)
+    mask[:] = 1
+    mask[0, :, 12:20, 30:33] = mask[1, :, 30:36, 0:4] = 0
+    sizes = []
+    steps = relaxed.__globals__["_chebyshev_steps"]
+    monkeypatch.setitem(
+        relaxed.__globals__, "_chebyshev_steps", lambda u, hole: sizes.append(u.shape[2:]) or steps(u, hole)
+    )
+    found = relaxed(image, mask == 0)
+    assert sizes == [(36 - 12 + 4, 33 + 2)]
+    assert torch.equal(found, steps(image, mask == 0))
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_the_reach_of_the_relaxed_levels(levels):
+    """A valid pixel matters at most 2 px beyond the reach, all of it through the hole."""
+    image, mask = pair(16, 512)
+    mask[:] = 1
+    mask[..., :400] = 0
+    image = image.double().expand(1, 3, 16, 512).clone()
+    before = relaxed_part(image, mask.double(), levels)
+    image[..., 400:] += 1
+    changed = (relaxed_part(image, mask.double(), levels) - before).abs().amax((0, 1, 2)).nonzero()
+    first = int(changed[0])
+    assert 400 - plate_reach(levels) - 2**levels <= first < 400 - plate_reach(levels) / 2
+
+
+def relaxed_part(image, mask, levels):
+    """Return thin_plate with a fixed level below its relaxed ones."""
+    *finer, (below, _) = pull(image, mask, levels)
+    return push(finer, torch.zeros_like(below), levels)
+
+
 # --- networks ------------------------------------------------------------------------------------------------------
 
 
-BASES = ["push_pull", "push_pull_decoder"]
+BASES = ["push_pull", "thin_plate"]
 
 
 def trained_a_little(base="push_pull", depth=2, base_channels=3):
@@ -140,7 +228,8 @@ def test_an_untrained_network_returns_its_base(training, base):
     net = PConvUNet(3, 4, base).train(training)
     image, mask = pair(16, 24, n=2)
     image = image.masked_fill(mask == 0, NAN)
-    assert torch.equal(net(image, mask), push_pull(image, mask))
+    assert torch.equal(net(image, mask), thin_plate(image, mask, net.plate_levels))
+    assert net.plate_levels == (0 if base == "push_pull" else 3)
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -148,8 +237,9 @@ def test_the_output_is_base_and_u_net_added_and_both_get_no_junk(base):
     net = trained_a_little(base)
     image, mask = pair(16, 24, n=2)
     output = net(image, mask)
-    assert torch.equal(output, push_pull(image, mask) + net.unet(image, mask, push_pull(image, mask)))
-    assert (output - push_pull(image, mask)).abs().max() > 1e-2
+    fill = push_pull(image, mask) if base == "push_pull" else thin_plate(image, mask, 2)  # of two levels
+    assert torch.equal(output, fill + net.unet(image, mask, fill))
+    assert (output - fill).abs().max() > 1e-2
     assert torch.equal(net(image.masked_fill(mask == 0, INF), mask), output)
 
 
@@ -162,7 +252,7 @@ def test_the_last_layer_learns_from_its_start_at_0():
 
 def test_a_decoder_that_reads_the_base_by_hand():
     """One level, all hole but a corner: its window holds the U-Net's features, the image and three channels of base."""
-    net = PConvUNet(1, 2, "push_pull_decoder").double().eval()
+    net = PConvUNet(1, 2, "thin_plate").double().eval()
     kernel = net.decoder[0].conv
     assert kernel.weight.shape == (3, 2 + 3 + 3, 3, 3)
     kernel.weight.data.zero_()
@@ -170,7 +260,7 @@ def test_a_decoder_that_reads_the_base_by_hand():
     image, mask = pair(16, 16)
     image, mask = image.double(), torch.zeros(1, 1, 16, 16).double()
     mask[..., :2, :2] = 1
-    base = push_pull(image, mask)
+    base = thin_plate(image, mask, 1)
     # The encoder's 7×7 kernel reaches 3 px: features are valid in the first 3×3 of 8×8, which become 6×6 px.
     features, valid = torch.zeros(16, 16), torch.zeros(16, 16)
     features[:6, :6], valid[:2, :2] = 1, 1
@@ -180,9 +270,9 @@ def test_a_decoder_that_reads_the_base_by_hand():
 
 
 def test_each_level_of_the_decoder_reads_the_base_at_its_size():
-    net = trained_a_little("push_pull_decoder", depth=3)
+    net = trained_a_little("thin_plate", depth=3)
     image, mask = pair(16, 24)
-    base = push_pull(image, mask)
+    base = thin_plate(image, mask)
     for level, block in enumerate(reversed(net.decoder)):
         seen = []
         original = block.conv.convolved_upsampled
@@ -195,7 +285,7 @@ def test_each_level_of_the_decoder_reads_the_base_at_its_size():
 def test_a_network_goes_on_with_the_base_in_its_decoder():
     net = trained_a_little()
     grown = with_base_in_decoder(net)
-    assert grown.base == "push_pull_decoder"
+    assert grown.base == "thin_plate"
     assert not grown.training
     image, mask = pair(16, 24)
     mask[:] = 1  # nothing is hole, so the ratios are the same; the new weights are 0

@@ -86,7 +86,7 @@ def test_the_layer_is_that_of_the_cpu():
     assert torch.equal(m_cuda.cpu(), m)
 
 
-@pytest.mark.parametrize("base", ["none", "push_pull", "push_pull_decoder"])
+@pytest.mark.parametrize("base", ["none", "push_pull", "thin_plate"])
 def test_the_network_and_its_gradient_are_those_of_the_cpu(base):
     image, mask = inputs()
     net = PConvUNet(4, 16, base).train()

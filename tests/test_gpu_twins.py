@@ -27,7 +27,7 @@ def network(base="push_pull"):
     return net
 
 
-@pytest.mark.parametrize("base", ["none", "push_pull", "push_pull_decoder"])
+@pytest.mark.parametrize("base", ["none", "push_pull", "thin_plate"])
 def test_network_and_loss_compile_into_one_graph(base):
     net, criterion = network(base), InpaintingLoss(VGG16Features(), load_config().loss.weights.model_dump())
 
@@ -39,7 +39,7 @@ def test_network_and_loss_compile_into_one_graph(base):
     assert (explained.graph_count, explained.graph_break_count) == (1, 0), explained.break_reasons
 
 
-@pytest.mark.parametrize("base", ["none", "push_pull", "push_pull_decoder"])
+@pytest.mark.parametrize("base", ["none", "push_pull", "thin_plate"])
 def test_checkpointed_activations_change_neither_gradients_nor_statistics(base):
     net = network(base)
     other = copy.deepcopy(net)

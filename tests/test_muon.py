@@ -49,7 +49,7 @@ def test_memory_format_changes_rounding_alone():
 
 
 def test_only_kernels_between_features_get_it():
-    net = PConvUNet(3, 4, "push_pull_decoder")
+    net = PConvUNet(3, 4, "thin_plate")
     chosen = {name for name, weight in net.named_parameters() if is_hidden_kernel(weight)}
     kernels = {f"{side}.{level}.conv.weight" for side in ("encoder", "decoder") for level in range(3)}
     assert chosen == kernels - {"encoder.0.conv.weight", "decoder.2.conv.weight"}

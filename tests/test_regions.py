@@ -50,7 +50,7 @@ def difference(net, image, mask, largest=None):
 # --- equal to the full image -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("base", ["none", "push_pull", "push_pull_decoder"])
+@pytest.mark.parametrize("base", ["none", "push_pull", "thin_plate"])
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_a_hole_at_every_offset_of_the_strides(depth, base):
     net = network(depth, base)
@@ -61,7 +61,7 @@ def test_a_hole_at_every_offset_of_the_strides(depth, base):
         assert difference(net, image, mask) < 1e-12
 
 
-@pytest.mark.parametrize("base", ["none", "push_pull", "push_pull_decoder"])
+@pytest.mark.parametrize("base", ["none", "push_pull", "thin_plate"])
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_random_holes_sizes_and_edges(base, data):
@@ -75,7 +75,7 @@ def test_random_holes_sizes_and_edges(base, data):
 
 def test_six_levels_in_float32_and_folded():
     torch.manual_seed(0)
-    net = PConvUNet(6, 8, base="push_pull_decoder")
+    net = PConvUNet(6, 8, base="thin_plate")
     torch.nn.init.normal_(net.decoder[-1].conv.weight, std=0.003)  # output values up to 20
     net = net.eval().folded()
     image, mask = picture(700, 1100, [(300, 500, 70, 40), (0, 1000, 30, 100), (690, 3, 10, 10), (60, 60, 260, 290)])
@@ -95,7 +95,7 @@ def test_networks_that_compute_as_another_projects():
 
 
 def test_tiles_of_a_hole_that_covers_the_picture_are_the_whole():
-    net = network(3, "push_pull_decoder")
+    net = network(3, "thin_plate")
     image, mask = picture(300, 260, [(10, 10, 280, 245)])
     tiles = Filler(net, lambda box: image[box.slices], mask[0, 0] != 0, largest=120**2)
     assert len(tiles) > 4
@@ -184,7 +184,7 @@ def test_a_long_scratch_costs_little():
 
 
 def test_only_what_the_parts_need_is_read():
-    net = network(3, "push_pull_decoder")
+    net = network(3, "thin_plate")
     image, mask = picture(900, 900, [(400, 400, 20, 20)])
     read = []
 

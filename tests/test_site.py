@@ -17,7 +17,9 @@ from torch.nn import functional as F
 
 import build_site
 import predict
-from model.base import push_pull
+from model.base import thin_plate
+from model.network import PConvUNet
+from model.site import facts_of
 from tests.browser import visits
 from tests.conftest import PROJECT
 from utils.arguments import DEFAULT_WEIGHTS
@@ -90,7 +92,7 @@ def test_what_a_visitor_loads(site):
     assert {path.name for path in files} >= {"index.html", "network.onnx", "network.json", "worker.js"}
     facts = json.loads((site / "network.json").read_text())
     assert 0 < facts["multiple"] < facts["reach"]
-    assert facts["base"] == "push_pull_decoder"
+    assert facts["base"] == "thin_plate"
     page = (site / "index.html").read_text(encoding="utf-8")
     assert "Content-Security-Policy" in page
     assert "http://" not in page
@@ -185,7 +187,7 @@ def test_a_large_hole_in_a_larger_picture(tmp_path, chromium, site):
     assert np.abs(result - expected).max() <= CLOSE
 
 
-BASE = """async ([width, height, pixels, valid, region, multiple]) => {
+BASE = """async ([width, height, pixels, valid, region, facts]) => {
     const { baseOf, surroundings } = await import("./base.js");
     const each = ({ left, top, right, bottom }, use) => {
         for (let y = top; y < bottom; y++) for (let x = left; x < right; x++) use(y * width + x);
@@ -195,7 +197,7 @@ BASE = """async ([width, height, pixels, valid, region, multiple]) => {
         each(box, (i) => { found ||= valid[i] === 1; });
         return found;
     };
-    const seen = surroundings({ width, height }, region, { multiple, base: "push_pull" }, holdsValid);
+    const seen = surroundings({ width, height }, region, facts, holdsValid);
     const part = { width: seen.right - seen.left, height: seen.bottom - seen.top, pixels: [], valid: [] };
     each(seen, (i) => {
         part.valid.push(valid[i]);
@@ -207,7 +209,7 @@ BASE = """async ([width, height, pixels, valid, region, multiple]) => {
         right: region.right - seen.left,
         bottom: region.bottom - seen.top,
     };
-    return [part.width * part.height, [...baseOf(part, moved, multiple)]];
+    return [part.width * part.height, [...baseOf(part, moved, facts)]];
 }"""
 
 
@@ -224,29 +226,31 @@ def static_tab(chromium, tmp_path_factory):
         tab.close()
 
 
+@pytest.mark.parametrize("base", ["push_pull", "thin_plate"])
 @pytest.mark.parametrize(("holes", "sees_all"), [("a few", False), ("one large", True), ("nearly all", True)])
-def test_its_base_is_push_pull_of_the_whole_picture(static_tab, holes, sees_all):
-    height, width, multiple = 90, 131, 8
+def test_its_base_is_that_of_the_whole_picture(static_tab, holes, sees_all, base):
+    height, width, multiple = 190, 331, 8
+    net = PConvUNet(3, 2, base)
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (height, width, 4), np.uint8)
     valid = generator.random((height, width)) < 0.5
     if holes == "one large":
-        valid[:, 30:125] = False
+        valid[:, 30:325] = False
     if holes == "nearly all":
         valid[:] = False
         valid[80, 3] = True
-    region = {"left": 64, "top": 40, "right": 136, "bottom": 96}  # multiples, so beyond the image
+    region = {"left": 264, "top": 136, "right": 336, "bottom": 192}  # multiples, so beyond the image
     pixels[~valid] = 77  # must not matter
-    arguments = [width, height, pixels.ravel().tolist(), valid.astype(int).ravel().tolist(), region, multiple]
+    arguments = [width, height, pixels.ravel().tolist(), valid.astype(int).ravel().tolist(), region, facts_of(net)]
     seen, values = static_tab.evaluate(BASE, arguments)
     assert (seen == height * width) == sees_all
     image = torch.from_numpy(pixels[..., :3].copy()).permute(2, 0, 1)[None] / 255
     mask = torch.from_numpy(valid)[None, None].float()
     padding = (0, -width % multiple, 0, -height % multiple)
-    whole = push_pull(F.pad(image, padding), F.pad(mask, padding))[0].permute(1, 2, 0).numpy()
-    difference = np.array(values).reshape(96 - 40, 136 - 64, 3) - whole[40:96, 64:136]
+    whole = thin_plate(F.pad(image, padding), F.pad(mask, padding), net.plate_levels)[0].permute(1, 2, 0).numpy()
+    difference = np.array(values).reshape(192 - 136, 336 - 264, 3) - whole[136:192, 264:336]
     margin = 2 * multiple  # pixels closer to the region's sides are only context
-    assert np.abs(difference[margin : height - 40, margin : width - 64]).max() < 1e-5
+    assert np.abs(difference[margin : height - 136, margin : width - 264]).max() < 1e-5
 
 
 def fails(capsys, *arguments):

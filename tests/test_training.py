@@ -368,9 +368,9 @@ def test_a_run_from_another_projects_weights_is_that_network(folder, tmp_path, p
 def test_a_network_with_a_base_goes_on_with_the_base_in_its_decoder(folder, tmp_path):
     first, second = RunFolder(tmp_path / "first"), RunFolder(tmp_path / "second")
     run_main(*arguments(folder, first.path, "model.base=push_pull"))
-    run_main("--init-from", first.weights, *arguments(folder, second.path, "model.base=push_pull_decoder"))
+    run_main("--init-from", first.weights, *arguments(folder, second.path, "model.base=thin_plate"))
     before, start = load_model(first.weights), load_model(second.checkpoints / "step_00000000.pt")
-    assert start.base == "push_pull_decoder"
+    assert start.base == "thin_plate"
     known = before.decoder[0].conv.weight
     assert torch.equal(start.decoder[0].conv.weight[:, : known.shape[1]], known)
     assert not start.decoder[0].conv.weight[:, known.shape[1] :].any()

@@ -221,13 +221,13 @@ def make_network(config: Config, checkpoint: dict[str, Any] | None, source: str 
     """Return the configured network, with the weights of `checkpoint`, or of the file `source`, or new ones.
 
     A file of another project keeps its behaviour. A network of base `push_pull` can continue as one of
-    `push_pull_decoder`. Raises UserError if its architecture differs from the config.
+    `thin_plate`. Raises UserError if its architecture differs from the config.
     """
     wanted = config.model.model_dump()
     if checkpoint is None and source is None:
         return PConvUNet(**wanted)
     net = network_of(checkpoint["model"], source) if checkpoint else load_model(source)  # type: ignore[arg-type]
-    if checkpoint is None and (net.base, wanted["base"]) == ("push_pull", "push_pull_decoder"):
+    if checkpoint is None and (net.base, wanted["base"]) == ("push_pull", "thin_plate"):
         net = with_base_in_decoder(net)
     for name, value in wanted.items():
         if getattr(net, name) != value:

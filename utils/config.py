@@ -144,8 +144,8 @@ class ModelConfig(Section):
     """levels: 7 for 256x256, 8 for the paper's 512x512 (its appendix, table of the network)"""
     base_channels: Annotated[Whole, Field(ge=1, le=1024)]
     """channels of the first level; doubled per level up to 8 times as many (paper: 64)"""
-    base: Literal["none", "push_pull", "push_pull_decoder"]
-    """added to the U-Net's output: none (paper) | push_pull (smooth fill) | push_pull_decoder (the decoder reads it)"""
+    base: Literal["none", "push_pull", "thin_plate"]
+    """added to the output: none (paper) | push_pull (smooth fill) | thin_plate (smoother; the decoder reads it)"""
 
 
 class LossWeights(Section):
