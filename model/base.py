@@ -72,38 +72,32 @@ def push(pyramid: list[tuple[Tensor, Tensor]], below: Tensor, relaxed_levels: in
         finer = F.interpolate(below, scale_factor=2, mode="bilinear", align_corners=False)
         below = torch.where(mask > 0, x, finer[..., :height, :width])
         if level < relaxed_levels:
-            below = relaxed(below, mask == 0)
+            relax_(below, mask == 0)
     return below
 
 
-def relaxed(u: Tensor, hole: Tensor) -> Tensor:
-    """Return u (N,C,H,W) after PLATE_STEPS Chebyshev steps towards Δ²u = 0 in the holes, bool (N,1,H,W)."""
-    if torch.compiler.is_compiling():
-        return _chebyshev_steps(u, hole)
-    rows, columns = (hole.any(dim).flatten(0, 1).any(0).nonzero() for dim in (3, 2))  # that contain holes
-    if len(rows) == 0:
-        return u
-    # Only the holes change, and Δ² reads pixels up to 2 px away.
-    down, across = (slice(max(0, int(found[0]) - 2), int(found[-1]) + 3) for found in (rows, columns))
-    box = (..., down, across)
-    u = u.clone()
-    u[box] = _chebyshev_steps(u[box], hole[box])
-    return u
-
-
-def _chebyshev_steps(u: Tensor, hole: Tensor) -> Tensor:
+def relax_(u: Tensor, hole: Tensor) -> None:
+    """Take PLATE_STEPS Chebyshev steps towards Δ²u = 0 in the holes, in place. u: (N,C,H,W). hole: bool (N,1,H,W)."""
+    if not torch.compiler.is_compiling():
+        rows, columns = (hole.any(dim).flatten(0, 1).any(0).nonzero() for dim in (3, 2))  # that contain holes
+        if len(rows) == 0:
+            return
+        # Only the holes change, and Δ² reads pixels up to 2 px away.
+        down, across = (slice(max(0, int(found[0]) - 2), int(found[-1]) + 3) for found in (rows, columns))
+        u, hole = u[..., down, across], hole[..., down, across]
     direction = torch.zeros_like(u)
     for length, memory in CHEBYSHEV_STEPS:
-        direction = memory * direction - hole * _laplacian(_laplacian(u))
-        u = u + length * direction
-    return u
+        direction.mul_(memory).sub_(_laplacian(_laplacian(u)).mul_(hole))
+        u.add_(direction, alpha=length)
 
 
 def _laplacian(u: Tensor) -> Tensor:
     """Return the sum of the four neighbours' differences from each pixel of u (N,C,H,W); none beyond the edge."""
     padded = F.pad(u, (1, 1, 1, 1), mode="replicate")
-    across = padded[..., 1:-1, :-2] + padded[..., 1:-1, 2:]
-    return across + padded[..., :-2, 1:-1] + padded[..., 2:, 1:-1] - 4 * u
+    total = padded[..., 1:-1, :-2] + padded[..., 1:-1, 2:]
+    total += padded[..., :-2, 1:-1]
+    total += padded[..., 2:, 1:-1]
+    return total.sub_(u, alpha=4)
 
 
 def _chebyshev(count: int, largest: float, smallest: float) -> list[tuple[float, float]]:
