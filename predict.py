@@ -211,8 +211,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--scale",
         type=scale_argument,
         metavar="S",
-        help="fill a hole larger than those of the network's training on a reduced picture first: reduced until the"
-        " hole fits (auto, the default), by the factor S (above 1), or not reduced (1)",
+        help="fill the deep part of a hole on a reduced picture first: deeper than a quarter of the holes in the"
+        " network's training (auto, the default), as if the hole was S times smaller (above 1), or not at all (1)",
     )
     parser.add_argument(
         "--raw", action="store_true", help="write the network's output for valid pixels too, instead of the image's"

@@ -75,7 +75,7 @@ def thin_plate(torch: Any, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Push-pull, relaxed towards the biharmonic equation, as in the config's model.base: thin_plate."""
     from model.base import thin_plate as fill
 
-    return _by_torch(torch, image, mask, fill)
+    return _by_torch(torch, image, mask, fill).clip(0, 1)
 
 
 @baseline("mean", "NumPy", "numpy")

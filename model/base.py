@@ -35,8 +35,9 @@ def thin_plate(image: Tensor, mask: Tensor, levels: int = PLATE_LEVELS) -> Tenso
     """Fill the holes of an image like push_pull, then continue gradients into them: Δ²u = 0, approximately.
 
     At each of the finest `levels` levels, PLATE_STEPS steps towards the solution of the biharmonic equation, the shape
-    of a thin plate that is fixed at the valid pixels, follow the interpolation. They act near the rim of a hole; far
-    from it the fill stays that of push_pull, where a thin plate would overshoot. Arguments and result: see push_pull.
+    of a thin plate that is fixed at the valid pixels, follow the interpolation. They change most near the rim of a
+    hole; far from it, where a thin plate would overshoot, the fill stays close to push_pull. Arguments and result: see
+    push_pull.
     """
     with torch.autocast(image.device.type, enabled=False):
         *finer, (coarsest, _) = pull(image, mask)
@@ -44,7 +45,7 @@ def thin_plate(image: Tensor, mask: Tensor, levels: int = PLATE_LEVELS) -> Tenso
 
 
 def plate_reach(levels: int) -> int:
-    """Return how many px farther than push_pull thin_plate can read from its finest `levels` levels."""
+    """Return by how many px relaxing the finest `levels` levels extends what thin_plate reads."""
     return sum(2 * PLATE_STEPS << level for level in range(levels))
 
 
@@ -78,21 +79,25 @@ def push(pyramid: list[tuple[Tensor, Tensor]], below: Tensor, relaxed_levels: in
 
 def relax_(u: Tensor, hole: Tensor) -> None:
     """Take PLATE_STEPS Chebyshev steps towards Δ²u = 0 in the holes, in place. u: (N,C,H,W). hole: bool (N,1,H,W)."""
-    if not torch.compiler.is_compiling():
+    # The box around the holes saves time. On a GPU the host would have to wait for it.
+    if u.device.type == "cpu" and not torch.compiler.is_compiling():
         rows, columns = (hole.any(dim).flatten(0, 1).any(0).nonzero() for dim in (3, 2))  # that contain holes
         if len(rows) == 0:
             return
         # Only the holes change, and Δ² reads pixels up to 2 px away.
         down, across = (slice(max(0, int(found[0]) - 2), int(found[-1]) + 3) for found in (rows, columns))
         u, hole = u[..., down, across], hole[..., down, across]
-    direction = torch.zeros_like(u)
+    valid, direction = ~hole, torch.zeros_like(u)
     for length, memory in CHEBYSHEV_STEPS:
-        direction.mul_(memory).sub_(_laplacian(_laplacian(u)).mul_(hole))
+        direction.mul_(memory).sub_(_laplacian(_laplacian(u)).masked_fill_(valid, 0))
         u.add_(direction, alpha=length)
 
 
 def _laplacian(u: Tensor) -> Tensor:
-    """Return the sum of the four neighbours' differences from each pixel of u (N,C,H,W); none beyond the edge."""
+    """Return the sum of the four neighbours' differences from each pixel of u (N,C,H,W).
+
+    Pixels beyond the edge equal the nearest one inside.
+    """
     padded = F.pad(u, (1, 1, 1, 1), mode="replicate")
     total = padded[..., 1:-1, :-2] + padded[..., 1:-1, 2:]
     total += padded[..., :-2, 1:-1]

@@ -21,8 +21,8 @@ Read = Callable[[Box], Tensor]
 class Filler:
     """Iterate over predicted parts of an image: (box, values (1,3,h,w)). `len` is the number of parts.
 
-    Each part is predicted from its receptive field, so time and memory scale with the holes. Values are in [0,1] and
-    match a prediction of the full image to rounding. Raises UserError if they are not finite.
+    Each part is predicted from its receptive field and that of the base, so time and memory scale with the holes.
+    Values are in [0,1] and match a prediction of the full image to rounding. Raises UserError if they are not finite.
 
     read: returns a box of the image. valid: bool (H,W), False in holes. wanted: bool (H,W), covered by the boxes; None:
     the holes. largest: px of the largest window to predict at once; by default one that needs less than 1 GB.
@@ -66,10 +66,9 @@ class Filler:
         return F.pad(image.to(weight), padding), F.pad(mask.to(weight), padding)
 
     def _base(self, image: Tensor, mask: Tensor, window: Box, below: Tensor, place: Box) -> Tensor:
-        """Return the base in a window. below, place: the filled level after the window's levels, and its box.
+        """Return the base in a window. below, place: the level from which it is interpolated, filled, and its box.
 
-        It is that of the full image where the decoder reads it: over its first `depth` levels the base reads no further
-        than the decoder. Nearer to the window's edge it may differ.
+        It is that of the full image wherever the decoder reads it. Nearer to the window's edge it may differ.
         """
         depth = self.net.depth
         wider = self._wider(window)
@@ -79,14 +78,14 @@ class Filler:
         return base[window.relative_to(wider)].to(image)
 
     def _wider(self, window: Box) -> Box:
-        """Return the window, extended by what the base's relaxed levels read around it.
+        """Return the window that determines the base in a window: wider by what the base's relaxed levels read.
 
-        They read through holes only, so a window stays as it is if none is near its edge, where the base may differ.
+        They read through holes only, so it is no wider if there is no hole near the window's edge.
         """
         reach, step = plate_reach(self.net.plate_levels), 2**self.net.depth
         inner = Box(
             *(
-                Span(start + step * (start > 0), max(start + step, stop - step * (stop < length)))
+                Span(start + step * (start > 0), max(start + step * (start > 0), stop - step * (stop < length)))
                 for (start, stop), length in zip(window, self.size, strict=True)
             )
         )

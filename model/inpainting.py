@@ -17,8 +17,8 @@ def inpaint(model: PConvUNet, image: Tensor, mask: Tensor, scale: float | None =
     """Fill the holes of images of any height and width. Returns the composite (N,3,H,W) in [0,1].
 
     image: float (N,3,H,W) in [0,1]; values in holes are ignored. mask: float (N,1,H,W), 1 = valid, 0 = hole.
-    scale: factor by which the largest hole of an image is reduced for a first fill; 1 means a single pass. None derives
-    it from the size of the holes in training, if the weights record that; see trusted_radius.
+    scale: factor by which the largest hole of an image is reduced for a first fill; 1 means a single pass. With None,
+    pixels are filled on a reduced image if they are deep compared with the holes in training; see trusted_radius.
     Valid pixels are bit-identical. The model runs on its own device in evaluation mode; the result is on the image's
     device. Time and memory scale with the holes. Raises ValueError if shapes or values do not fit.
     """

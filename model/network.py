@@ -272,6 +272,9 @@ def architecture_of(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("no tensor 'encoder.0.conv.weight'")
     depth = len({key.split(".")[1] for key in state_dict if key.startswith("encoder.")})
     base = next((base for base in BASES if f"{base}_base" in state_dict), "none")
+    below, joined = (state_dict.get(f"{name}.conv.weight") for name in (f"encoder.{depth - 1}", "decoder.0"))
+    if base == "push_pull" and below is not None and joined is not None and joined.shape[1] > sum(below.shape[:2]):
+        raise ValueError("base push_pull_decoder of an earlier version; use that version or train again")
     return {"depth": depth, "base_channels": first.shape[0], "base": base}
 
 
@@ -279,7 +282,7 @@ def architecture_of(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 def with_base_in_decoder(net: PConvUNet) -> PConvUNet:
     """Return a network of base `thin_plate` that continues one of base `push_pull`: its new weights are 0.
 
-    Outputs differ a little: the base is smoother, and counts as valid in sum(M).
+    Outputs differ a little: the base continues gradients, and counts as valid in sum(M).
     """
     grown = PConvUNet(net.depth, net.base_channels, "thin_plate").train(net.training)
     state = net.state_dict()

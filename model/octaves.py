@@ -21,6 +21,8 @@ from model.regions import Box, Span, tight_box
 
 # px of an image that are reduced or enlarged at once.
 _STRIP = 2**22
+# px. With a narrower ring per octave, interpolation would fill more of a hole than the network.
+_LEAST_RADIUS = 8.0
 
 
 class OctaveFiller:
@@ -49,47 +51,58 @@ class OctaveFiller:
             self.below: OctaveFiller | None = None
             return
         self.filler = Filler(net, self._read_filled, valid | self.deep, wanted & ~self.deep)
-        valid_below = shrunk(valid, 2)
-        self.below = OctaveFiller(
-            net, self._read_below, valid_below, _interpolated_from(self.deep) & ~valid_below, radius, tick
-        )
-        self._image_below = torch.empty(0)  # at half size, filled on iteration
+        self.valid_below = shrunk(valid, 2)
+        wanted_below = _interpolated_from(self.deep) & ~self.valid_below
+        self.below = OctaveFiller(net, self._read_below, self.valid_below, wanted_below, radius, tick)
+        self.box_below = _half(self.deep_box, self.valid_below)
+        self._image_below = torch.empty(0)  # that box at half size, filled on iteration
 
     def __len__(self) -> int:
         return len(self.filler) + (len(self.below) if self.below is not None else 0)
 
     def __iter__(self) -> Iterator[tuple[Box, Tensor]]:
         if self.below is not None and self.deep_box is not None:
-            self._image_below = self._reduced()
-            write(self.below, self._image_below, ~self.below.valid[None, None])
+            self._image_below = self._read_below(self.box_below)
+            for box, values in self.below:
+                part = self._image_below[box.relative_to(self.box_below)]
+                part.copy_(torch.where(self.valid_below[box.slices], part, values.to(part)))
             for strip in _strips(self.deep_box):
                 yield strip, self._enlarged(strip)
         for box, values in self.filler:
-            if self.below is not None:  # deep pixels keep the enlarged fill
-                values = torch.where(self.deep[box.slices].to(values.device), self._enlarged(box).to(values), values)
-            yield box, values
+            yield box, self._with_deep(values, box)
             self.tick()
 
     def _read_filled(self, box: Box) -> Tensor:
-        deep = self.deep[box.slices]
-        return torch.where(deep, self._enlarged(box), self.read(box)) if deep.any() else self.read(box)
+        return self._with_deep(self.read(box), box)
+
+    def _with_deep(self, image: Tensor, box: Box) -> Tensor:
+        """Return a box of the image whose deep pixels are replaced by the enlarged fill."""
+        inner = tight_box(self.deep, box)
+        if inner is None:
+            return image
+        image, part = image.clone(), inner.relative_to(box)
+        deep = self.deep[inner.slices].to(image.device)
+        image[part] = torch.where(deep, self._enlarged(inner).to(image), image[part])
+        return image
 
     def _read_below(self, box: Box) -> Tensor:
-        return self._image_below[box.slices]
-
-    def _reduced(self) -> Tensor:
-        """Return the image at half size: the mean of the valid pixels in each 2×2 window."""
-        strips = [
-            pull(self.read(strip), self.valid[strip.slices][None, None], 1)[-1][0]
-            for strip in _strips(Box(*(Span(0, length) for length in self.valid.shape)))
-        ]
+        """Return a box of the image at half size: the mean of the valid pixels in each 2×2 window."""
+        strips = []
+        for strip in _strips(box):
+            twice = Box(
+                *(
+                    Span(2 * start, 2 * stop).within(length)
+                    for (start, stop), length in zip(strip, self.valid.shape, strict=True)
+                )
+            )
+            strips.append(pull(self.read(twice), self.valid[twice.slices][None, None], 1)[-1][0])
         return torch.cat(strips, 2)
 
     def _enlarged(self, box: Box) -> Tensor:
-        """Return a box of the image, interpolated bilinearly from the half-size image."""
-        spans = [Span((start - 1) // 2, stop // 2 + 1) for start, stop in box]
-        cut = Box(*(span.within(length) for span, length in zip(spans, self._image_below.shape[2:], strict=True)))
-        enlarged = F.interpolate(self._image_below[cut.slices], scale_factor=2, mode="bilinear", align_corners=False)
+        """Return a box within `deep_box`, interpolated bilinearly from the half-size image."""
+        cut = _half(box, self.valid_below)
+        image = self._image_below[cut.relative_to(self.box_below)]
+        enlarged = F.interpolate(image, scale_factor=2, mode="bilinear", align_corners=False)
         return enlarged[box.relative_to(Box(*(Span(2 * start, 2 * stop) for start, stop in cut)))]
 
 
@@ -97,13 +110,14 @@ def trusted_radius(net: PConvUNet, valid: Tensor, scale: float | None) -> float:
     """Return the radius for OctaveFiller, px. valid: bool (H,W). scale: see inpaint; ValueError if below 1.
 
     By default it is a quarter of the radius of the holes in training, if the weights record that: a network fills best
-    near the rim. docs/ablations.md compares other fractions.
+    near the rim. docs/ablations.md compares other fractions for the shipped weights.
     """
     if scale is None:
-        return float(net.hole_radius) / 4 or math.inf
+        known = float(net.hole_radius)
+        return max(_LEAST_RADIUS, known / 4) if known else math.inf
     if not scale >= 1:
         raise ValueError(f"scale must be at least 1, got {scale:g}")
-    return math.inf if scale == 1 else max(1.0, largest_radius(valid) / scale)
+    return math.inf if scale == 1 else max(_LEAST_RADIUS, largest_radius(valid) / scale)
 
 
 def largest_radius(valid: Tensor) -> int:
@@ -167,6 +181,16 @@ def _widened(x: Tensor, step: tuple[int, int], count: int) -> Tensor:
         x = wider
         covered += by
     return x
+
+
+def _half(box: Box, valid_below: Tensor) -> Box:
+    """Return the box at half size, of an image with valid pixels (H,W), that a box is interpolated from."""
+    return Box(
+        *(
+            Span((start - 1) // 2, stop // 2 + 1).within(length)
+            for (start, stop), length in zip(box, valid_below.shape, strict=True)
+        )
+    )
 
 
 def _interpolated_from(deep: Tensor) -> Tensor:

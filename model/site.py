@@ -62,7 +62,7 @@ def write_network(weights: Path | None, folder: Path) -> None:
 def facts_of(net: PConvUNet) -> dict[str, Any]:
     """Return how the page cuts out a window: its corner at a `multiple`, `reach` px around the hole; and the base.
 
-    plate: the relaxed levels of a base that the decoder reads; None without.
+    plate: the relaxed levels of the base; None if the decoder reads no base.
     """
     levels = net.plate_levels
     plate = {"levels": levels, "steps": CHEBYSHEV_STEPS, "reach": plate_reach(levels)} if levels else None

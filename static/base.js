@@ -1,5 +1,5 @@
 // The network's base: holes filled by a pyramid of masked means, of which the finest levels may be relaxed towards a
-// thin plate, as in model/base.py and model/filler.py.
+// thin plate, as in model/base.py and model/filler.py, but always from a wider window.
 // A picture is { width, height, pixels, valid }. pixels: RGBA; valid: 0 or 1. A level of the pyramid is { width, height,
 // values, valid }. values: RGB in [0,1], 0 where not valid. A box is { left, top, right, bottom } in px; right and
 // bottom are exclusive.
@@ -124,13 +124,14 @@ function push(pyramid, below, plate = null) {
 
 /** Change the holes of a filled level by Chebyshev steps [length, memory] towards a thin plate, as in model/base.py. */
 function relax({ width, height, values }, valid, steps) {
+  const holes = valid.map((known) => 1 - known);
   const [curvature, direction] = [new Float32Array(values.length), new Float32Array(values.length)];
-  const needed = nearHoles(width, height, valid);
+  const needed = nearHoles(width, height, holes);
   for (const [length, memory] of steps) {
     forEachPixel(width, height, needed, (i, around) => {
       for (let c = 0; c < 3; c++) curvature[i + c] = laplacian(values, i + c, around, c);
     });
-    forEachPixel(width, height, valid.map((known) => 1 - known), (i, around) => {
+    forEachPixel(width, height, holes, (i, around) => {
       for (let c = 0; c < 3; c++) direction[i + c] = memory * direction[i + c] - laplacian(curvature, i + c, around, c);
     });
     for (let i = 0; i < values.length; i++) values[i] += length * direction[i];
@@ -157,9 +158,9 @@ function laplacian(values, place, around, c) {
 }
 
 /** Return which pixels are holes or beside one, as 0 or 1. */
-function nearHoles(width, height, valid) {
-  const near = new Uint8Array(valid.length);
-  forEachPixel(width, height, valid.map((known) => 1 - known), (i, around) => {
+function nearHoles(width, height, holes) {
+  const near = new Uint8Array(holes.length);
+  forEachPixel(width, height, holes, (i, around) => {
     near[i / 3] = 1;
     for (const other of around) near[other / 3] = 1;
   });

@@ -35,7 +35,7 @@ def ours():
 
 def with_base():
     torch.manual_seed(0)
-    net = PConvUNet(2, 4, base="thin_plate")
+    net = PConvUNet(3, 4, base="thin_plate")
     torch.nn.init.normal_(net.decoder[-1].conv.weight, std=0.05)  # it is initialised to 0
     net(torch.rand(2, 3, 16, 16), torch.ones(2, 1, 16, 16))
     return net

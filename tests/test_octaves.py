@@ -1,4 +1,4 @@
-"""Holes larger than those seen in training: filled on a downsampled image first."""
+"""Deep holes: filled on a downsampled image first."""
 
 import math
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import convert
 from data.samples import TrainingSamples
 from model import PConvUNet, inpaint, load_for_prediction, load_model
-from model.octaves import OctaveFiller, deeper_than, largest_radius, trusted_radius
+from model.octaves import OctaveFiller, deeper_than, largest_radius, trusted_radius, write
 from tests.test_predict import noise, run, save, save_mask, weights  # noqa: F401, two are fixtures
 from utils.checkpoint import save_weights
 
@@ -71,7 +71,7 @@ def test_the_largest_radius():
 
 
 @pytest.mark.parametrize("base", ["none", "push_pull", "thin_plate"])
-def test_holes_that_the_network_knows_are_filled_in_a_single_pass(base):
+def test_only_pixels_deeper_than_a_quarter_of_the_radius_in_training_need_a_second_pass(base):
     image, mask = picture()
     single = inpaint(network(base), image, mask)
     assert torch.equal(inpaint(network(base, hole_radius=4 * 60), image, mask), single)
@@ -119,6 +119,43 @@ def test_as_many_ticks_as_parts():
     )
     list(filler)
     assert len(ticks) == len(filler)
+
+
+@pytest.mark.parametrize("hole_radius", [0.1, 1, 4, 20])
+def test_the_network_fills_even_if_its_training_holes_were_tiny(hole_radius):
+    image, mask = picture()
+    read = lambda box: image[box.slices]  # noqa: E731
+    for radius in (
+        trusted_radius(network(hole_radius=hole_radius), mask[0, 0] > 0, None),
+        trusted_radius(network(), mask[0, 0] > 0, 1000),
+    ):
+        filler = OctaveFiller(network(), read, mask[0, 0] > 0, radius=radius)
+        assert len(filler.filler) > 0
+        ring = (mask[0, 0] == 0) & ~filler.deep
+        assert largest_radius(~ring) >= 3  # a ring of 8 px
+
+
+@pytest.mark.parametrize("place", [(300, 420), (0, 420), (568, 0)])
+def test_only_the_surroundings_of_a_hole_are_read(place):
+    """The parts equal those of an image that is cut out around the hole."""
+    image = torch.rand(1, 3, 640, 900, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(1, 1, 640, 900)
+    mask[..., place[0] : place[0] + 72, place[1] : place[1] + 60] = 0
+    boxes = []
+    read = lambda box: boxes.append(box) or image[box.slices]  # noqa: E731
+    filler = OctaveFiller(network("thin_plate"), read, mask[0, 0] > 0, radius=12)
+    result = image.clone()
+    write(filler, result, mask == 0)
+    assert max(box.pixels for box in boxes) < 0.3 * 640 * 900
+    top, left = (max(0, start - 256) // 64 * 64 for start in place)
+    cut = (..., slice(top, place[0] + 328), slice(left, place[1] + 316))
+    part = image[cut].clone()
+    write(
+        OctaveFiller(network("thin_plate"), lambda box: image[cut][box.slices], mask[cut][0, 0] > 0, radius=12),
+        part,
+        mask[cut] == 0,
+    )
+    torch.testing.assert_close(part, result[cut], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [0.5, 0, -1, math.nan])

@@ -53,7 +53,7 @@ class TrainState:
         return cast(PConvUNet, self.average.module) if self.average else self.net
 
     def note_hole_radius(self, radius: float) -> None:
-        """Store the hole radius of the training masks (px) in the weights: prediction fills larger holes in octaves."""
+        """Store the hole radius of the training masks (px) in the weights: prediction fills deep holes in octaves."""
         self.net.hole_radius.fill_(radius)
         self.eval_net.hole_radius.fill_(radius)
 
