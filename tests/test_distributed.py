@@ -540,7 +540,7 @@ def test_a_signal_to_any_process_stops_all_at_the_same_step(folder, tmp_path, si
             os.kill(pid, signum)
         began = time.monotonic()
         code, out, err = finish(torchrun)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 90  # a collective alone would wait for an hour
     assert code != 0
     step = torch.load(run.last, weights_only=True)["step"]
     assert re.findall(r"stopped at step (\d+) and saved", out) == [str(step)]
@@ -556,7 +556,7 @@ def test_a_killed_process_brings_the_run_down_with_one_message(folder, tmp_path)
         os.kill(ranks[2], signal.SIGKILL)
         began = time.monotonic()
         code, out, err = finish(torchrun)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 90  # a collective alone would wait for an hour
     assert code != 0
     assert err.count("error: ") == err.count("error: another process of this run has ended") == 1, err
     assert "exitcode  : -9" in err  # torchrun's own message
