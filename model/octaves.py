@@ -23,6 +23,8 @@ from model.regions import Box, Span, tight_box
 _STRIP = 2**22
 # px. With a narrower ring per octave, interpolation would fill more of a hole than the network.
 _LEAST_RADIUS = 8.0
+# px around the deep pixels that are kept at half size: most windows of the network lie within.
+_AROUND = 1024
 
 
 class OctaveFiller:
@@ -56,13 +58,21 @@ class OctaveFiller:
         self.below = OctaveFiller(net, self._read_below, self.valid_below, wanted_below, radius, tick)
         self.box_below = _half(self.deep_box, self.valid_below)
         self._image_below = torch.empty(0)  # that box at half size, filled on iteration
+        self._kept: tuple[Box, Tensor] | None = None  # a larger box at half size, for all reads within
 
     def __len__(self) -> int:
         return len(self.filler) + (len(self.below) if self.below is not None else 0)
 
     def __iter__(self) -> Iterator[tuple[Box, Tensor]]:
         if self.below is not None and self.deep_box is not None:
-            self._image_below = self._read_below(self.box_below)
+            around = Box(
+                *(
+                    Span(start - _AROUND, stop + _AROUND).within(length)
+                    for (start, stop), length in zip(self.box_below, self.valid_below.shape, strict=True)
+                )
+            )
+            self._kept = around, self._read_below(around)
+            self._image_below = self._read_below(self.box_below).clone()
             for box, values in self.below:
                 part = self._image_below[box.relative_to(self.box_below)]
                 part.copy_(torch.where(self.valid_below[box.slices], part, values.to(part)))
@@ -87,6 +97,8 @@ class OctaveFiller:
 
     def _read_below(self, box: Box) -> Tensor:
         """Return a box of the image at half size: the mean of the valid pixels in each 2×2 window."""
+        if self._kept and all(a[0] <= b[0] and b[1] <= a[1] for a, b in zip(self._kept[0], box, strict=True)):
+            return self._kept[1][box.relative_to(self._kept[0])]
         strips = []
         for strip in _strips(box):
             twice = Box(
