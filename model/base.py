@@ -14,7 +14,6 @@ PLATE_LEVELS = 3
 PLATE_STEPS = 8
 
 
-@torch.no_grad()
 def push_pull(image: Tensor, mask: Tensor) -> Tensor:
     """Fill the holes of an image smoothly from its valid pixels with a push-pull pyramid.
 
@@ -25,9 +24,7 @@ def push_pull(image: Tensor, mask: Tensor) -> Tensor:
     image: (N,3,H,W); values in holes are ignored. mask: (N,1,H,W), 1 = valid, 0 = hole.
     Returns (N,3,H,W), at least float32: the image with filled holes; 0 everywhere if it has no valid pixel.
     """
-    with torch.autocast(image.device.type, enabled=False):
-        *finer, (coarsest, _) = pull(image, mask)
-        return push(finer, coarsest)
+    return thin_plate(image, mask, levels=0)
 
 
 @torch.no_grad()
