@@ -60,7 +60,7 @@ class Filler:
     def _cut(self, box: Box) -> tuple[Tensor, Tensor]:
         """Return image (1,3,h,w) and mask (1,1,h,w) of a box in the padded image, as input for the network."""
         weight = next(self.net.parameters())  # has the dtype and device of the model
-        inside = Box(*(span.within(length) for span, length in zip(box, self.valid.shape, strict=True)))
+        inside = box.within(self.valid.shape)
         padding = (0, box.columns.stop - inside.columns.stop, 0, box.rows.stop - inside.rows.stop)
         image, mask = self.read(inside), self.valid[inside.slices][None, None]
         return F.pad(image.to(weight), padding), F.pad(mask.to(weight), padding)
@@ -92,12 +92,8 @@ class Filler:
         holes = [box.pixels - int(self.valid[box.slices].sum()) for box in (window, inner)]  # px, with the padding
         if not reach or holes[0] == holes[1]:
             return window
-        return Box(
-            *(
-                Span(start - reach, stop + reach).aligned(step).within(length)
-                for (start, stop), length in zip(window, self.size, strict=True)
-            )
-        )
+        wider = Box(*(Span(start - reach, stop + reach).aligned(step) for start, stop in window))
+        return wider.within(self.size)
 
     def _levels_below(self) -> tuple[Tensor, Box]:
         """Return the base's filled level at 1/2**depth of the image's size, and the box of that level that it covers.

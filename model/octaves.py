@@ -65,12 +65,8 @@ class OctaveFiller:
 
     def __iter__(self) -> Iterator[tuple[Box, Tensor]]:
         if self.below is not None and self.deep_box is not None:
-            around = Box(
-                *(
-                    Span(start - _AROUND, stop + _AROUND).within(length)
-                    for (start, stop), length in zip(self.box_below, self.valid_below.shape, strict=True)
-                )
-            )
+            around = Box(*(Span(start - _AROUND, stop + _AROUND) for start, stop in self.box_below))
+            around = around.within(self.valid_below.shape)
             self._kept = around, self._read_below(around)
             self._image_below = self._read_below(self.box_below).clone()
             for box, values in self.below:
@@ -97,16 +93,13 @@ class OctaveFiller:
 
     def _read_below(self, box: Box) -> Tensor:
         """Return a box of the image at half size: the mean of the valid pixels in each 2×2 window."""
-        if self._kept and all(a[0] <= b[0] and b[1] <= a[1] for a, b in zip(self._kept[0], box, strict=True)):
+        if self._kept and all(
+            own.start <= start and stop <= own.stop for own, (start, stop) in zip(self._kept[0], box)
+        ):
             return self._kept[1][box.relative_to(self._kept[0])]
         strips = []
         for strip in _strips(box):
-            twice = Box(
-                *(
-                    Span(2 * start, 2 * stop).within(length)
-                    for (start, stop), length in zip(strip, self.valid.shape, strict=True)
-                )
-            )
+            twice = Box(*(Span(2 * start, 2 * stop) for start, stop in strip)).within(self.valid.shape)
             strips.append(pull(self.read(twice), self.valid[twice.slices][None, None], 1)[-1][0])
         return torch.cat(strips, 2)
 
@@ -197,12 +190,7 @@ def _widened(x: Tensor, step: tuple[int, int], count: int) -> Tensor:
 
 def _half(box: Box, valid_below: Tensor) -> Box:
     """Return the box at half size, of an image with valid pixels (H,W), that a box is interpolated from."""
-    return Box(
-        *(
-            Span((start - 1) // 2, stop // 2 + 1).within(length)
-            for (start, stop), length in zip(box, valid_below.shape, strict=True)
-        )
-    )
+    return Box(*(Span((start - 1) // 2, stop // 2 + 1) for start, stop in box)).within(valid_below.shape)
 
 
 def _interpolated_from(deep: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ pixels as in the full image. All numbers are computed from the layers' kernels, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import EllipsisType
 from typing import Any, NamedTuple
 
@@ -53,6 +54,10 @@ class Box(NamedTuple):
     def relative_to(self, other: Box) -> Slices:
         """Return the slices that cut this box out of a tensor that covers the other."""
         return ..., self.rows.relative_to(other.rows), self.columns.relative_to(other.columns)
+
+    def within(self, size: Sequence[int]) -> Box:
+        """Return the part of the box that is inside an image. size: its height and width."""
+        return Box(*(span.within(length) for span, length in zip(self, size, strict=True)))
 
     @property
     def slices(self) -> Slices:
