@@ -94,7 +94,7 @@ class OctaveFiller:
     def _read_below(self, box: Box) -> Tensor:
         """Return a box of the image at half size: the mean of the valid pixels in each 2×2 window."""
         if self._kept and all(
-            own.start <= start and stop <= own.stop for own, (start, stop) in zip(self._kept[0], box)
+            own.start <= span.start and span.stop <= own.stop for own, span in zip(self._kept[0], box, strict=True)
         ):
             return self._kept[1][box.relative_to(self._kept[0])]
         strips = []
