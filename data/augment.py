@@ -13,6 +13,7 @@ from data.images import Box
 # Logarithm of a crop's width over height, from 3:4 to 4:3 as in torchvision's RandomResizedCrop.
 _LOG_ASPECT = (math.log(3 / 4), math.log(4 / 3))
 _TRIES = 8  # crops of a mask to try before the whole mask is used
+_OUTLINE = (1, 4)  # px, smallest and largest width of an outline
 
 
 def random_part(
@@ -53,13 +54,19 @@ def fit_mask(mask: np.ndarray, size: int) -> np.ndarray:
 
 
 def augment_mask(
-    mask: np.ndarray, size: int, dilate: tuple[int, int], rng: np.random.Generator, own_scale: bool = False
+    mask: np.ndarray,
+    size: int,
+    dilate: tuple[int, int],
+    rng: np.random.Generator,
+    own_scale: bool = False,
+    outlines: float = 0.0,
 ) -> np.ndarray:
     """Dilate the holes, then rotate, shift, zoom and mirror a mask at random (§4.1). Returns (size,size), 0 or 1.
 
     mask: uint8 (H,W), 1 = valid, 0 = hole. dilate: smallest and largest side of the square for the dilation, px of a
     mask of 512 px. own_scale: crop about `size` px, so that holes keep their width; otherwise nearly the full mask is
-    resized to `size` px. The mask is mirrored beyond its edge. If no valid pixel would remain, the mask is only fitted.
+    resized to `size` px. The mask is mirrored beyond its edge. outlines: probability that holes are reduced to their
+    outlines. If no valid pixel would remain, the mask is only fitted.
     """
     short = min(mask.shape)
     side = round(int(rng.integers(dilate[0], dilate[1] + 1)) * short / 512)
@@ -71,8 +78,16 @@ def augment_mask(
         to_mask = _random_similarity(mask.shape, size, rng, own_scale)
         changed = cv2.warpAffine(dilated, to_mask, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
         if changed.any() and not (own_scale and changed.all()):
+            if outlines and rng.random() < outlines:
+                return outlined(changed, int(rng.integers(_OUTLINE[0], _OUTLINE[1] + 1)))
             return changed
     return fit_mask(mask, size)
+
+
+def outlined(mask: np.ndarray, width: int) -> np.ndarray:
+    """Return a mask whose holes are strips of `width` px around the holes of the given one. uint8, 1 = valid, 0 = hole."""
+    surrounded = cv2.erode(mask, np.ones((2 * width + 1, 2 * width + 1), np.uint8))  # holes grow by `width` px
+    return 1 - mask + surrounded
 
 
 def _random_similarity(shape: tuple[int, ...], size: int, rng: np.random.Generator, own_scale: bool) -> np.ndarray:

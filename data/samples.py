@@ -57,6 +57,7 @@ class TrainingSamples(Dataset[Sample]):
         self.hole = config.masks.hole
         self.dilate = config.masks.dilate if config.masks.augment else None
         self.own_scale = config.masks.crop == "own_scale"
+        self.outlines = config.masks.outlines
 
     def __getitem__(self, number: int) -> Sample:
         part, rng, faults = self._part(number)
@@ -75,7 +76,7 @@ class TrainingSamples(Dataset[Sample]):
         mask_path = self.masks[int(rng.integers(len(self.masks)))]
         mask = read_mask_alone(mask_path, self.hole)
         if self.dilate:
-            mask = augment_mask(mask, self.size, self.dilate, rng, self.own_scale)
+            mask = augment_mask(mask, self.size, self.dilate, rng, self.own_scale, self.outlines)
         else:
             mask = fit_mask(mask, self.size)
         return not_all_hole(mask, mask_path, self.hole)

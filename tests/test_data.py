@@ -20,10 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.augment import augment_mask, centre_crop, fit_mask, random_part
+from data.augment import augment_mask, centre_crop, fit_mask, outlined, random_part
 from data.listing import find_images
 from data.loader import StepBatches, as_floats, training_batches, validation_batches
 from data.mask_files import write_mask
+from data.mask_stats import inscribed_radius
 from data.order import CROPS, generator, shuffled
 from data.samples import resized, training_samples, validation_pairs
 from data.schedule import Schedule
@@ -874,6 +875,32 @@ def test_at_its_own_scale_a_mask_has_a_hole_and_valid_pixels_where_it_can():
             assert part.any()
             assert not part.all()
     assert own_scale(np.ones((256, 256), np.uint8), 0).all()
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_an_outlined_hole_is_a_strip_around_the_hole(width):
+    mask = np.ones((30, 40), np.uint8)
+    mask[10:16, 12:20] = 0
+    expected = np.ones((30, 40), np.uint8)
+    expected[10 - width : 16 + width, 12 - width : 20 + width] = 0
+    expected[10:16, 12:20] = 1
+    np.testing.assert_array_equal(outlined(mask, width), expected)
+
+
+def test_about_the_given_share_of_masks_is_outlined():
+    """A full hole of 100 px has pixels 40 px away from valid ones; no pixel of an outline of 4 px does."""
+    mask = np.ones((256, 256), np.uint8)
+    mask[78:178, 78:178] = 0
+    wide = sum(
+        inscribed_radius(augment_mask(mask, 256, (0, 0), generator(CROPS, seed, 0), outlines=0.3)) * 256 > 6
+        for seed in range(200)
+    )
+    assert 120 < wide < 160
+    for seed in range(20):
+        plain, same = (
+            augment_mask(mask, 256, (0, 9), generator(CROPS, seed, 0), **key) for key in ({}, {"outlines": 0})
+        )
+        np.testing.assert_array_equal(plain, same)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (20, 300), (64, 64)])

@@ -50,6 +50,7 @@ OTHER_VALUES = {
     "masks.augment": "false",
     "masks.dilate": "[300, 400]",
     "masks.crop": "own_scale",
+    "masks.outlines": "0.9",
     "model.depth": "3",
     "model.base_channels": "8",
     "model.base": "push_pull",

@@ -49,6 +49,7 @@ RESUMABLE = {
     "masks.augment": IN_STEPS_TO_COME,
     "masks.dilate": IN_STEPS_TO_COME,
     "masks.crop": IN_STEPS_TO_COME,
+    "masks.outlines": IN_STEPS_TO_COME,
     "model.depth": _WEIGHTS,
     "model.base_channels": _WEIGHTS,
     "model.base": _WEIGHTS,

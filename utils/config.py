@@ -137,6 +137,8 @@ class MasksConfig(Section):
     """px at 512, size of the square kernel of augment's dilation; [9, 49] for the paper's raw masks"""
     crop: Literal["fit", "own_scale"]
     """size of augment's crop: fit (0.7 to 1 times the mask) | own_scale (0.85 to 1.2 times image_size px)"""
+    outlines: Share
+    """share of masks whose holes augment reduces to their outlines, 1 to 4 px wide, as thin as scratches (paper: 0)"""
 
 
 class ModelConfig(Section):

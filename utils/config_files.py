@@ -32,6 +32,7 @@ AS_BEFORE = {
     "loss.weights.hole_l2": 0,
     "data.crop_unit": "area",
     "masks.crop": "fit",
+    "masks.outlines": 0.0,
     "masks.size": 0,
     "data.max_bad": 0,
     "train.accumulate": 1,
