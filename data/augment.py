@@ -85,7 +85,7 @@ def augment_mask(
 
 
 def outlined(mask: np.ndarray, width: int) -> np.ndarray:
-    """Return a mask whose holes are strips of `width` px around the holes of the given one. uint8, 1 = valid, 0 = hole."""
+    """Return a mask whose holes are strips of `width` px around the holes of the given one: uint8, 0 = hole."""
     surrounded = cv2.erode(mask, np.ones((2 * width + 1, 2 * width + 1), np.uint8))  # holes grow by `width` px
     return 1 - mask + surrounded
 

@@ -888,7 +888,7 @@ def test_an_outlined_hole_is_a_strip_around_the_hole(width):
 
 
 def test_about_the_given_share_of_masks_is_outlined():
-    """A full hole of 100 px has pixels 40 px away from valid ones; no pixel of an outline of 4 px does."""
+    """Of the hole of 100 px, only an outline leaves no hole pixel deeper than 6 px."""
     mask = np.ones((256, 256), np.uint8)
     mask[78:178, 78:178] = 0
     wide = sum(

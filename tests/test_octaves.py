@@ -111,11 +111,16 @@ def test_deep_down_the_fill_is_that_of_the_reduced_picture():
     assert octaves.std() > 0.01
 
 
-def test_as_many_ticks_as_parts():
+@pytest.mark.parametrize("hole_radius", [0, 40])
+def test_as_many_ticks_as_parts(hole_radius):
     image, mask = picture()
     ticks = []
     filler = OctaveFiller(
-        network(), lambda box: image[box.slices], mask[0, 0] > 0, radius=12, tick=lambda: ticks.append(1)
+        network(hole_radius=hole_radius),
+        lambda box: image[box.slices],
+        mask[0, 0] > 0,
+        radius=12,
+        tick=lambda: ticks.append(1),
     )
     list(filler)
     assert len(ticks) == len(filler)
@@ -157,6 +162,29 @@ def test_only_the_surroundings_of_a_hole_are_read(place, monkeypatch):
         mask[cut] == 0,
     )
     torch.testing.assert_close(part, result[cut], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("part", [(slice(None), slice(None)), (slice(0, 60), slice(0, 80))])
+def test_a_hole_hardly_deeper_than_those_in_training_gets_the_mean_of_both_ways(part):
+    """The hole's depth is 55 px. With holes of 40 px in training a single pass counts, with holes of 24 px not."""
+    image, mask = picture()
+    wanted = torch.zeros(150, 190, dtype=torch.bool)
+    wanted[part] = mask[0, 0][part] == 0
+    read = lambda box: image[box.slices]  # noqa: E731
+
+    def filled(hole_radius):
+        filler = OctaveFiller(network("thin_plate", hole_radius), read, mask[0, 0] > 0, wanted, hole_radius / 4)
+        results = []
+        for parts in (filler, filler._by_octaves()):
+            results.append(image.clone())
+            write(parts, results[-1], wanted[None, None])
+        return results
+
+    single = inpaint(network("thin_plate"), image, mask, scale=1).where(wanted, image)
+    both, octaves = filled(hole_radius=40)
+    torch.testing.assert_close(both, (single + octaves) / 2)
+    assert not torch.equal(both, octaves)
+    assert torch.equal(*filled(hole_radius=24))
 
 
 @pytest.mark.parametrize("scale", [0.5, 0, -1, math.nan])
