@@ -52,7 +52,8 @@ class OctaveFiller:
         self.read, self.valid, self.tick = read, valid, tick
         wanted = ~valid if wanted is None else wanted
         self.deep = deeper_than(valid, radius)
-        self.deep_box = tight_box(self.deep, Box(*(Span(0, length) for length in valid.shape)))
+        whole = Box(*(Span(0, length) for length in valid.shape))
+        self.deep_box = tight_box(self.deep, whole)
         if self.deep_box is None:
             self.filler = Filler(net, read, valid, wanted)
             self.below: OctaveFiller | None = None
@@ -64,7 +65,7 @@ class OctaveFiller:
         self.below = OctaveFiller(net, self._read_below, self.valid_below, wanted_below, radius, tick)
         limit = _SINGLE * float(net.hole_radius)  # 0 if unknown
         self.single = Filler(net, read, valid, wanted) if limit and not deeper_than(valid, limit).any() else None
-        self.box = tight_box(wanted | self.deep, Box(*(Span(0, length) for length in valid.shape)))
+        self.box = tight_box(wanted | self.deep, whole) or whole  # of all parts
         self.box_below = _half(self.deep_box, self.valid_below)
         self._image_below = torch.empty(0)  # that box at half size, filled on iteration
         self._kept: tuple[Box, Tensor] | None = None  # a larger box at half size, for all reads within
@@ -73,7 +74,7 @@ class OctaveFiller:
         return sum(len(filler) for filler in (self.filler, self.below, self.single) if filler is not None)
 
     def __iter__(self) -> Iterator[tuple[Box, Tensor]]:
-        if self.single is None or self.box is None:
+        if self.single is None:
             yield from self._by_octaves()
             return
         filled = torch.zeros(1, 3, self.box.rows.length, self.box.columns.length)
