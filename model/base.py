@@ -1,4 +1,4 @@
-"""Hole filling without learned weights, on which the network can build: push-pull, and a thin plate near the rim."""
+"""What needs no learned weights: fills on which the network can build, and the contrast that limits what it adds."""
 
 from __future__ import annotations
 
@@ -39,6 +39,25 @@ def thin_plate(image: Tensor, mask: Tensor, levels: int = PLATE_LEVELS) -> Tenso
     with torch.autocast(image.device.type, enabled=False):
         *finer, (coarsest, _) = pull(image, mask)
         return push(finer, coarsest, levels)
+
+
+@torch.no_grad()
+def contrast(image: Tensor, mask: Tensor, size: int) -> Tensor:
+    """Return the standard deviation of the valid pixels around each pixel, at most 1: (N,3,H,W), at least float32.
+
+    It is computed in squares of `size` px, and interpolated bilinearly. Each square's is divided by its share of valid
+    pixels, because few pixels say little; 1 if it has none. image, mask: as in push_pull; H, W: multiples of `size`.
+    """
+    with torch.autocast(image.device.type, enabled=False):
+        dtype = torch.promote_types(image.dtype, torch.float32)
+        mask = mask.to(dtype)
+        x = image.to(dtype).masked_fill(mask == 0, 0)
+        share = F.avg_pool2d(mask, size)
+        divisor = share.clamp(min=size**-2)
+        mean = F.interpolate(F.avg_pool2d(x, size) / divisor, scale_factor=size)
+        variance = F.avg_pool2d(((x - mean) * mask).square(), size) / divisor
+        deviation = torch.where(share > 0, (variance.sqrt() / divisor).clamp(max=1), 1)
+        return F.interpolate(deviation, scale_factor=size, mode="bilinear", align_corners=False)
 
 
 def plate_reach(levels: int) -> int:

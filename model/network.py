@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # base class of BatchNorm2d and SyncBatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from model.base import PLATE_LEVELS, thin_plate
+from model.base import PLATE_LEVELS, contrast, thin_plate
 from model.layer import PartialConv2d, UpPartialConv2d, counted
 
 # The encoder's first kernels; every other kernel of the network is 3×3.
@@ -21,6 +21,8 @@ ENCODER_KERNELS = (7, 5, 5)
 LEAK = 0.2
 # What the U-Net's output is added to: nothing, as in the paper, or the fill of model/base.py. The decoder may read it.
 BASES = ("none", "push_pull", "thin_plate")
+# What may be added to thin_plate, in standard deviations of the image around. It keeps plain areas plain.
+RESIDUAL_LIMIT = 1.5
 
 
 def encoder_channels(depth: int, base_channels: int) -> list[int]:
@@ -95,7 +97,7 @@ class PConvUNet(nn.Module):
     base: `none` is the paper's network, whose U-Net predicts the image. With `push_pull` the U-Net predicts a residual
     to `push_pull(image, mask)`. Its last layer starts at zero, so the untrained network returns the base. With
     `thin_plate` the base is `thin_plate(image, mask)`, and each decoder level also reads it, reduced to its size: three
-    more channels, all valid.
+    more channels, all valid. Its residual is limited to RESIDUAL_LIMIT times the contrast of the image around.
 
     Raises ValueError unless depth and base_channels are at least 1 and base is one of BASES.
     """
@@ -178,6 +180,10 @@ class PConvUNet(nn.Module):
         for level, block in zip(reversed(range(self.depth)), self.decoder, strict=True):
             x = x if crops is None else _cut(x, crops[level].features)
             x = self._run(block, *next(ratios_and_masks), x, skips.pop())
+        if self.decoder_reads_base:
+            limit = RESIDUAL_LIMIT * contrast(image, mask, 2**self.depth)
+            limit = (limit if crops is None else _cut(limit, crops[0].skip)).to(x)
+            x = x.clamp(-limit, limit)
         return x
 
     @torch.no_grad()
@@ -282,7 +288,7 @@ def architecture_of(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 def with_base_in_decoder(net: PConvUNet) -> PConvUNet:
     """Return a network of base `thin_plate` that continues one of base `push_pull`: its new weights are 0.
 
-    Outputs differ a little: the base continues gradients, and counts as valid in sum(M).
+    Outputs differ a little: the base continues gradients and counts as valid in sum(M), and residuals are limited.
     """
     grown = PConvUNet(net.depth, net.base_channels, "thin_plate").train(net.training)
     state = net.state_dict()

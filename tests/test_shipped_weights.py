@@ -15,11 +15,17 @@ def net():
     return load_for_prediction(DEFAULT_WEIGHTS)
 
 
+SCRATCHES = {"flat": ((50, 100), (200, 120)), "steep": ((128, 40), (120, 210)), "diagonal": ((60, 50), (180, 200))}
+
+
+@pytest.mark.parametrize("noise", [0, 1])
 @pytest.mark.parametrize("grey", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("width", [1, 2, 3, 5, 8])
-def test_a_scratch_on_a_wall_leaves_no_trace(net, width, grey):
-    """Weights trained without thin holes fail at the widths 2 and 3."""
-    mask = cv2.line(np.ones((256, 256), np.uint8), (50, 100), (200, 120), 0, width)
-    image = torch.full((1, 3, 256, 256), grey)
-    result = inpaint(net, image, torch.from_numpy(mask).float()[None, None])
-    assert (result - image).abs().max() < 6 / 255
+@pytest.mark.parametrize("scratch", SCRATCHES)
+def test_a_scratch_on_a_wall_leaves_no_trace(net, scratch, width, grey, noise):
+    """Unlimited, what the network adds is off by up to 17 levels at a steep scratch 2 px wide. noise: levels."""
+    mask = cv2.line(np.ones((256, 256), np.uint8), *SCRATCHES[scratch], 0, width)
+    wall = torch.full((1, 3, 256, 256), grey)
+    image = wall + noise / 255 * torch.randn(wall.shape, generator=torch.Generator().manual_seed(0))
+    result = inpaint(net, image, torch.from_numpy(mask).float()[None, None]).where(torch.from_numpy(mask) == 0, wall)
+    assert (result - wall).abs().max() < (0.5 + 4.5 * noise) / 255
