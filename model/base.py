@@ -45,8 +45,9 @@ def thin_plate(image: Tensor, mask: Tensor, levels: int = PLATE_LEVELS) -> Tenso
 def contrast(image: Tensor, mask: Tensor, size: int) -> Tensor:
     """Return the standard deviation of the valid pixels around each pixel, at most 1: (N,3,H,W), at least float32.
 
-    It is computed in squares of `size` px, and interpolated bilinearly. Each square's is divided by its share of valid
-    pixels, because few pixels say little; 1 if it has none. image, mask: as in push_pull; H, W: multiples of `size`.
+    It is computed in squares of `size` px and interpolated bilinearly. Each square's is divided by the square of its
+    share of valid pixels, because few pixels say little; it is 1 if there are none. image, mask: as in push_pull, with
+    H and W multiples of `size`.
     """
     with torch.autocast(image.device.type, enabled=False):
         dtype = torch.promote_types(image.dtype, torch.float32)
@@ -56,7 +57,7 @@ def contrast(image: Tensor, mask: Tensor, size: int) -> Tensor:
         divisor = share.clamp(min=size**-2)
         mean = F.interpolate(F.avg_pool2d(x, size) / divisor, scale_factor=size)
         variance = F.avg_pool2d(((x - mean) * mask).square(), size) / divisor
-        deviation = torch.where(share > 0, (variance.sqrt() / divisor).clamp(max=1), 1)
+        deviation = torch.where(share > 0, (variance.sqrt() / divisor**2).clamp(max=1), 1)
         return F.interpolate(deviation, scale_factor=size, mode="bilinear", align_corners=False)
 
 

@@ -21,8 +21,9 @@ ENCODER_KERNELS = (7, 5, 5)
 LEAK = 0.2
 # What the U-Net's output is added to: nothing, as in the paper, or the fill of model/base.py. The decoder may read it.
 BASES = ("none", "push_pull", "thin_plate")
-# What may be added to thin_plate, in standard deviations of the image around. It keeps plain areas plain.
-RESIDUAL_LIMIT = 1.5
+# What may be added to thin_plate, in standard deviations of the image in squares of CONTRAST_SIZE px. It keeps plain
+# areas plain. docs/ablations.md compares other values.
+RESIDUAL_LIMIT, CONTRAST_SIZE = 1.5, 16
 
 
 def encoder_channels(depth: int, base_channels: int) -> list[int]:
@@ -181,7 +182,7 @@ class PConvUNet(nn.Module):
             x = x if crops is None else _cut(x, crops[level].features)
             x = self._run(block, *next(ratios_and_masks), x, skips.pop())
         if self.decoder_reads_base:
-            limit = RESIDUAL_LIMIT * contrast(image, mask, 2**self.depth)
+            limit = RESIDUAL_LIMIT * contrast(image, mask, min(CONTRAST_SIZE, 2**self.depth))
             limit = (limit if crops is None else _cut(limit, crops[0].skip)).to(x)
             x = x.clamp(-limit, limit)
         return x

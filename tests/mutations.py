@@ -93,7 +93,7 @@ MUTATIONS = [
     Mutation("model/base.py", "(count > 0)", "(count > 1)", "test_base.py"),
     Mutation("model/base.py", "torch.where(mask > 0, x, finer", "torch.where(mask > 1, x, finer", "test_base.py"),
     Mutation("model/base.py", "((x - mean) * mask)", "(x - mean)", "test_base.py"),
-    Mutation("model/base.py", "(variance.sqrt() / divisor)", "variance.sqrt()", "test_base.py"),
+    Mutation("model/base.py", "(variance.sqrt() / divisor**2)", "variance.sqrt()", "test_base.py"),
     Mutation("model/base.py", ".clamp(max=1), 1)", ", 1)", "test_base.py"),
     Mutation("model/base.py", "torch.where(share > 0, (", "torch.where(share > -1, (", "test_base.py"),
     Mutation("model/base.py", "_laplacian(_laplacian(u))", "_laplacian(u).neg()", "test_base.py"),

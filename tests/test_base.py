@@ -237,10 +237,10 @@ def test_contrast_by_hand():
 
 def test_few_valid_pixels_say_little():
     image, mask = grey([[2, 90], [90, 4]]) / 10, grey([[1, 0], [0, 1]])[:, :1]
-    torch.testing.assert_close(contrast(image, mask, 2), torch.full((1, 3, 2, 2), 0.1 * 2))
-    image, mask = grey([[2, 4, 90, 90]] + 3 * [[90] * 4]) / 10, grey([[1, 1, 0, 0]] + 3 * [[0] * 4])[:, :1]
-    torch.testing.assert_close(contrast(image, mask, 4), torch.full((1, 3, 4, 4), 0.1 * 8))
-    image[0, :, 0, 0] = -1.8
+    torch.testing.assert_close(contrast(image, mask, 2), torch.full((1, 3, 2, 2), 0.1 * 2**2))
+    image, mask = grey([[2, 4, 90, 90]] + 3 * [[90] * 4]) / 100, grey([[1, 1, 0, 0]] + 3 * [[0] * 4])[:, :1]
+    torch.testing.assert_close(contrast(image, mask, 4), torch.full((1, 3, 4, 4), 0.01 * 8**2))
+    image[0, :, 0, 0] = -0.18
     torch.testing.assert_close(contrast(image, mask, 4), torch.ones(1, 3, 4, 4))
 
 
