@@ -22,7 +22,7 @@ LEAK = 0.2
 # What the U-Net's output is added to: nothing, as in the paper, or the fill of model/base.py. The decoder may read it.
 BASES = ("none", "push_pull", "thin_plate")
 # What may be added to thin_plate, in standard deviations of the image in squares of CONTRAST_SIZE px. It keeps plain
-# areas plain. docs/ablations.md compares other values.
+# areas plain. docs/ablations.md shows what it costs.
 RESIDUAL_LIMIT, CONTRAST_SIZE = 1.5, 16
 
 
